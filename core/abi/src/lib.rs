@@ -1,0 +1,1 @@
+//! The binary contract between the advae host and its plugins.

@@ -1,0 +1,1 @@
+//! Datasets for advae: the embedded mnist-1k sample, IDX files, npz.

@@ -1,0 +1,1 @@
+//! Audited differentiable layers and CPU kernels for candle.

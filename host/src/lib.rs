@@ -1,0 +1,1 @@
+//! The advae host: loads plugins, runs the evaluation, scores, trains, audits.

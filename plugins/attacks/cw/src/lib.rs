@@ -1,0 +1,1 @@
+//! The attack CW as a plugin.

@@ -1,0 +1,1 @@
+//! The attack FGSM as a plugin.

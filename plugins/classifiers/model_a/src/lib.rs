@@ -1,0 +1,1 @@
+//! Classifier A of the AdvAE paper as a plugin.

@@ -1,0 +1,1 @@
+//! Classifier B of the AdvAE paper as a plugin.

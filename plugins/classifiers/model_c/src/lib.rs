@@ -1,0 +1,1 @@
+//! Classifier C of the AdvAE paper as a plugin.

@@ -1,0 +1,1 @@
+//! Classifier D of the AdvAE paper as a plugin.

@@ -1,0 +1,1 @@
+//! Classifier X of the AdvAE paper as a plugin.

@@ -1,0 +1,1 @@
+//! The MNIST networks of the AdvAE paper, shared by the plugins.

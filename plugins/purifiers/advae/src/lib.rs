@@ -1,0 +1,1 @@
+//! The adversarially trained auto-encoder as a plugin.

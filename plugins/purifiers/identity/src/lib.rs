@@ -1,0 +1,1 @@
+//! The purifier that changes nothing, as a plugin.

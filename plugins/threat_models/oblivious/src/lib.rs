@@ -1,0 +1,1 @@
+//! The threat model oblivious as a plugin.

@@ -1,0 +1,1 @@
+//! The threat model white_box as a plugin.
