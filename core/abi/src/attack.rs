@@ -1,0 +1,56 @@
+//! Attacks: perturb `x`, given an oracle.
+
+use crate::{AbiResult, AbiTensor, AbiTensorRef, CtxRef, Taped};
+use abi_stable::StableAbi;
+use abi_stable::sabi_trait;
+use abi_stable::std_types::{RBox, RString, RVec};
+
+/// What an attacker may ask of its target. The host builds it from the threat model's declaration; what is not
+/// granted is refused with [`ErrorCode::Denied`](crate::ErrorCode::Denied).
+#[sabi_trait]
+pub trait AbiOracle: Send + Sync {
+    /// An [`OracleInfo`](crate::info::OracleInfo) as JSON.
+    fn info(&self) -> AbiResult<RString>;
+    /// Logits `[N,K]` of images `[N,C,H,W]`.
+    fn logits(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<AbiTensor>;
+    /// Labels `[N]` (`i64`); each image counts as one query.
+    fn labels(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<AbiTensor>;
+    /// Logits and the way back to the input.
+    #[sabi(last_prefix_field)]
+    fn forward_tape(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<Taped>;
+}
+
+/// An owned oracle.
+pub type OracleBox = AbiOracle_TO<'static, RBox<()>>;
+
+/// What an attack returns. The host measures every image itself.
+#[repr(C)]
+#[derive(StableAbi)]
+pub struct Perturbed {
+    /// `[N,C,H,W]`, one image a sample.
+    pub x_adv: AbiTensor,
+    /// Per sample: 1 where the attack holds that it succeeded, 0 where it found nothing (the host then scores the
+    /// clean image). Empty: the attack does not say, every image is scored as it is.
+    pub found: RVec<u8>,
+    /// Target labels of a targeted attack; empty for an untargeted one.
+    pub targets: RVec<u32>,
+}
+
+/// An attack.
+#[sabi_trait]
+pub trait AbiAttack: Send + Sync {
+    /// An [`AttackInfo`](crate::info::AttackInfo) as JSON.
+    fn info(&self) -> AbiResult<RString>;
+    /// Perturbs clean images `x [N,C,H,W]` with true labels `y [N]` (`i64`).
+    #[sabi(last_prefix_field)]
+    fn perturb(
+        &self,
+        ctx: CtxRef<'_>,
+        oracle: &OracleBox,
+        x: AbiTensorRef<'_>,
+        y: AbiTensorRef<'_>,
+    ) -> AbiResult<Perturbed>;
+}
+
+/// An owned attack.
+pub type AttackBox = AbiAttack_TO<'static, RBox<()>>;

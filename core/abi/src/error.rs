@@ -1,0 +1,152 @@
+//! Errors that cross the boundary, and the guard that keeps panics from crossing it.
+
+use abi_stable::StableAbi;
+use abi_stable::std_types::{RErr, ROk, RResult, RString, RVec};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// What kind of failure an [`AbiError`] tells of.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorCode {
+    /// Settings or weights do not fit.
+    Config = 1,
+    /// A computation failed.
+    Compute = 2,
+    /// A shape, element type or value is not what was promised.
+    Shape = 3,
+    /// The device is not available in this build.
+    Device = 4,
+    /// The plugin does not offer this.
+    Unsupported = 5,
+    /// The threat model does not grant this to the attacker.
+    Denied = 6,
+    /// The run was cancelled.
+    Cancelled = 7,
+    /// A plugin panicked.
+    Panic = 99,
+}
+
+/// An error as `{code, message, chain}`; the chain goes from the nearest cause to the root.
+#[repr(C)]
+#[derive(StableAbi, Clone, Debug)]
+pub struct AbiError {
+    /// An [`ErrorCode`].
+    pub code: u32,
+    /// Lowercase sentence with the values and the remedy.
+    pub message: RString,
+    /// Causes.
+    pub chain: RVec<RString>,
+}
+
+/// Result of every call of the contract.
+pub type AbiResult<T> = RResult<T, AbiError>;
+
+impl AbiError {
+    /// An error without causes.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code: code as u32, message: message.into().into(), chain: RVec::new() }
+    }
+
+    /// An error with the causes of `error`.
+    pub fn from_error(code: ErrorCode, error: &(dyn std::error::Error + 'static)) -> Self {
+        let mut chain = RVec::new();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            chain.push(RString::from(cause.to_string()));
+            source = cause.source();
+        }
+        Self { code: code as u32, message: error.to_string().into(), chain }
+    }
+
+    /// Whether the error is of that kind.
+    pub fn is(&self, code: ErrorCode) -> bool {
+        self.code == code as u32
+    }
+}
+
+impl std::fmt::Display for AbiError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.message)?;
+        self.chain.iter().filter(|c| !self.message.contains(c.as_str())).try_for_each(|cause| write!(f, ": {cause}"))
+    }
+}
+
+impl std::error::Error for AbiError {}
+
+/// Runs plugin code: an error or a panic comes out as an [`AbiError`], never as an unwinding stack.
+pub fn guard<T>(f: impl FnOnce() -> Result<T, AbiError>) -> AbiResult<T> {
+    match catch_unwind(AssertUnwindSafe(f)) {
+        Ok(Ok(value)) => ROk(value),
+        Ok(Err(error)) => RErr(error),
+        Err(payload) => {
+            let message = panic_message(payload.as_ref());
+            // The payload's own destructor may panic too.
+            std::mem::forget(payload);
+            RErr(AbiError::new(ErrorCode::Panic, format!("plugin panicked: {message}")))
+        }
+    }
+}
+
+/// The text of a panic.
+pub fn panic_message(payload: &(dyn std::any::Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().map(|s| s.to_string());
+    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".into())
+}
+
+/// Holds a plugin's value so that a panic in its destructor is swallowed instead of crossing the boundary.
+pub struct Guarded<T>(std::mem::ManuallyDrop<T>);
+
+impl<T> Guarded<T> {
+    /// Guards `value`.
+    pub fn new(value: T) -> Self {
+        Self(std::mem::ManuallyDrop::new(value))
+    }
+}
+
+impl<T> std::ops::Deref for Guarded<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T> Drop for Guarded<T> {
+    fn drop(&mut self) {
+        let value = &mut self.0;
+        // SAFETY: the value is dropped here and nowhere else.
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| unsafe { std::mem::ManuallyDrop::drop(value) })) {
+            std::mem::forget(payload);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_becomes_an_error() {
+        let RErr(error) = guard::<()>(|| panic!("boom {}", 3)) else { panic!("no error") };
+        assert!(error.is(ErrorCode::Panic));
+        assert_eq!(error.to_string(), "plugin panicked: boom 3");
+    }
+
+    #[test]
+    fn a_panicking_destructor_is_swallowed() {
+        struct Bad;
+        impl Drop for Bad {
+            fn drop(&mut self) {
+                panic!("in drop")
+            }
+        }
+        drop(Guarded::new(Bad));
+    }
+
+    #[test]
+    fn the_chain_is_printed_once() {
+        let mut error = AbiError::new(ErrorCode::Compute, "outer");
+        error.chain.push("inner".into());
+        assert_eq!(error.to_string(), "outer: inner");
+    }
+}

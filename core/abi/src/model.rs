@@ -1,0 +1,81 @@
+//! Classifiers and purifiers: forward, then a tape that can be run backward.
+
+use crate::{AbiError, AbiResult, AbiTensor, AbiTensorRef, CtxRef, ErrorCode};
+use abi_stable::StableAbi;
+use abi_stable::sabi_trait;
+use abi_stable::std_types::{RBox, RErr, ROption, RResult, RSlice, RStr, RString, RVec};
+
+/// What a forward pass left behind for its backward pass. It owns its workspace and frees it when dropped.
+#[sabi_trait]
+pub trait AbiTape: Send {
+    /// Vector-Jacobian product: the cotangent `[like y]` pulled back to the input `[like x]`. May be called again.
+    ///
+    /// Where the pass was made with [`flags::ACCUMULATE_PARAMS`](crate::flags::ACCUMULATE_PARAMS), parameter
+    /// gradients are added to the trainable's sums, and the input gradient may be absent.
+    #[sabi(last_prefix_field)]
+    fn backward(&self, ctx: CtxRef<'_>, cotangent: AbiTensorRef<'_>) -> AbiResult<ROption<AbiTensor>>;
+}
+
+/// An owned tape.
+pub type TapeBox = AbiTape_TO<'static, RBox<()>>;
+
+/// Output of a forward pass, and its tape.
+#[repr(C)]
+#[derive(StableAbi)]
+pub struct Taped {
+    /// The output.
+    pub y: AbiTensor,
+    /// The way back.
+    pub tape: TapeBox,
+}
+
+/// The parameters of a model under training, shared with the model they were asked from.
+#[sabi_trait]
+pub trait AbiTrainable: Send + Sync {
+    /// One step of the optimiser along the summed gradients, which are then zero again. An error while a tape of the
+    /// model lives, since the tape's weights would change under it.
+    fn step(&self, learning_rate: f64) -> AbiResult<()>;
+    /// Forgets the summed gradients.
+    fn zero_gradients(&self) -> AbiResult<()>;
+    /// The weights as a safetensors blob: what the plugin's constructor reads.
+    fn save_weights(&self) -> AbiResult<RVec<u8>>;
+    /// Replaces the weights.
+    fn load_weights(&self, blob: RSlice<'_, u8>) -> AbiResult<()>;
+    /// The optimiser's moments and step count, for an exact resume.
+    fn save_state(&self) -> AbiResult<RVec<u8>>;
+    /// Restores what [`save_state`](Self::save_state) wrote.
+    #[sabi(last_prefix_field)]
+    fn load_state(&self, blob: RSlice<'_, u8>) -> AbiResult<()>;
+}
+
+/// An owned trainable.
+pub type TrainableBox = AbiTrainable_TO<'static, RBox<()>>;
+
+/// A classifier (`x [N,C,H,W]` to logits `[N,K]`) or a purifier (`x` to `x`), all `f32`.
+#[sabi_trait]
+pub trait AbiModel: Send + Sync {
+    /// A [`ModelInfo`](crate::info::ModelInfo) as JSON.
+    fn info(&self) -> AbiResult<RString>;
+    /// Output alone.
+    fn forward(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<AbiTensor>;
+    /// Output and tape.
+    fn forward_tape(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<Taped>;
+    /// The model's parameters, to be trained; settings as JSON ([`TrainSettings`](crate::info::TrainSettings)).
+    #[sabi(last_prefix_field)]
+    fn trainable(&self, settings: RStr<'_>) -> AbiResult<TrainableBox>;
+    // The contract is append-only: every method from here on has a default.
+    /// Activations of the penultimate layer, flattened, `[N,F]`.
+    fn features(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<AbiTensor> {
+        let _ = (ctx, x);
+        RErr(AbiError::new(ErrorCode::Unsupported, "this model exposes no features"))
+    }
+    // End of AbiModel.
+}
+
+/// An owned model.
+pub type ModelBox = AbiModel_TO<'static, RBox<()>>;
+
+/// The answer of a model that has nothing to train.
+pub fn not_trainable<T>() -> AbiResult<T> {
+    RResult::RErr(AbiError::new(ErrorCode::Unsupported, "this plugin has no trainable parameters"))
+}
