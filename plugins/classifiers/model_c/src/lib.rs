@@ -1,1 +1,3 @@
 //! Classifier C of the AdvAE paper as a plugin.
+
+advae_sdk::export_plugin! { classifier: mnist_models::ModelC }

@@ -1,1 +1,3 @@
-//! The adversarially trained auto-encoder as a plugin.
+//! AdvAE for MNIST: the paper's auto-encoder, adversarially trained in front of classifier X.
+
+advae_sdk::export_plugin! { purifier: mnist_models::AutoEncoder }

@@ -1,0 +1,61 @@
+//! Classifiers.
+
+use crate::model::Network;
+use crate::settings::Settings;
+use advae_abi::info::{BackwardRule, ModelInfo, Threading};
+use advae_nn::{Pass, Weights};
+use candle_core::{Result, Tensor};
+
+/// Images to logits.
+pub trait Classifier: Sized + Send + Sync + 'static {
+    /// What can be set.
+    type Settings: Settings;
+    /// Shape of one image `[C,H,W]`, pixels in `[0,1]`.
+    const INPUT: [usize; 3];
+    /// Number of classes.
+    const CLASSES: usize;
+    /// `Internal` for stock candle ops; `Caller` for networks made of [`advae_nn`]'s layers, whose kernels stay on the
+    /// thread that calls them, so that the host can run one worker a core.
+    const THREADING: Threading = Threading::Internal;
+
+    /// Builds the network; asks `weights` for every parameter by name, shape and initialisation.
+    fn new(settings: Self::Settings, weights: &Weights) -> Result<Self>;
+
+    /// Images `[N,C,H,W]` to **logits** `[N,K]` (never probabilities), sample by sample.
+    fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor>;
+
+    /// Activations of the penultimate layer `[N,F]`, where the author exposes them.
+    fn features(&self, _pass: &Pass, _x: &Tensor) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+}
+
+/// A classifier as the network behind the contract.
+pub(crate) struct ClassifierNetwork<C>(pub C);
+
+impl<C: Classifier> Network for ClassifierNetwork<C> {
+    fn run(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
+        self.0.forward(pass, x)
+    }
+
+    fn features(&self, pass: &Pass, x: &Tensor) -> Result<Option<Tensor>> {
+        self.0.features(pass, x)
+    }
+
+    fn custom_backward(&self, _pass: &Pass, _x: &Tensor, _cotangent: &Tensor) -> Result<Tensor> {
+        candle_core::bail!("a classifier has no custom backward rule")
+    }
+
+    fn info(&self) -> ModelInfo {
+        ModelInfo {
+            input: Some(C::INPUT),
+            classes: Some(C::CLASSES),
+            bounds: [0., 1.],
+            backward_rules: vec![BackwardRule::Exact],
+            random: false,
+            threading: C::THREADING,
+            parameters: 0,
+            weights: String::new(),
+        }
+    }
+}

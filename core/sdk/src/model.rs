@@ -1,0 +1,195 @@
+//! The shim between a network of candle tensors and the contract's models and tapes.
+
+use crate::convert::{export, import, run, to_abi};
+use crate::train::Training;
+use advae_abi::abi_stable::sabi_trait::TD_Opaque;
+use advae_abi::abi_stable::std_types::{RNone, ROption, RSome, RStr, RString};
+use advae_abi::info::{BackwardRule, Construct, ModelInfo, TrainSettings, WeightSource};
+use advae_abi::{
+    AbiError, AbiModel, AbiModel_TO, AbiResult, AbiTape, AbiTape_TO, AbiTensor, AbiTensorRef, AbiTrainable_TO, CtxRef,
+    ErrorCode, Guarded, ModelBox, Taped, TrainableBox, flags, guard,
+};
+use advae_nn::{Param, Pass, Weights};
+use candle_core::{Result, Tensor};
+use std::sync::Arc;
+
+/// What a classifier and a purifier have in common.
+pub(crate) trait Network: Send + Sync + 'static {
+    fn run(&self, pass: &Pass, x: &Tensor) -> Result<Tensor>;
+    fn features(&self, pass: &Pass, x: &Tensor) -> Result<Option<Tensor>>;
+    fn custom_backward(&self, pass: &Pass, x: &Tensor, cotangent: &Tensor) -> Result<Tensor>;
+    fn info(&self) -> ModelInfo;
+}
+
+/// Named weight sets inside a plugin, the default first.
+pub type WeightSets = &'static [(&'static str, &'static [u8])];
+
+/// Builds a model for the host.
+pub(crate) fn boxed<N: Network>(
+    request: &Construct,
+    sets: WeightSets,
+    build: impl FnOnce(&Weights) -> Result<N>,
+) -> std::result::Result<ModelBox, AbiError> {
+    crate::convert::device(&request.device)?;
+    let (weights, source) = find_weights(&request.weights, sets)?;
+    let config = |error| {
+        let error = to_abi(error);
+        AbiError::new(ErrorCode::Config, format!("cannot build with weights '{source}': {error}"))
+    };
+    let network = build(&weights).map_err(config)?;
+    weights.finish().map_err(config)?;
+    let mut info = network.info();
+    let rule = backward_rule(request.backward, &info.backward_rules)?;
+    info.parameters = weights.parameter_count();
+    info.weights = source;
+    let shared = Shared { network: Guarded::new(network), info, rule, params: weights.params(), training: Training::default() };
+    Ok(AbiModel_TO::from_value(Model(Arc::new(shared)), TD_Opaque))
+}
+
+/// Weights and a name for them.
+fn find_weights(source: &WeightSource, sets: WeightSets) -> std::result::Result<(Weights, String), AbiError> {
+    let bad = |text: String| AbiError::new(ErrorCode::Config, text);
+    let parse = |name: &str, bytes: &[u8]| Weights::from_safetensors(bytes).map_err(|e| bad(format!("weights '{name}': {}", to_abi(e))));
+    match source {
+        WeightSource::Default => match sets.first() {
+            Some((name, bytes)) => Ok((parse(name, bytes)?, name.to_string())),
+            None => Ok((Weights::init(0), "init:0".into())),
+        },
+        WeightSource::Set(name) => match sets.iter().find(|(known, _)| known == name) {
+            Some((name, bytes)) => Ok((parse(name, bytes)?, name.to_string())),
+            None => {
+                let known: Vec<&str> = sets.iter().map(|(known, _)| *known).collect();
+                let known = if known.is_empty() { "it brings none".into() } else { format!("it brings {}", known.join(", ")) };
+                Err(bad(format!("no weight set '{name}' in this plugin: {known}; a file is given as PLUGIN@PATH.safetensors")))
+            }
+        },
+        WeightSource::Path(path) => {
+            let bytes = std::fs::read(path).map_err(|e| bad(format!("cannot read the weights '{path}': {e}")))?;
+            Ok((parse(path, &bytes)?, path.clone()))
+        }
+        WeightSource::Init(seed) => Ok((Weights::init(*seed), format!("init:{seed}"))),
+    }
+}
+
+/// The evaluator may always replace a gradient by the identity or by nothing: an adaptive attacker may.
+fn backward_rule(asked: Option<BackwardRule>, offered: &[BackwardRule]) -> std::result::Result<BackwardRule, AbiError> {
+    let rule = asked.or(offered.first().copied()).unwrap_or(BackwardRule::Exact);
+    if offered.contains(&rule) || matches!(rule, BackwardRule::Identity | BackwardRule::None) {
+        return Ok(rule);
+    }
+    let offered: Vec<&str> = offered.iter().map(|r| r.name()).collect();
+    Err(AbiError::new(
+        ErrorCode::Config,
+        format!("backward rule '{}' is not offered: this plugin offers {}, identity and none", rule.name(), offered.join(", ")),
+    ))
+}
+
+/// What model, tapes and trainable share.
+pub(crate) struct Shared<N: ?Sized> {
+    info: ModelInfo,
+    rule: BackwardRule,
+    pub(crate) params: Vec<Param>,
+    pub(crate) training: Training,
+    network: Guarded<N>,
+}
+
+struct Model<N>(Arc<Shared<N>>);
+
+impl<N: Network> AbiModel for Model<N> {
+    fn info(&self) -> AbiResult<RString> {
+        json(&self.0.info)
+    }
+
+    fn forward(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<AbiTensor> {
+        run(ctx, |pass| {
+            let x = import(x, false).map_err(crate::convert::to_candle)?;
+            export(&self.0.network.run(&Pass { track: false, ..pass }, &x)?)
+        })
+    }
+
+    fn forward_tape(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<Taped> {
+        run(ctx, |pass| {
+            // Only one of the two gradients is of use: the parameters' in training, the input's in an attack.
+            let differentiable = self.0.rule == BackwardRule::Exact && !pass.track;
+            let x = import(x, differentiable).map_err(crate::convert::to_candle)?;
+            let y = self.0.network.run(&pass, &x)?;
+            let out = export(&y)?;
+            let keep = if differentiable || pass.track { y } else { y.detach() };
+            let tape = Tape { model: self.0.clone(), _alive: self.0.training.tape(), x, y: keep, pass };
+            Ok(Taped { y: out, tape: AbiTape_TO::from_value(tape, TD_Opaque) })
+        })
+    }
+
+    fn trainable(&self, settings: RStr<'_>) -> AbiResult<TrainableBox> {
+        guard(|| {
+            if !self.0.params.iter().any(|p| p.trainable()) {
+                return advae_abi::not_trainable().into_result();
+            }
+            let bad = |e: serde_json::Error| AbiError::new(ErrorCode::Config, format!("bad training settings: {e}"));
+            let settings: TrainSettings = serde_json::from_str(settings.as_str()).map_err(bad)?;
+            let trainable = crate::train::Trainable::new(self.0.clone(), &settings)?;
+            Ok(AbiTrainable_TO::from_value(trainable, TD_Opaque))
+        })
+    }
+
+    fn features(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<AbiTensor> {
+        run(ctx, |pass| {
+            let x = import(x, false).map_err(crate::convert::to_candle)?;
+            match self.0.network.features(&Pass { track: false, ..pass }, &x)? {
+                Some(features) => export(&features),
+                None => candle_core::bail!("this model exposes no features"),
+            }
+        })
+    }
+}
+
+struct Tape<N: Network> {
+    model: Arc<Shared<N>>,
+    _alive: crate::train::Alive,
+    x: Tensor,
+    y: Tensor,
+    pass: Pass,
+}
+
+impl<N: Network> AbiTape for Tape<N> {
+    fn backward(&self, ctx: CtxRef<'_>, cotangent: AbiTensorRef<'_>) -> AbiResult<ROption<AbiTensor>> {
+        run(ctx, |_| {
+            let cotangent = import(cotangent, false).map_err(crate::convert::to_candle)?;
+            if cotangent.dims() != self.y.dims() {
+                candle_core::bail!("a cotangent of shape {:?} for an output of shape {:?}", cotangent.dims(), self.y.dims())
+            }
+            if self.pass.track {
+                self.accumulate(&cotangent, ctx.get().flags)?;
+                return Ok(RNone);
+            }
+            let gradient = match self.model.rule {
+                BackwardRule::Exact => advae_nn::vjp(&self.x, &self.y, &cotangent)?.0,
+                BackwardRule::Identity => Some(cotangent),
+                BackwardRule::None => Some(self.x.zeros_like()?),
+                BackwardRule::Custom => Some(self.model.network.custom_backward(&self.pass, &self.x, &cotangent)?),
+            };
+            let Some(gradient) = gradient else {
+                candle_core::bail!("no gradient reached the input: the graph was detached inside forward")
+            };
+            Ok(RSome(export(&gradient)?))
+        })
+    }
+}
+
+impl<N: Network> Tape<N> {
+    fn accumulate(&self, cotangent: &Tensor, asked: u64) -> Result<()> {
+        if asked & flags::ACCUMULATE_PARAMS == 0 {
+            candle_core::bail!("a tape made with ACCUMULATE_PARAMS was run backward without it: it keeps no input gradient")
+        }
+        let (_, gradients) = advae_nn::vjp(&self.x, &self.y, cotangent)?;
+        self.model.training.add(&self.model.params, &gradients)
+    }
+}
+
+/// A description as JSON.
+pub(crate) fn json(value: &impl serde::Serialize) -> AbiResult<RString> {
+    guard(|| match serde_json::to_string(value) {
+        Ok(text) => Ok(text.into()),
+        Err(error) => Err(AbiError::new(ErrorCode::Compute, format!("cannot describe itself: {error}"))),
+    })
+}

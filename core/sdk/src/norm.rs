@@ -1,0 +1,142 @@
+//! Geometry of the norms: what an attack needs of a ball, so that none of them matches on the norm.
+
+use advae_abi::info::NormKind;
+use advae_nn::Pass;
+use candle_core::{DType, Result, Tensor};
+use rand::Rng;
+
+/// Geometry of the ball of a norm. All tensors are `[N,C,H,W]`; everything is per sample.
+pub trait Ball {
+    /// Norm of every sample's `delta`, `[N]`.
+    fn length(&self, delta: &Tensor) -> Result<Tensor>;
+
+    /// The steepest direction of unit length: the sign for Linf, `g / |g|` for L2 (a zero gradient stays zero).
+    fn direction(&self, gradient: &Tensor) -> Result<Tensor>;
+
+    /// Maps `x_adv` into the ball of radius `epsilon` around `x`.
+    fn project(&self, x_adv: &Tensor, x: &Tensor, epsilon: f64) -> Result<Tensor>;
+
+    /// A point drawn uniformly from the ball around `x`, keyed by sample.
+    fn random_start(&self, pass: &Pass, x: &Tensor, epsilon: f64) -> Result<Tensor>;
+}
+
+/// Stream of the random starts among a sample's generators.
+const START: u64 = 0x5747;
+
+impl Ball for NormKind {
+    fn length(&self, delta: &Tensor) -> Result<Tensor> {
+        let flat = delta.flatten_from(1)?;
+        match self {
+            Self::Linf => flat.abs()?.max(1),
+            Self::L2 => flat.sqr()?.sum(1)?.sqrt(),
+        }
+    }
+
+    fn direction(&self, gradient: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Linf => gradient.sign(),
+            Self::L2 => {
+                // Scaled by the largest entry first: tiny gradients would underflow when squared.
+                let largest = guarded(&per_sample(&Self::Linf.length(gradient)?, gradient)?)?;
+                let scaled = gradient.broadcast_div(&largest)?;
+                let length = guarded(&per_sample(&self.length(&scaled)?, gradient)?)?;
+                scaled.broadcast_div(&length)
+            }
+        }
+    }
+
+    fn project(&self, x_adv: &Tensor, x: &Tensor, epsilon: f64) -> Result<Tensor> {
+        let delta = (x_adv - x)?;
+        let delta = match self {
+            Self::Linf => delta.clamp(-epsilon, epsilon)?,
+            Self::L2 => {
+                let length = guarded(&per_sample(&self.length(&delta)?, x)?)?;
+                let factor = (length.recip()? * epsilon)?.minimum(&length.ones_like()?)?;
+                delta.broadcast_mul(&factor)?
+            }
+        };
+        x + delta
+    }
+
+    fn random_start(&self, pass: &Pass, x: &Tensor, epsilon: f64) -> Result<Tensor> {
+        let noise = match self {
+            Self::Linf => pass.rand_uniform(x.dims(), -1., 1., START, x.device())?,
+            Self::L2 => {
+                let direction = self.direction(&pass.randn_like(x, START)?)?;
+                let dimension = x.elem_count() as f64 / x.dim(0)? as f64;
+                let radius = |i| pass.rng(i, START + 1).random::<f64>().powf(dimension.recip()) as f32;
+                let radii: Vec<f32> = (0..x.dim(0)?).map(radius).collect();
+                direction.broadcast_mul(&per_sample(&Tensor::new(radii, x.device())?, x)?)?
+            }
+        };
+        x + (noise * epsilon)?
+    }
+}
+
+/// `[N]` as `[N,1,1,1]`.
+fn per_sample(values: &Tensor, like: &Tensor) -> Result<Tensor> {
+    let mut shape = vec![1; like.rank()];
+    shape[0] = like.dim(0)?;
+    values.reshape(shape)
+}
+
+/// Zeros become ones, so that a zero vector divided by its length stays zero.
+fn guarded(lengths: &Tensor) -> Result<Tensor> {
+    let zero = lengths.eq(0f64)?.to_dtype(DType::F32)?;
+    lengths + zero
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    fn images(n: usize, value: impl Fn(usize) -> f32) -> Tensor {
+        Tensor::from_vec((0..n * 12).map(value).collect::<Vec<_>>(), (n, 3, 2, 2), &Device::Cpu).unwrap()
+    }
+
+    fn lengths(norm: NormKind, delta: &Tensor) -> Vec<f32> {
+        norm.length(delta).unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn projections_stay_in_the_ball_and_leave_its_points_alone() {
+        let x = images(2, |i| i as f32 / 24.);
+        let far = (&x + images(2, |i| if i < 12 { 1. } else { 0.01 })).unwrap();
+        for norm in [NormKind::Linf, NormKind::L2] {
+            let projected = norm.project(&far, &x, 0.5).unwrap();
+            let length = lengths(norm, &(&projected - &x).unwrap());
+            assert!((length[0] - 0.5).abs() < 1e-5, "{length:?}");
+            assert!((&projected - &far).unwrap().get(1).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn directions_have_unit_length_however_small_the_gradient() {
+        let gradient = images(3, |i| if i < 24 { (i as f32 - 5.5) * 1e-30 } else { 0. });
+        for norm in [NormKind::Linf, NormKind::L2] {
+            let length = lengths(norm, &norm.direction(&gradient).unwrap());
+            assert!((length[0] - 1.).abs() < 1e-5 && (length[1] - 1.).abs() < 1e-5, "{norm} {length:?}");
+            assert_eq!(length[2], 0., "a zero gradient gives no direction");
+        }
+    }
+
+    #[test]
+    fn random_starts_fill_the_ball_and_follow_the_sample() {
+        let x = images(200, |_| 0.5);
+        let pass = Pass::eval().with_ids((0..200).collect::<Vec<u64>>());
+        for norm in [NormKind::Linf, NormKind::L2] {
+            let start = norm.random_start(&pass, &x, 0.4).unwrap();
+            let length = lengths(norm, &(&start - &x).unwrap());
+            assert!(length.iter().all(|l| *l <= 0.4 + 1e-6) && length.iter().any(|l| *l > 0.38));
+            // In 12 dimensions half of the ball's volume lies beyond the radius .5^(1/12).
+            if norm == NormKind::L2 {
+                let outer = length.iter().filter(|l| **l > 0.4 * 0.5f32.powf(1. / 12.)).count();
+                assert!((70..130).contains(&outer), "{outer}");
+            }
+            let alone = norm.random_start(&Pass::eval().with_ids(vec![7]), &x.narrow(0, 0, 1).unwrap(), 0.4).unwrap();
+            let same = start.narrow(0, 7, 1).unwrap();
+            assert_eq!(alone.flatten_all().unwrap().to_vec1::<f32>().unwrap(), same.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! Purifiers.
+
+use crate::model::Network;
+use crate::settings::Settings;
+use advae_abi::info::{BackwardRule, ModelInfo, Threading};
+use advae_nn::{Pass, Weights};
+use candle_core::{Result, Tensor};
+
+/// Images to images: what stands in front of a frozen classifier.
+pub trait Purifier: Sized + Send + Sync + 'static {
+    /// What can be set.
+    type Settings: Settings;
+    /// Shape of one image `[C,H,W]`, pixels in `[0,1]`; `None` where any shape goes.
+    const INPUT: Option<[usize; 3]> = None;
+    /// Whether the output is random. All randomness comes from [`Pass::rng`].
+    const RANDOM: bool = false;
+    /// The backward rules the author offers, the default first. `Identity` is BPDA (Athalye et al. 2018), `None` is
+    /// what a naive evaluation of a non-differentiable purifier sees; the evaluator may choose any of them, and
+    /// `Identity` or `None` always.
+    const BACKWARD: &'static [BackwardRule] = &[BackwardRule::Exact];
+    /// See [`Classifier::THREADING`](crate::Classifier::THREADING).
+    const THREADING: Threading = Threading::Internal;
+
+    /// Builds the purifier; asks `weights` for every parameter by name, shape and initialisation.
+    fn new(settings: Self::Settings, weights: &Weights) -> Result<Self>;
+
+    /// Images `[N,C,H,W]` to purified images of the same shape, sample by sample.
+    fn purify(&self, pass: &Pass, x: &Tensor) -> Result<Tensor>;
+
+    /// The rule `Custom`: the cotangent of the output pulled back to the input, both `[N,C,H,W]`.
+    fn custom_backward(&self, _pass: &Pass, _x: &Tensor, _cotangent: &Tensor) -> Result<Tensor> {
+        candle_core::bail!("this purifier lists the backward rule custom but does not implement custom_backward")
+    }
+}
+
+/// A purifier as the network behind the contract.
+pub(crate) struct PurifierNetwork<P>(pub P);
+
+impl<P: Purifier> Network for PurifierNetwork<P> {
+    fn run(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
+        self.0.purify(pass, x)
+    }
+
+    fn features(&self, _pass: &Pass, _x: &Tensor) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+
+    fn custom_backward(&self, pass: &Pass, x: &Tensor, cotangent: &Tensor) -> Result<Tensor> {
+        self.0.custom_backward(pass, x, cotangent)
+    }
+
+    fn info(&self) -> ModelInfo {
+        ModelInfo {
+            input: P::INPUT,
+            classes: None,
+            bounds: [0., 1.],
+            backward_rules: P::BACKWARD.to_vec(),
+            random: P::RANDOM,
+            threading: P::THREADING,
+            parameters: 0,
+            weights: String::new(),
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! A model of another plugin, as a threat model receives it from the host.
+
+use crate::convert::{export, import, to_candle};
+use advae_abi::abi_stable::std_types::ROption;
+use advae_abi::info::{ModelInfo, TrainSettings};
+use advae_abi::{AbiModel, AbiTape, AbiTrainable, CallCtx, CallPhase, ModelBox, TrainableBox, flags};
+use candle_core::{Result, Tensor};
+
+/// A trainable classifier behind the contract.
+pub struct RemoteModel {
+    model: ModelBox,
+    trainable: TrainableBox,
+}
+
+impl RemoteModel {
+    pub(crate) fn new(model: ModelBox) -> Result<Self> {
+        let settings = TrainSettings { optimiser: "adam".into(), options: Default::default() };
+        let text = serde_json::to_string(&settings).map_err(candle_core::Error::wrap)?;
+        let trainable = model.trainable(text.as_str().into()).into_result().map_err(to_candle)?;
+        Ok(Self { model, trainable })
+    }
+
+    pub(crate) fn into_inner(self) -> ModelBox {
+        self.model
+    }
+
+    /// What the model says of itself.
+    pub fn info(&self) -> Result<ModelInfo> {
+        let text = self.model.info().into_result().map_err(to_candle)?;
+        serde_json::from_str(&text).map_err(candle_core::Error::wrap)
+    }
+
+    /// Logits `[N,K]` in evaluation mode.
+    pub fn logits(&self, x: &Tensor) -> Result<Tensor> {
+        let ctx = CallCtx::new(0, CallPhase::Craft, &[]);
+        let images = export(x)?;
+        let y = self.model.forward(ctx.lend(&[]), images.view()).into_result().map_err(to_candle)?;
+        import(y.view(), false).map_err(to_candle)
+    }
+
+    /// Gradient of a loss on the logits (`[N,K]` to `[N]`) with respect to the images, in evaluation mode.
+    pub fn gradient(&self, x: &Tensor, loss: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+        match self.taped(x, 0, 0, loss)?.1 {
+            Some(gradient) => Ok(gradient),
+            None => candle_core::bail!("the model's tape gave no gradient"),
+        }
+    }
+
+    /// One step of Adam on the mean of a loss (`[N,K]` to `[N]`), in training mode. Returns the mean loss.
+    pub fn train_step(&self, x: &Tensor, seed: u64, rate: f64, loss: impl Fn(&Tensor) -> Result<Tensor>) -> Result<f32> {
+        let (losses, _) = self.taped(x, seed, flags::TRAIN | flags::ACCUMULATE_PARAMS, |logits| loss(logits)?.affine(1. / x.dim(0)? as f64, 0.))?;
+        self.trainable.step(rate).into_result().map_err(to_candle)?;
+        losses.sum_all()?.to_scalar()
+    }
+
+    fn taped(&self, x: &Tensor, seed: u64, flags: u64, loss: impl Fn(&Tensor) -> Result<Tensor>) -> Result<(Tensor, Option<Tensor>)> {
+        let ids: Vec<u64> = (0..x.dim(0)? as u64).collect();
+        let mut ctx = CallCtx::new(seed, CallPhase::Craft, &ids);
+        ctx.flags = flags;
+        let images = export(x)?;
+        let taped = self.model.forward_tape(ctx.lend(&ids), images.view()).into_result().map_err(to_candle)?;
+        let logits = crate::convert::variable(&import(taped.y.view(), false).map_err(to_candle)?)?;
+        let losses = loss(&logits)?;
+        let Some(cotangent) = advae_nn::vjp(&logits, &losses, &losses.ones_like()?)?.0 else {
+            candle_core::bail!("the loss does not depend on the logits")
+        };
+        let cotangent = export(&cotangent)?;
+        let back = taped.tape.backward(ctx.lend(&ids), cotangent.view()).into_result().map_err(to_candle)?;
+        let gradient = match back {
+            ROption::RSome(gradient) => Some(import(gradient.view(), false).map_err(to_candle)?),
+            ROption::RNone => None,
+        };
+        Ok((losses.detach(), gradient))
+    }
+}

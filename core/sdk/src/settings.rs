@@ -1,0 +1,123 @@
+//! Settings of a plugin: serde structs with defaults; unknown keys are refused with the list of the known ones.
+
+use advae_abi::info::Setting;
+use advae_abi::{AbiError, ErrorCode};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+/// Settings of a plugin. Written with [`settings!`](crate::settings).
+pub trait Settings: Default + Clone + Serialize + DeserializeOwned + Send + Sync + 'static {
+    /// Names and explanations, in the author's order.
+    fn help() -> Vec<(&'static str, &'static str)>;
+}
+
+crate::settings! {
+    /// For plugins that have nothing to set.
+    pub struct NoSettings {}
+}
+
+/// Declares a settings struct: every field with its explanation, type and default.
+///
+/// ```
+/// advae_sdk::settings! {
+///     /// Settings of an attack.
+///     pub struct Pgd {
+///         /// Number of steps.
+///         steps: usize = 40,
+///         /// Length of a step.
+///         step_size: f64 = 0.01,
+///     }
+/// }
+/// assert_eq!(Pgd::default().steps, 40);
+/// ```
+#[macro_export]
+macro_rules! settings {
+    ($(#[$about:meta])* $vis:vis struct $name:ident {
+        $($(#[doc = $doc:literal])* $field:ident : $ty:ty = $default:expr),* $(,)?
+    }) => {
+        $(#[$about])*
+        #[derive(Clone, Debug, $crate::serde::Serialize, $crate::serde::Deserialize)]
+        #[serde(crate = "advae_sdk::serde", default, deny_unknown_fields)]
+        $vis struct $name { $($(#[doc = $doc])* pub $field: $ty),* }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $($field: $default),* }
+            }
+        }
+
+        impl $crate::Settings for $name {
+            fn help() -> Vec<(&'static str, &'static str)> {
+                vec![$((stringify!($field), concat!("", $($doc),*))),*]
+            }
+        }
+    };
+}
+
+/// Reads settings from the keys of a request.
+pub(crate) fn parse<S: Settings>(config: &Map<String, Value>) -> Result<S, AbiError> {
+    serde_json::from_value(Value::Object(config.clone())).map_err(|error| {
+        let known: Vec<&str> = S::help().iter().map(|(name, _)| *name).collect();
+        let known = if known.is_empty() { "it has no settings".into() } else { format!("its settings are {}", known.join(", ")) };
+        AbiError::new(ErrorCode::Config, format!("bad setting: {error}; {known}"))
+    })
+}
+
+/// The settings with their defaults, for listing.
+pub(crate) fn describe<S: Settings>() -> Vec<Setting> {
+    let defaults = serde_json::to_value(S::default()).unwrap_or(Value::Null);
+    let entry = |(name, help): (&str, &str)| Setting {
+        name: name.to_string(),
+        default: defaults.get(name).cloned().unwrap_or(Value::Null),
+        help: help.trim().to_string(),
+    };
+    S::help().into_iter().map(entry).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    crate::settings! {
+        /// For the tests.
+        struct Some {
+            /// Number of steps.
+            steps: usize = 40,
+            /// Kind.
+            /// Of two lines.
+            kind: String = "a".into(),
+        }
+    }
+
+    fn object(text: &str) -> Map<String, Value> {
+        serde_json::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn absent_keys_have_their_defaults() {
+        let some: Some = parse(&object(r#"{"kind": "b"}"#)).unwrap();
+        assert_eq!((some.steps, some.kind.as_str()), (40, "b"));
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_with_the_known_ones() {
+        let error = parse::<Some>(&object(r#"{"step": 1}"#)).unwrap_err().to_string();
+        assert!(error.contains("`step`") && error.contains("steps, kind"), "{error}");
+        let error = parse::<NoSettings>(&object(r#"{"step": 1}"#)).unwrap_err().to_string();
+        assert!(error.contains("no settings"), "{error}");
+    }
+
+    #[test]
+    fn a_wrong_type_is_refused() {
+        let error = parse::<Some>(&object(r#"{"steps": -1}"#)).unwrap_err().to_string();
+        assert!(error.contains("-1"), "{error}");
+    }
+
+    #[test]
+    fn settings_are_listed_with_default_and_help() {
+        let listed = describe::<Some>();
+        assert_eq!(listed[0].default, 40);
+        assert_eq!(listed[1].help, "Kind. Of two lines.");
+    }
+}
