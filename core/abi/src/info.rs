@@ -157,8 +157,9 @@ pub enum Threading {
 /// What a classifier or purifier says of itself.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ModelInfo {
-    /// Shape of one image `[C,H,W]`.
-    pub input: [usize; 3],
+    /// Shape of one image `[C,H,W]`; absent for a purifier that takes any.
+    #[serde(default)]
+    pub input: Option<[usize; 3]>,
     /// Classes (classifier), absent for a purifier.
     #[serde(default)]
     pub classes: Option<usize>,

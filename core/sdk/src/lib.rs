@@ -47,12 +47,15 @@ mod attack;
 mod classifier;
 mod convert;
 mod export;
+mod goal;
 mod model;
 mod norm;
 mod oracle;
 mod purifier;
 mod remote;
 mod settings;
+#[doc(hidden)]
+pub mod testing;
 mod threat;
 mod train;
 
@@ -68,6 +71,7 @@ pub use advae_abi::info::{Access, AttackInfo, BackwardRule, NormKind as Norm, Ta
 pub use attack::{Attack, Perturbed};
 pub use candle_core::{Result, Tensor};
 pub use classifier::Classifier;
+pub use goal::{Goal, Objective, select_rows};
 pub use norm::Ball;
 pub use nn::{Pass, Weights};
 pub use oracle::{Gradient, Oracle};
@@ -79,8 +83,9 @@ pub use threat::{Services, ThreatModel};
 /// Everything a plugin's file usually needs.
 pub mod prelude {
     pub use crate::{
-        Access, Attack, AttackInfo, BackwardRule, Ball, Classifier, Gradient, NoSettings, Norm, Oracle, Pass, Perturbed,
-        Purifier, Result, Services, Settings, Target, Tensor, Threading, ThreatModel, Weights, export_plugin, nn, settings,
+        Access, Attack, AttackInfo, BackwardRule, Ball, Classifier, Goal, Gradient, NoSettings, Norm, Objective, Oracle, Pass,
+        Perturbed, Purifier, Result, Services, Settings, Target, Tensor, Threading, ThreatModel, Weights, export_plugin, nn,
+        select_rows, settings,
     };
 }
 

@@ -85,7 +85,7 @@ fn backward_rule(asked: Option<BackwardRule>, offered: &[BackwardRule]) -> std::
 }
 
 /// What model, tapes and trainable share.
-pub(crate) struct Shared<N: ?Sized> {
+pub(crate) struct Shared<N> {
     info: ModelInfo,
     rule: BackwardRule,
     pub(crate) params: Vec<Param>,

@@ -3,11 +3,12 @@
 use crate::convert::{check_images, export, import, to_candle, variable};
 use advae_abi::abi_stable::std_types::{RResult, RSome};
 use advae_abi::info::OracleInfo;
-use advae_abi::{AbiError, AbiOracle, CallCtx, CallPhase, CtxRef, OracleBox};
+use advae_abi::{AbiError, CallCtx, CallPhase, CtxRef, OracleBox};
 use advae_nn::{Pass, Phase};
 use candle_core::{Result, Tensor};
 
 /// What an attack may ask of its target, as far as the threat model grants it. Every answer is per sample.
+#[derive(Clone)]
 pub struct Oracle<'a> {
     inner: &'a OracleBox,
     info: OracleInfo,

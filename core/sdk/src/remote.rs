@@ -3,7 +3,7 @@
 use crate::convert::{export, import, to_candle};
 use advae_abi::abi_stable::std_types::ROption;
 use advae_abi::info::{ModelInfo, TrainSettings};
-use advae_abi::{AbiModel, AbiTape, AbiTrainable, CallCtx, CallPhase, ModelBox, TrainableBox, flags};
+use advae_abi::{CallCtx, CallPhase, ModelBox, TrainableBox, flags};
 use candle_core::{Result, Tensor};
 
 /// A trainable classifier behind the contract.

@@ -7,7 +7,7 @@ use advae_abi::abi_stable::sabi_trait::TD_Opaque;
 use advae_abi::abi_stable::std_types::{ROption, RString, Tuple2};
 use advae_abi::info::{Access, Construct};
 use advae_abi::{
-    AbiError, AbiResult, AbiServices, AbiThreatModel, AbiThreatModel_TO, CallCtx, CallPhase, CtxRef, Guarded, ModelBox,
+    AbiError, AbiResult, AbiThreatModel, AbiThreatModel_TO, CallCtx, CallPhase, CtxRef, Guarded, ModelBox,
     ServicesBox, ThreatModelBox,
 };
 use advae_nn::Pass;

@@ -1,1 +1,8 @@
-//! The attack PGD as a plugin.
+//! PGD as a plugin.
+
+mod batch;
+mod pgd;
+
+pub use pgd::{Loss, Pgd, PgdSettings};
+
+advae_sdk::export_plugin! { attack: Pgd }

@@ -1,0 +1,53 @@
+//! Element by element: `relu`, `sigmoid`, `clamp`, and their gradients. Bound by memory.
+
+use super::{Real, simd};
+
+/// `max(x, 0)`, keeping NaN.
+pub(crate) fn relu<T: Real>(x: &[T]) -> Vec<T> {
+    map(x, |v| if v <= T::ZERO { T::ZERO } else { v })
+}
+
+/// `dy` where `x > 0`, else 0.
+pub(crate) fn relu_gradient<T: Real>(x: &[T], dy: &[T]) -> Vec<T> {
+    zip(x, dy, |v, g| if v > T::ZERO { g } else { T::ZERO })
+}
+
+/// `1 / (1 + e^-x)`, computed without overflow.
+pub(crate) fn sigmoid<T: Real>(x: &[T]) -> Vec<T> {
+    map(x, |v| {
+        if v >= T::ZERO {
+            T::ONE / (T::ONE + (T::ZERO - v).exp())
+        } else {
+            let e = v.exp();
+            e / (T::ONE + e)
+        }
+    })
+}
+
+/// `dy y (1 - y)`.
+pub(crate) fn sigmoid_gradient<T: Real>(y: &[T], dy: &[T]) -> Vec<T> {
+    zip(y, dy, |y, g| g * y * (T::ONE - y))
+}
+
+/// `x` limited to `lo..=hi`, keeping NaN.
+pub(crate) fn clamp<T: Real>(x: &[T], lo: T, hi: T) -> Vec<T> {
+    map(x, |v| {
+        let v = if v < lo { lo } else { v };
+        if v > hi { hi } else { v }
+    })
+}
+
+/// `dy` where `lo <= x <= hi`, else 0.
+pub(crate) fn clamp_gradient<T: Real>(x: &[T], dy: &[T], lo: T, hi: T) -> Vec<T> {
+    zip(x, dy, |v, g| if (v >= lo) & (v <= hi) { g } else { T::ZERO })
+}
+
+#[inline(always)]
+fn map<T: Real>(x: &[T], f: impl Fn(T) -> T) -> Vec<T> {
+    simd(|| x.iter().map(|v| f(*v)).collect())
+}
+
+#[inline(always)]
+fn zip<T: Real>(x: &[T], dy: &[T], f: impl Fn(T, T) -> T) -> Vec<T> {
+    simd(|| x.iter().zip(dy).map(|(v, g)| f(*v, *g)).collect())
+}

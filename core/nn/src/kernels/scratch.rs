@@ -1,0 +1,43 @@
+//! Buffers that kernels use again from call to call, kept by each thread.
+
+use std::cell::RefCell;
+
+/// A type whose scratch buffers are pooled.
+pub(crate) trait Pooled: Sized + Copy + 'static {
+    /// Takes a buffer out of this thread's pool.
+    fn take() -> Vec<Self>;
+    /// Puts it back.
+    fn give(buffer: Vec<Self>);
+}
+
+macro_rules! pooled {
+    ($type:ty, $pool:ident) => {
+        thread_local! {
+            static $pool: RefCell<Vec<Vec<$type>>> = const { RefCell::new(Vec::new()) };
+        }
+
+        impl Pooled for $type {
+            fn take() -> Vec<$type> {
+                $pool.with_borrow_mut(Vec::pop).unwrap_or_default()
+            }
+
+            fn give(buffer: Vec<$type>) {
+                $pool.with_borrow_mut(|pool| pool.push(buffer));
+            }
+        }
+    };
+}
+
+pooled!(f32, POOL_F32);
+pooled!(f64, POOL_F64);
+
+/// Lends `f` a buffer of `len` elements whose contents are whatever was left there.
+pub(crate) fn with_scratch<T: Pooled + Default, R>(len: usize, f: impl FnOnce(&mut [T]) -> R) -> R {
+    let mut buffer = T::take();
+    if buffer.len() < len {
+        buffer.resize(len, T::default());
+    }
+    let result = f(&mut buffer[..len]);
+    T::give(buffer);
+    result
+}

@@ -1,0 +1,190 @@
+//! Layers: parameters and how they are applied.
+
+use candle_core::{Device, Result, Tensor, bail};
+
+use crate::ops::norm::{batch_norm, channel_affine};
+use crate::pass::bernoulli;
+use crate::{Init, Padding, Param, Pass, Weights, conv2d, linear};
+
+/// Convolution with bias; weight Glorot-uniform, bias 0.
+#[derive(Clone, Debug)]
+pub struct Conv2d {
+    weight: Param,
+    bias: Param,
+    stride: usize,
+    padding: Padding,
+}
+
+impl Conv2d {
+    /// Parameters `weight` `[out, in, kernel, kernel]` and `bias` `[out]`.
+    ///
+    /// # Errors
+    /// Those of [`Weights::param`].
+    pub fn new(
+        weights: &Weights,
+        in_channels: usize,
+        out_channels: usize,
+        kernel: usize,
+        stride: usize,
+        padding: Padding,
+    ) -> Result<Conv2d> {
+        let area = kernel * kernel;
+        let init = Init::GlorotUniform {
+            fan_in: in_channels * area,
+            fan_out: out_channels * area,
+        };
+        Conv2d::with_init(weights, [in_channels, out_channels], kernel, stride, padding, init)
+    }
+
+    /// The same with another initialisation of the weight; `[in, out]` channels.
+    ///
+    /// # Errors
+    /// Those of [`Weights::param`].
+    pub fn with_init(
+        weights: &Weights,
+        [in_channels, out_channels]: [usize; 2],
+        kernel: usize,
+        stride: usize,
+        padding: Padding,
+        init: Init,
+    ) -> Result<Conv2d> {
+        let shape = [out_channels, in_channels, kernel, kernel];
+        Ok(Conv2d {
+            weight: weights.param("weight", &shape, init)?,
+            bias: weights.param("bias", &[out_channels], Init::Zeros)?,
+            stride,
+            padding,
+        })
+    }
+
+    /// `x` `[N, in, H, W]` to `[N, out, Hout, Wout]`.
+    pub fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
+        let (weight, bias) = (self.weight.tensor(pass), self.bias.tensor(pass));
+        conv2d(x, &weight, Some(&bias), self.stride, self.padding)
+    }
+}
+
+/// Fully connected layer with bias; weight Glorot-uniform, bias 0.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    weight: Param,
+    bias: Param,
+}
+
+impl Linear {
+    /// Parameters `weight` `[out, in]` and `bias` `[out]`.
+    ///
+    /// # Errors
+    /// Those of [`Weights::param`].
+    pub fn new(weights: &Weights, inputs: usize, outputs: usize) -> Result<Linear> {
+        let init = Init::GlorotUniform {
+            fan_in: inputs,
+            fan_out: outputs,
+        };
+        Ok(Linear {
+            weight: weights.param("weight", &[outputs, inputs], init)?,
+            bias: weights.param("bias", &[outputs], Init::Zeros)?,
+        })
+    }
+
+    /// `x` `[N, in]` to `[N, out]`.
+    pub fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
+        let (weight, bias) = (self.weight.tensor(pass), self.bias.tensor(pass));
+        linear(x, &weight, Some(&bias))
+    }
+}
+
+/// Batch normalisation (Ioffe and Szegedy 2015) over `[N, H, W]` of each channel.
+#[derive(Clone, Debug)]
+pub struct BatchNorm2d {
+    weight: Param,
+    bias: Param,
+    running_mean: Param,
+    running_var: Param,
+}
+
+impl BatchNorm2d {
+    /// Added to the variance.
+    pub const EPSILON: f64 = 1e-5;
+    /// Share of the batch in the running statistics.
+    pub const MOMENTUM: f64 = 0.1;
+
+    /// Parameters `weight` and `bias`, buffers `running_mean` and `running_var`, all `[channels]`.
+    ///
+    /// # Errors
+    /// Those of [`Weights::param`].
+    pub fn new(weights: &Weights, channels: usize) -> Result<BatchNorm2d> {
+        Ok(BatchNorm2d {
+            weight: weights.param("weight", &[channels], Init::Ones)?,
+            bias: weights.param("bias", &[channels], Init::Zeros)?,
+            running_mean: weights.buffer("running_mean", &[channels], Init::Zeros)?,
+            running_var: weights.buffer("running_var", &[channels], Init::Ones)?,
+        })
+    }
+
+    /// `x` `[N, C, H, W]`, normalised by the running statistics; in a training pass by the batch's own
+    /// mean and biased variance, which then move the running ones (the variance as its unbiased estimate).
+    pub fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
+        let (weight, bias) = (self.weight.tensor(pass), self.bias.tensor(pass));
+        if pass.train {
+            let (y, mean, var) = batch_norm(x, &weight, &bias, Self::EPSILON)?;
+            let (n, _, h, w) = x.dims4()?;
+            let count = (n * h * w) as f64;
+            update(&self.running_mean, &mean)?;
+            update(&self.running_var, &(var * (count / (count - 1.0).max(1.0)))?)?;
+            return Ok(y);
+        }
+        let deviation = (self.running_var.tensor(pass) + Self::EPSILON)?.sqrt()?;
+        let scale = (weight / deviation)?;
+        let shift = (bias - (self.running_mean.tensor(pass) * &scale)?)?;
+        channel_affine(x, &scale, &shift)
+    }
+}
+
+/// Moves a running statistic towards the batch's.
+fn update(running: &Param, batch: &Tensor) -> Result<()> {
+    let old = running.var().as_detached_tensor();
+    let keep = 1.0 - BatchNorm2d::MOMENTUM;
+    running.set(&((old * keep)? + (batch * BatchNorm2d::MOMENTUM)?)?)
+}
+
+/// Dropout (Srivastava et al. 2014), inverted: in a training pass each element is 0 with probability
+/// `p`, else divided by `1 - p`; otherwise the identity.
+#[derive(Clone, Copy, Debug)]
+pub struct Dropout {
+    p: f64,
+    stream: u64,
+}
+
+impl Dropout {
+    /// Drops with probability `p`. Layers of one model need streams of their own: they keep their random
+    /// numbers apart.
+    pub fn new(p: f64, stream: u64) -> Dropout {
+        Dropout { p, stream }
+    }
+
+    /// `x` `[N, ...]`. What is dropped from a sample depends on the pass's key for it, not on its place.
+    ///
+    /// # Errors
+    /// When `p` is not in `[0, 1)`, or the pass names another number of samples.
+    pub fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
+        if !(0.0..1.0).contains(&self.p) {
+            bail!("dropout with probability {}: it must be in [0, 1)", self.p);
+        }
+        if !pass.train || self.p == 0.0 {
+            return Ok(x.clone());
+        }
+        let n = x.dim(0)?;
+        pass.check_ids(n)?;
+        let per_sample = x.elem_count() / n.max(1);
+        let keep = (1.0 / (1.0 - self.p)) as f32;
+        let mut mask = Vec::with_capacity(x.elem_count());
+        for index in 0..n {
+            let mut rng = pass.rng(index, self.stream);
+            let dropped = std::iter::repeat_with(|| bernoulli(&mut rng, self.p));
+            mask.extend(dropped.take(per_sample).map(|d| if d { 0.0 } else { keep }));
+        }
+        let mask = Tensor::from_vec(mask, x.shape(), &Device::Cpu)?;
+        x * mask.to_dtype(x.dtype())?.to_device(x.device())?
+    }
+}

@@ -1,0 +1,94 @@
+//! Element-wise functions: [`relu`], [`sigmoid`], [`clamp`].
+
+use candle_core::{Result, Shape, Tensor};
+
+use super::adapter::Unary;
+use crate::kernels::{Real, elementwise};
+
+/// `max(x, 0)`, of any shape. The derivative at 0 is 0; NaN stays NaN.
+pub fn relu(x: &Tensor) -> Result<Tensor> {
+    Relu.apply(x)
+}
+
+/// `1 / (1 + e^-x)`, of any shape.
+pub fn sigmoid(x: &Tensor) -> Result<Tensor> {
+    Sigmoid.apply(x)
+}
+
+/// `x` limited to `lo..=hi`, of any shape. The derivative is 1 inside and at the bounds, else 0.
+pub fn clamp(x: &Tensor, lo: f64, hi: f64) -> Result<Tensor> {
+    Clamp { lo, hi }.apply(x)
+}
+
+struct Relu;
+
+impl Unary for Relu {
+    const NAME: &'static str = "relu";
+
+    fn shape(&self, x: &Shape) -> Shape {
+        x.clone()
+    }
+
+    fn forward<T: Real>(&self, x: &[T]) -> Vec<T> {
+        elementwise::relu(x)
+    }
+
+    fn gradient<T: Real>(&self, x: &[T], _: &[T], dy: &[T]) -> Vec<T> {
+        elementwise::relu_gradient(x, dy)
+    }
+
+    fn compose(&self, x: &Tensor) -> Result<Tensor> {
+        x.detach().le(0.0)?.where_cond(&x.detach().zeros_like()?, x)
+    }
+}
+
+struct Sigmoid;
+
+impl Unary for Sigmoid {
+    const NAME: &'static str = "sigmoid";
+
+    fn shape(&self, x: &Shape) -> Shape {
+        x.clone()
+    }
+
+    fn forward<T: Real>(&self, x: &[T]) -> Vec<T> {
+        elementwise::sigmoid(x)
+    }
+
+    fn gradient<T: Real>(&self, _: &[T], y: &[T], dy: &[T]) -> Vec<T> {
+        elementwise::sigmoid_gradient(y, dy)
+    }
+
+    fn compose(&self, x: &Tensor) -> Result<Tensor> {
+        // sigmoid(x) = (1 + tanh(x / 2)) / 2 overflows nowhere.
+        x.affine(0.5, 0.0)?.tanh()?.affine(0.5, 0.5)
+    }
+}
+
+struct Clamp {
+    lo: f64,
+    hi: f64,
+}
+
+impl Unary for Clamp {
+    const NAME: &'static str = "clamp";
+
+    fn shape(&self, x: &Shape) -> Shape {
+        x.clone()
+    }
+
+    fn forward<T: Real>(&self, x: &[T]) -> Vec<T> {
+        elementwise::clamp(x, T::from_f64(self.lo), T::from_f64(self.hi))
+    }
+
+    fn gradient<T: Real>(&self, x: &[T], _: &[T], dy: &[T]) -> Vec<T> {
+        elementwise::clamp_gradient(x, dy, T::from_f64(self.lo), T::from_f64(self.hi))
+    }
+
+    fn compose(&self, x: &Tensor) -> Result<Tensor> {
+        let zeros = x.detach().zeros_like()?;
+        let (lo, hi) = ((&zeros + self.lo)?, (&zeros + self.hi)?);
+        let x = x.detach().lt(self.lo)?.where_cond(&lo, x)?;
+        x.detach().gt(self.hi)?.where_cond(&hi, &x)
+    }
+}

@@ -1,0 +1,116 @@
+//! Convolution.
+
+use candle_core::{Result, Shape, Tensor, bail};
+
+use super::adapter::Parametric;
+use crate::kernels::im2col::Geometry;
+use crate::kernels::{Real, conv};
+
+/// What surrounds an image that is convolved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Padding {
+    /// Nothing: only whole patches count.
+    Valid,
+    /// Zeros, as TensorFlow has it: `ceil(size / stride)` outputs; where the zeros are odd in number, the
+    /// extra one is at the bottom and at the right.
+    Same,
+}
+
+impl Padding {
+    /// Zeros before an axis of `size`, and outputs along it.
+    fn resolve(self, size: usize, kernel: usize, stride: usize) -> Option<(usize, usize)> {
+        match self {
+            Padding::Valid => Some((0, size.checked_sub(kernel)? / stride + 1)),
+            Padding::Same => {
+                let out = size.div_ceil(stride);
+                let covered = out.checked_sub(1)? * stride + kernel;
+                Some((covered.saturating_sub(size) / 2, out))
+            }
+        }
+    }
+}
+
+/// Convolution (cross-correlation) of `x` `[N, Cin, H, W]` with `weight` `[Cout, Cin, kh, kw]`, plus
+/// `bias` `[Cout]`: `[N, Cout, Hout, Wout]`.
+///
+/// # Errors
+/// When the shapes do not fit each other, or the kernel does not fit the image.
+pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, stride: usize, padding: Padding) -> Result<Tensor> {
+    let (n, c_in, h, w) = x.dims4()?;
+    let (c_out, c_weight, kh, kw) = weight.dims4()?;
+    let bias_dims = bias.map_or(c_out, Tensor::elem_count);
+    if c_weight != c_in || bias_dims != c_out || stride == 0 || kh * kw == 0 {
+        bail!(
+            "conv2d of {:?} with weight {:?}, bias of {bias_dims} and stride {stride}: these do not fit",
+            x.dims(),
+            weight.dims()
+        );
+    }
+    let rows = padding.resolve(h, kh, stride);
+    let columns = padding.resolve(w, kw, stride);
+    let (Some((top, h_out)), Some((left, w_out))) = (rows, columns) else {
+        bail!("conv2d: a {kh}x{kw} kernel does not fit into a {h}x{w} image");
+    };
+    let geometry = Geometry {
+        n,
+        c_in,
+        h,
+        w,
+        c_out,
+        kh,
+        kw,
+        stride,
+        top,
+        left,
+        h_out,
+        w_out,
+    };
+    Conv(geometry).apply(x, weight, bias)
+}
+
+struct Conv(Geometry);
+
+impl Parametric for Conv {
+    const NAME: &'static str = "conv2d";
+
+    fn shape(&self, _: &Shape) -> Shape {
+        let Geometry {
+            n, c_out, h_out, w_out, ..
+        } = self.0;
+        Shape::from((n, c_out, h_out, w_out))
+    }
+
+    fn forward<T: Real>(&self, x: &[T], w: &[T], b: Option<&[T]>) -> Vec<T> {
+        conv::forward(&self.0, x, w, b)
+    }
+
+    fn input_gradient<T: Real>(&self, _: &[T], w: &[T], dy: &[T]) -> Vec<T> {
+        conv::input_gradient(&self.0, w, dy)
+    }
+
+    fn weight_gradient<T: Real>(&self, x: &[T], dy: &[T]) -> Vec<T> {
+        conv::weight_gradient(&self.0, x, dy)
+    }
+
+    fn bias_gradient<T: Real>(&self, dy: &[T]) -> Vec<T> {
+        conv::bias_gradient(&self.0, dy)
+    }
+
+    fn compose(&self, x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
+        let g = &self.0;
+        let x = fit(x, 2, g.top, (g.h_out - 1) * g.stride + g.kh)?;
+        let x = fit(&x, 3, g.left, (g.w_out - 1) * g.stride + g.kw)?;
+        let y = x.conv2d(w, 0, g.stride, 1, 1)?;
+        match b {
+            None => Ok(y),
+            Some(b) => y.broadcast_add(&b.reshape((1, g.c_out, 1, 1))?),
+        }
+    }
+}
+
+/// `x` with `before` zeros in front of an axis, then zeros or a cut behind it, `covered` long: candle's
+/// gradient of conv2d is right where the patches cover the image exactly.
+fn fit(x: &Tensor, axis: usize, before: usize, covered: usize) -> Result<Tensor> {
+    let after = covered.saturating_sub(before + x.dim(axis)?);
+    x.pad_with_zeros(axis, before, after)?.narrow(axis, 0, covered)
+}

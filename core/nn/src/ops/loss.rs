@@ -1,0 +1,177 @@
+//! Functions of logits `[N, K]`: [`softmax`], [`log_softmax`], [`cross_entropy`], [`margin`].
+
+use candle_core::{D, DType, Result, Shape, Tensor, bail};
+
+use super::adapter::Unary;
+use super::pool::first_argmax;
+use crate::kernels::{Real, rows};
+
+/// Softmax over the last axis, of any shape `[..., K]`.
+pub fn softmax(x: &Tensor) -> Result<Tensor> {
+    let k = last_axis(x)?;
+    Softmax(k).apply(x)
+}
+
+/// Logarithm of the softmax over the last axis, of any shape `[..., K]`.
+pub fn log_softmax(x: &Tensor) -> Result<Tensor> {
+    let k = last_axis(x)?;
+    LogSoftmax(k).apply(x)
+}
+
+/// Cross-entropy of each sample, `[N]`, not reduced: `log sum_i e^{z_i} - z_y` for `logits` `[N, K]` and
+/// integer `labels` `[N]`.
+///
+/// # Errors
+/// When the shapes do not fit, or a label is no class.
+pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
+    CrossEntropy(Labels::new(logits, labels)?).apply(logits)
+}
+
+/// How far the label leads, `[N]`: `z_y - max_{i != y} z_i` for `logits` `[N, K]` and integer `labels`
+/// `[N]`. Negative: misclassified. The gradient goes to the label and the runner-up, the first of equals.
+///
+/// # Errors
+/// When the shapes do not fit, a label is no class, or there is one class only.
+pub fn margin(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
+    let labels = Labels::new(logits, labels)?;
+    if labels.k < 2 {
+        bail!("margin needs two classes at least");
+    }
+    Margin(labels).apply(logits)
+}
+
+fn last_axis(x: &Tensor) -> Result<usize> {
+    match x.dims().last() {
+        Some(k) if *k > 0 => Ok(*k),
+        _ => bail!("softmax of shape {:?} has no classes", x.dims()),
+    }
+}
+
+/// One class a row, all below `k`.
+struct Labels {
+    k: usize,
+    classes: Vec<u32>,
+}
+
+impl Labels {
+    fn new(logits: &Tensor, labels: &Tensor) -> Result<Labels> {
+        let (n, k) = logits.dims2()?;
+        if labels.dims() != [n] || labels.dtype().is_float() {
+            bail!(
+                "logits {:?} need integer labels [{n}], not {:?} of {:?}",
+                logits.dims(),
+                labels.dims(),
+                labels.dtype()
+            );
+        }
+        let classes = labels.to_dtype(DType::I64)?.to_vec1::<i64>()?;
+        if let Some(wrong) = classes.iter().find(|y| !(0..k as i64).contains(*y)) {
+            bail!("label {wrong} is none of the {k} classes");
+        }
+        let classes = classes.into_iter().map(|y| y as u32).collect();
+        Ok(Labels { k, classes })
+    }
+
+    /// As a column `[N, 1]` beside `x`.
+    fn column(&self, x: &Tensor) -> Result<Tensor> {
+        Tensor::from_slice(&self.classes, (self.classes.len(), 1), x.device())
+    }
+}
+
+struct Softmax(usize);
+
+impl Unary for Softmax {
+    const NAME: &'static str = "softmax";
+
+    fn shape(&self, x: &Shape) -> Shape {
+        x.clone()
+    }
+
+    fn forward<T: Real>(&self, x: &[T]) -> Vec<T> {
+        rows::softmax(self.0, x)
+    }
+
+    fn gradient<T: Real>(&self, _: &[T], y: &[T], dy: &[T]) -> Vec<T> {
+        rows::softmax_gradient(self.0, y, dy)
+    }
+
+    fn compose(&self, x: &Tensor) -> Result<Tensor> {
+        LogSoftmax(self.0).compose(x)?.exp()
+    }
+}
+
+struct LogSoftmax(usize);
+
+impl Unary for LogSoftmax {
+    const NAME: &'static str = "log_softmax";
+
+    fn shape(&self, x: &Shape) -> Shape {
+        x.clone()
+    }
+
+    fn forward<T: Real>(&self, x: &[T]) -> Vec<T> {
+        rows::log_softmax(self.0, x)
+    }
+
+    fn gradient<T: Real>(&self, _: &[T], y: &[T], dy: &[T]) -> Vec<T> {
+        rows::log_softmax_gradient(self.0, y, dy)
+    }
+
+    fn compose(&self, x: &Tensor) -> Result<Tensor> {
+        let max = x.detach().max_keepdim(D::Minus1)?;
+        let centered = x.broadcast_sub(&max)?;
+        let log_sum = centered.exp()?.sum_keepdim(D::Minus1)?.log()?;
+        centered.broadcast_sub(&log_sum)
+    }
+}
+
+struct CrossEntropy(Labels);
+
+impl Unary for CrossEntropy {
+    const NAME: &'static str = "cross_entropy";
+
+    fn shape(&self, _: &Shape) -> Shape {
+        Shape::from(self.0.classes.len())
+    }
+
+    fn forward<T: Real>(&self, x: &[T]) -> Vec<T> {
+        rows::cross_entropy(self.0.k, x, &self.0.classes)
+    }
+
+    fn gradient<T: Real>(&self, x: &[T], _: &[T], dy: &[T]) -> Vec<T> {
+        rows::cross_entropy_gradient(self.0.k, x, &self.0.classes, dy)
+    }
+
+    fn compose(&self, x: &Tensor) -> Result<Tensor> {
+        let log_p = LogSoftmax(self.0.k).compose(x)?;
+        log_p.gather(&self.0.column(x)?, 1)?.squeeze(1)?.neg()
+    }
+}
+
+struct Margin(Labels);
+
+impl Unary for Margin {
+    const NAME: &'static str = "margin";
+
+    fn shape(&self, _: &Shape) -> Shape {
+        Shape::from(self.0.classes.len())
+    }
+
+    fn forward<T: Real>(&self, x: &[T]) -> Vec<T> {
+        rows::margin(self.0.k, x, &self.0.classes)
+    }
+
+    fn gradient<T: Real>(&self, x: &[T], _: &[T], dy: &[T]) -> Vec<T> {
+        rows::margin_gradient(self.0.k, x, &self.0.classes, dy)
+    }
+
+    fn compose(&self, x: &Tensor) -> Result<Tensor> {
+        let label = self.0.column(x)?;
+        let constant = x.detach();
+        let classes = Tensor::arange(0u32, self.0.k as u32, x.device())?;
+        let is_label = classes.broadcast_as(x.shape())?.broadcast_eq(&label)?;
+        let low = (constant.zeros_like()? + f64::NEG_INFINITY)?;
+        let runner_up = first_argmax(&is_label.where_cond(&low, &constant)?)?;
+        (x.gather(&label, 1)? - x.gather(&runner_up, 1)?)?.squeeze(1)
+    }
+}

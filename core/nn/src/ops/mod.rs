@@ -1,0 +1,17 @@
+//! Differentiable functions of tensors. On the CPU, in `f32` and `f64`, they run our kernels and carry
+//! their own gradients; elsewhere they are composed of candle operators whose gradients are right.
+
+mod activation;
+pub(crate) mod adapter;
+mod conv;
+mod linear;
+mod loss;
+pub(crate) mod norm;
+mod pool;
+
+pub use activation::{clamp, relu, sigmoid};
+pub use adapter::with_composed_ops;
+pub use conv::{Padding, conv2d};
+pub use linear::{flatten, linear};
+pub use loss::{cross_entropy, log_softmax, margin, softmax};
+pub use pool::{max_pool2d, upsample_nearest2d};

@@ -1,0 +1,111 @@
+//! Max pooling and nearest-neighbour upsampling.
+
+use candle_core::{D, DType, Result, Shape, Tensor, bail};
+
+use super::adapter::Unary;
+use crate::kernels::Real;
+use crate::kernels::pool::{self, Blocks};
+
+/// Largest element of each whole `k` by `k` block of `x` `[N, C, H, W]`: `[N, C, H / k, W / k]`. Rows and
+/// columns that fill no block are left out. Of equal elements the first one has the whole gradient.
+///
+/// # Errors
+/// When `x` has not four axes or is smaller than one block.
+pub fn max_pool2d(x: &Tensor, k: usize) -> Result<Tensor> {
+    let (n, c, h, w) = x.dims4()?;
+    if k == 0 || h < k || w < k {
+        bail!("max_pool2d: no {k}x{k} block fits into a {h}x{w} image");
+    }
+    let planes = n * c;
+    MaxPool(Blocks { planes, h, w, k }).apply(x)
+}
+
+/// Each element of `x` `[N, C, H, W]` repeated `factor` times both ways: `[N, C, factor H, factor W]`.
+///
+/// # Errors
+/// When `x` has not four axes or `factor` is 0.
+pub fn upsample_nearest2d(x: &Tensor, factor: usize) -> Result<Tensor> {
+    let (n, c, h, w) = x.dims4()?;
+    if factor == 0 {
+        bail!("upsample_nearest2d: the factor must be at least 1");
+    }
+    let blocks = Blocks {
+        planes: n * c,
+        h: h * factor,
+        w: w * factor,
+        k: factor,
+    };
+    Upsample(blocks).apply(x)
+}
+
+struct MaxPool(Blocks);
+
+impl Unary for MaxPool {
+    const NAME: &'static str = "max_pool2d";
+
+    fn shape(&self, x: &Shape) -> Shape {
+        let (h, w) = self.0.counts();
+        Shape::from((x.dims()[0], x.dims()[1], h, w))
+    }
+
+    fn forward<T: Real>(&self, x: &[T]) -> Vec<T> {
+        pool::max_pool(&self.0, x)
+    }
+
+    fn gradient<T: Real>(&self, x: &[T], _: &[T], dy: &[T]) -> Vec<T> {
+        pool::max_pool_gradient(&self.0, x, dy)
+    }
+
+    fn compose(&self, x: &Tensor) -> Result<Tensor> {
+        let (n, c, _, _) = x.dims4()?;
+        let k = self.0.k;
+        let (h, w) = self.0.counts();
+        let blocks = x
+            .narrow(2, 0, h * k)?
+            .narrow(3, 0, w * k)?
+            .reshape((n * c, h, k, w, k))?
+            .transpose(2, 3)?
+            .reshape((n * c * h * w, k * k))?;
+        // One block a row. The index of the first maximum is a constant of the graph.
+        let first = first_argmax(&blocks.detach())?;
+        blocks.gather(&first, D::Minus1)?.reshape((n, c, h, w))
+    }
+}
+
+struct Upsample(Blocks);
+
+impl Unary for Upsample {
+    const NAME: &'static str = "upsample_nearest2d";
+
+    fn shape(&self, x: &Shape) -> Shape {
+        Shape::from((x.dims()[0], x.dims()[1], self.0.h, self.0.w))
+    }
+
+    fn forward<T: Real>(&self, x: &[T]) -> Vec<T> {
+        pool::upsample(&self.0, x)
+    }
+
+    fn gradient<T: Real>(&self, _: &[T], _: &[T], dy: &[T]) -> Vec<T> {
+        pool::upsample_gradient(&self.0, dy)
+    }
+
+    fn compose(&self, x: &Tensor) -> Result<Tensor> {
+        let (n, c, h, w) = x.dims4()?;
+        let k = self.0.k;
+        x.reshape((n * c, h, 1, w, 1))?
+            .broadcast_as((n * c, h, k, w, k))?
+            .reshape((n, c, h * k, w * k))
+    }
+}
+
+/// `[rows, 1]`, `u32`: the first column of each row of `x` `[rows, columns]` that holds its maximum.
+/// candle's own argmax does not say which of equals it takes.
+pub(crate) fn first_argmax(x: &Tensor) -> Result<Tensor> {
+    let columns = x.dim(D::Minus1)?;
+    let max = x.max_keepdim(D::Minus1)?;
+    let is_max = x.broadcast_eq(&max)?.to_dtype(DType::F32)?;
+    // Columns that hold the maximum score by how early they are, the others 0.
+    let early: Vec<f32> = (0..columns).map(|i| (columns - i) as f32).collect();
+    let early = Tensor::from_vec(early, columns, x.device())?;
+    is_max.broadcast_mul(&early)?.argmax_keepdim(D::Minus1)
+}

@@ -1,0 +1,52 @@
+//! Vector-Jacobian products.
+
+use candle_core::backprop::GradStore;
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+
+/// Runs the tape of `y` backward from `cotangent` (the shape of `y`).
+///
+/// Returns the gradient at `x`, a variable tensor that `y` was computed from, in its shape (none if `y`
+/// does not depend on it), and every other gradient, such as those of parameters. A tape may be run again
+/// with another cotangent.
+///
+/// # Errors
+/// When the shapes of `y` and `cotangent` differ, or an operator has no gradient.
+pub fn vjp(x: &Tensor, y: &Tensor, cotangent: &Tensor) -> Result<(Option<Tensor>, GradStore)> {
+    if y.dims() != cotangent.dims() {
+        bail!(
+            "the cotangent has shape {:?}, the output {:?}",
+            cotangent.dims(),
+            y.dims()
+        );
+    }
+    let cotangent = cotangent.detach().to_dtype(y.dtype())?;
+    let scalar = if y.device().is_cpu() {
+        y.apply_op1(Seed(cotangent))?
+    } else {
+        (y * cotangent)?.sum_all()?
+    };
+    let mut grads = scalar.backward()?;
+    Ok((grads.remove(x), grads))
+}
+
+/// A scalar whose gradient is the cotangent: starts a backward pass without computing `<y, cotangent>`.
+struct Seed(Tensor);
+
+impl CustomOp1 for Seed {
+    fn name(&self) -> &'static str {
+        "seed"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        let zero = match storage {
+            CpuStorage::F32(_) => CpuStorage::F32(vec![0.0]),
+            CpuStorage::F64(_) => CpuStorage::F64(vec![0.0]),
+            _ => bail!("a tape runs backward from f32 or f64 outputs only"),
+        };
+        Ok((zero, Shape::from(())))
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
+        Ok(Some(self.0.clone()))
+    }
+}

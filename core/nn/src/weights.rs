@@ -1,0 +1,257 @@
+//! Where a model's parameters come from.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use candle_core::{DType, Device, Result, Tensor, bail};
+use rand::Rng;
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+
+use crate::{Param, key_rng};
+
+/// How a parameter starts when no file gives its value.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    /// All 0.
+    Zeros,
+    /// All 1.
+    Ones,
+    /// All this value.
+    Const(f64),
+    /// Uniform in `+-sqrt(6 / (fan_in + fan_out))` (Glorot and Bengio 2010).
+    GlorotUniform {
+        /// Inputs that reach one output.
+        fan_in: usize,
+        /// Outputs that one input reaches.
+        fan_out: usize,
+    },
+    /// Normal with deviation `sqrt(2 / fan_in)` (He et al. 2015).
+    HeNormal {
+        /// Inputs that reach one output.
+        fan_in: usize,
+    },
+    /// Uniform in `+-bound`.
+    Uniform {
+        /// The largest magnitude.
+        bound: f64,
+    },
+}
+
+/// Where a model's parameters come from: a safetensors blob or a seeded initialisation.
+///
+/// A blob is read strictly: a missing name, a wrong shape, a value that is not finite, and (see
+/// [`Weights::finish`]) a name nobody asked for are errors. `f16` and `bf16` are widened to `f32`. An
+/// initial value depends on the seed and the parameter's name, not on the order of creation.
+#[derive(Clone)]
+pub struct Weights {
+    prefix: String,
+    dtype: DType,
+    device: Device,
+    source: Arc<Source>,
+    created: Arc<Mutex<Vec<Param>>>,
+}
+
+enum Source {
+    Seed(u64),
+    File(HashMap<String, Entry>),
+}
+
+struct Entry {
+    shape: Vec<usize>,
+    values: Vec<f32>,
+}
+
+impl Weights {
+    /// Parameters from a safetensors blob.
+    ///
+    /// # Errors
+    /// When the blob is no safetensors file, or holds integers or values that are not finite.
+    pub fn from_safetensors(bytes: &[u8]) -> Result<Weights> {
+        let file = SafeTensors::deserialize(bytes)
+            .map_err(|e| candle_core::Error::msg(format!("not a safetensors file: {e}")))?;
+        let mut entries = HashMap::new();
+        for (name, view) in file.iter() {
+            let values = read_values(name, &view)?;
+            let shape = view.shape().to_vec();
+            entries.insert(name.to_string(), Entry { shape, values });
+        }
+        Ok(Weights::new(Source::File(entries)))
+    }
+
+    /// Parameters initialised at random from `seed`.
+    pub fn init(seed: u64) -> Weights {
+        Weights::new(Source::Seed(seed))
+    }
+
+    fn new(source: Source) -> Weights {
+        Weights {
+            prefix: String::new(),
+            dtype: DType::F32,
+            device: Device::Cpu,
+            source: Arc::new(source),
+            created: Arc::default(),
+        }
+    }
+
+    /// Whether the parameters are initialised, not read from a file.
+    pub fn is_init(&self) -> bool {
+        matches!(*self.source, Source::Seed(_))
+    }
+
+    /// The same source under a prefix: `pp("conv1")` names `conv1.weight`.
+    pub fn pp(&self, prefix: &str) -> Weights {
+        Weights {
+            prefix: self.full_name(prefix),
+            ..self.clone()
+        }
+    }
+
+    /// The same source making parameters of another type (`f64` for gradient checks).
+    pub fn with_dtype(&self, dtype: DType) -> Weights {
+        Weights { dtype, ..self.clone() }
+    }
+
+    /// The same source making parameters on another device.
+    pub fn with_device(&self, device: &Device) -> Weights {
+        Weights {
+            device: device.clone(),
+            ..self.clone()
+        }
+    }
+
+    /// A trainable parameter.
+    ///
+    /// # Errors
+    /// When the file lacks the name, has another shape, or the name was already asked for.
+    pub fn param(&self, name: &str, shape: &[usize], init: Init) -> Result<Param> {
+        self.create(name, shape, init, true)
+    }
+
+    /// A tensor that is saved but not trained, such as a running mean. Errors as [`Weights::param`].
+    pub fn buffer(&self, name: &str, shape: &[usize], init: Init) -> Result<Param> {
+        self.create(name, shape, init, false)
+    }
+
+    /// Every parameter and buffer made from this source so far, under any prefix, in order of creation.
+    pub fn params(&self) -> Vec<Param> {
+        self.created().clone()
+    }
+
+    /// Number of trainable scalars made so far.
+    pub fn parameter_count(&self) -> usize {
+        let created = self.created();
+        let trainable = created.iter().filter(|p| p.trainable());
+        trainable.map(|p| p.var().elem_count()).sum()
+    }
+
+    /// To be called when the model is built.
+    ///
+    /// # Errors
+    /// When the file holds names that no parameter asked for.
+    pub fn finish(&self) -> Result<()> {
+        let Source::File(entries) = &*self.source else {
+            return Ok(());
+        };
+        let created = self.created();
+        let used: BTreeSet<&str> = created.iter().map(Param::name).collect();
+        let unused: BTreeSet<&str> = entries.keys().map(String::as_str).collect();
+        let unused: Vec<&str> = unused.difference(&used).copied().collect();
+        if !unused.is_empty() {
+            bail!(
+                "the weight file holds {} names this model does not use: {}: is it another model's file?",
+                unused.len(),
+                unused.join(", ")
+            );
+        }
+        Ok(())
+    }
+
+    fn create(&self, name: &str, shape: &[usize], init: Init, trainable: bool) -> Result<Param> {
+        let name = self.full_name(name);
+        let value = match &*self.source {
+            Source::Seed(seed) => {
+                let values = init.values(*seed, &name, shape.iter().product());
+                Tensor::from_vec(values, shape, &Device::Cpu)?
+            }
+            Source::File(entries) => from_entry(entries, &name, shape)?,
+        };
+        let value = value.to_dtype(self.dtype)?.to_device(&self.device)?;
+        let mut created = self.created();
+        if created.iter().any(|p| p.name() == name) {
+            bail!("two parameters are named '{name}': give each layer its own prefix");
+        }
+        let param = Param::new(name, &value, trainable)?;
+        created.push(param.clone());
+        Ok(param)
+    }
+
+    fn full_name(&self, name: &str) -> String {
+        match self.prefix.as_str() {
+            "" => name.to_string(),
+            prefix => format!("{prefix}.{name}"),
+        }
+    }
+
+    fn created(&self) -> MutexGuard<'_, Vec<Param>> {
+        self.created.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Init {
+    /// `count` initial values of the parameter `name`.
+    fn values(self, seed: u64, name: &str, count: usize) -> Vec<f64> {
+        let mut rng = name_rng(seed, name);
+        let mut uniform = |bound: f64| (0..count).map(|_| bound * (2.0 * rng.random::<f64>() - 1.0)).collect();
+        match self {
+            Init::Zeros => vec![0.0; count],
+            Init::Ones => vec![1.0; count],
+            Init::Const(value) => vec![value; count],
+            Init::Uniform { bound } => uniform(bound),
+            Init::GlorotUniform { fan_in, fan_out } => uniform((6.0 / (fan_in + fan_out) as f64).sqrt()),
+            Init::HeNormal { fan_in } => {
+                let deviation = (2.0 / fan_in as f64).sqrt();
+                (0..count)
+                    .map(|_| deviation * crate::pass::normal_pair(&mut rng).0)
+                    .collect()
+            }
+        }
+    }
+}
+
+/// The generator of one parameter's initial values.
+fn name_rng(seed: u64, name: &str) -> rand_chacha::ChaCha8Rng {
+    let bytes = name.bytes().map(u64::from);
+    let words: Vec<u64> = std::iter::once(seed).chain(bytes).collect();
+    key_rng(&words)
+}
+
+fn from_entry(entries: &HashMap<String, Entry>, name: &str, shape: &[usize]) -> Result<Tensor> {
+    let Some(entry) = entries.get(name) else {
+        bail!("the weight file has no '{name}': is it another model's file?");
+    };
+    if entry.shape != shape {
+        bail!(
+            "'{name}' has shape {:?} in the weight file, this model needs {shape:?}",
+            entry.shape
+        );
+    }
+    Tensor::from_slice(&entry.values, shape, &Device::Cpu)
+}
+
+/// The finite values of one tensor of a file.
+fn read_values(name: &str, view: &TensorView) -> Result<Vec<f32>> {
+    let dtype = match view.dtype() {
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::BF16,
+        other => bail!("'{name}' has type {other:?} in the weight file: save it as F32 or F16"),
+    };
+    let count = view.shape().iter().product::<usize>();
+    let values = Tensor::from_raw_buffer(view.data(), dtype, &[count], &Device::Cpu)?
+        .to_dtype(DType::F32)?
+        .to_vec1::<f32>()?;
+    match values.iter().find(|v| !v.is_finite()) {
+        Some(v) => bail!("'{name}' holds {v} in the weight file: the file is damaged or training diverged"),
+        None => Ok(values),
+    }
+}

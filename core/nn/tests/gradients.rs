@@ -1,0 +1,252 @@
+//! Every operator against central differences in f64, by our kernels and composed of candle's.
+
+mod common;
+
+use advae_nn::*;
+use candle_core::{Device, Tensor, Var};
+use common::{check_gradient, check_gradient_along, distinct, random, values};
+
+/// Gradient at `x` of `<f(x), cotangent>`.
+fn gradient(x: &Tensor, cotangent: &[f64], f: impl Fn(&Tensor) -> Result<Tensor>) -> Vec<f64> {
+    let x = Var::from_tensor(x).unwrap();
+    let y = f(x.as_tensor()).unwrap();
+    let cotangent = Tensor::from_slice(cotangent, y.shape(), &Device::Cpu).unwrap();
+    values(&vjp(x.as_tensor(), &y, &cotangent).unwrap().0.unwrap())
+}
+
+fn tensor(values: &[f64], shape: &[usize]) -> Tensor {
+    Tensor::from_slice(values, shape, &Device::Cpu).unwrap()
+}
+
+/// Asserts a gradient by our kernels and composed.
+fn assert_both(x: &Tensor, cotangent: &[f64], f: impl Fn(&Tensor) -> Result<Tensor>, expected: &[f64]) {
+    assert_eq!(gradient(x, cotangent, &f), expected, "kernels");
+    let composed = with_composed_ops(|| gradient(x, cotangent, &f));
+    assert_eq!(composed, expected, "composed");
+}
+
+#[test]
+fn activations() {
+    let x = distinct(1, &[2, 3, 5, 7]);
+    check_gradient("relu", &x, relu);
+    check_gradient("sigmoid", &x, sigmoid);
+    check_gradient("clamp", &x, |x| clamp(x, -0.5, 0.251));
+}
+
+#[test]
+fn kinks_have_torchs_derivatives() {
+    let x = tensor(&[-1.0, 0.0, -0.0, 2.0], &[4]);
+    assert_both(&x, &[1.0; 4], relu, &[0.0, 0.0, 0.0, 1.0]);
+    let x = tensor(&[-2.0, -1.0, 0.0, 1.0, 2.0], &[5]);
+    let f = |x: &Tensor| clamp(x, -1.0, 1.0);
+    assert_both(&x, &[3.0; 5], f, &[0.0, 3.0, 3.0, 3.0, 0.0]);
+}
+
+#[test]
+fn not_a_number_stays_one() {
+    let x = tensor(&[f64::NAN, 1.0, 0.0, 2.0], &[1, 1, 2, 2]);
+    for f in [relu, sigmoid, |x: &Tensor| clamp(x, 0.0, 1.0)] {
+        assert!(values(&f(&x).unwrap())[0].is_nan());
+    }
+    assert!(values(&max_pool2d(&x, 2).unwrap())[0].is_nan());
+}
+
+#[test]
+fn sigmoid_does_not_overflow() {
+    let x = tensor(&[-800.0, 800.0], &[2]);
+    assert_eq!(values(&sigmoid(&x).unwrap()), [0.0, 1.0]);
+}
+
+#[test]
+fn pooling_and_upsampling() {
+    for (shape, k) in [
+        ([2, 3, 4, 6], 2),
+        ([1, 1, 13, 17], 2),
+        ([5, 3, 7, 7], 2),
+        ([1, 2, 10, 7], 3),
+        ([2, 1, 3, 3], 1),
+    ] {
+        let x = distinct(k as u64, &shape);
+        check_gradient("max_pool2d", &x, |x| max_pool2d(x, k));
+        check_gradient("upsample_nearest2d", &x, |x| upsample_nearest2d(x, k));
+    }
+}
+
+#[test]
+fn first_of_equals_has_the_whole_gradient() {
+    let x = tensor(
+        &[
+            1.0, 5.0, 2.0, 2.0, 4.0, 5.0, 2.0, 2.0, 0.0, 0.0, -1.0, -3.0, 0.0, 0.0, -1.0, -1.0,
+        ],
+        &[1, 1, 4, 4],
+    );
+    let expected = [
+        0.0, 1.0, 2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 3.0, 0.0, 4.0, 0.0, 0.0, 0.0, 0.0, 0.0,
+    ];
+    assert_both(&x, &[1.0, 2.0, 3.0, 4.0], |x| max_pool2d(x, 2), &expected);
+}
+
+#[test]
+fn used_twice() {
+    // candle's own upsampling overwrites one of the two gradients.
+    let x = distinct(3, &[2, 2, 4, 5]);
+    check_gradient("upsample and skip", &x, |x| {
+        let up = upsample_nearest2d(x, 2)?;
+        let again = upsample_nearest2d(&(x * 3.0)?, 2)?;
+        max_pool2d(&(up * again)?, 2)? * x
+    });
+    let w = random(4, &[2, 2, 3, 3]);
+    check_gradient("conv and skip", &x, |x| {
+        let y = relu(&conv2d(x, &w, None, 1, Padding::Same)?)?;
+        let y = conv2d(&(y + x)?, &w, None, 1, Padding::Same)?;
+        Tensor::cat(&[&y, x], 1)
+    });
+}
+
+/// (batch, in, out, height, width, kernel, stride, padding)
+type Case = (usize, usize, usize, usize, usize, usize, usize, Padding);
+
+const CONVOLUTIONS: [Case; 17] = [
+    (1, 1, 1, 1, 1, 1, 1, Padding::Valid),
+    (2, 3, 4, 5, 5, 1, 1, Padding::Valid),
+    (2, 3, 2, 5, 6, 1, 2, Padding::Same),
+    (1, 3, 5, 13, 17, 3, 1, Padding::Valid),
+    (2, 3, 2, 13, 17, 3, 1, Padding::Same),
+    (5, 2, 3, 7, 9, 3, 2, Padding::Valid),
+    (2, 2, 3, 8, 9, 3, 2, Padding::Same),
+    (1, 2, 3, 11, 10, 5, 1, Padding::Same),
+    (2, 1, 7, 12, 12, 5, 2, Padding::Valid),
+    (1, 3, 2, 9, 8, 5, 2, Padding::Same),
+    (1, 2, 2, 9, 13, 6, 2, Padding::Valid),
+    (2, 2, 2, 8, 8, 6, 1, Padding::Same),
+    (1, 1, 3, 14, 15, 8, 2, Padding::Same),
+    (1, 2, 1, 9, 8, 8, 1, Padding::Valid),
+    (2, 1, 2, 4, 3, 8, 1, Padding::Same),
+    (1, 1, 2, 11, 12, 3, 3, Padding::Same),
+    (1, 9, 13, 6, 7, 3, 1, Padding::Same),
+];
+
+#[test]
+fn convolution() {
+    for case in CONVOLUTIONS {
+        let (n, c_in, c_out, h, w, k, stride, padding) = case;
+        let x = random(5, &[n, c_in, h, w]);
+        let weight = random(6, &[c_out, c_in, k, k]);
+        let bias = random(7, &[c_out]);
+        let conv = |x: &Tensor, w: &Tensor, b: &Tensor| conv2d(x, w, Some(b), stride, padding);
+        let what = |at: &str| format!("conv2d {case:?} at {at}");
+        check_gradient(&what("x"), &x, |x| conv(x, &weight, &bias));
+        check_gradient(&what("weight"), &weight, |w| conv(&x, w, &bias));
+        check_gradient(&what("bias"), &bias, |b| conv(&x, &weight, b));
+        check_gradient(&what("x, no bias"), &x, |x| conv2d(x, &weight, None, stride, padding));
+    }
+}
+
+#[test]
+fn convolution_of_many_channels_and_images() {
+    let x = random(8, &[19, 32, 14, 14]);
+    let weight = random(9, &[64, 32, 3, 3]);
+    let bias = random(10, &[64]);
+    let same = |x: &Tensor, w: &Tensor| conv2d(x, w, Some(&bias), 1, Padding::Same);
+    check_gradient_along("x", &x, Some(3), |x| same(x, &weight));
+    check_gradient_along("weight", &weight, Some(3), |w| same(&x, w));
+}
+
+#[test]
+fn fully_connected() {
+    for (n, inputs, outputs) in [(1, 1, 1), (1, 7, 3), (5, 3, 10), (16, 4, 33), (37, 5, 2)] {
+        let x = random(11, &[n, inputs]);
+        let weight = random(12, &[outputs, inputs]);
+        let bias = random(13, &[outputs]);
+        check_gradient("x", &x, |x| linear(x, &weight, Some(&bias)));
+        check_gradient("weight", &weight, |w| linear(&x, w, Some(&bias)));
+        check_gradient("bias", &bias, |b| linear(&x, &weight, Some(b)));
+        check_gradient("no bias", &x, |x| linear(x, &weight, None));
+    }
+    check_gradient("flatten", &random(14, &[2, 3, 2, 2]), flatten);
+}
+
+#[test]
+fn losses() {
+    let x = (distinct(15, &[6, 10]) * 4.0).unwrap();
+    let labels = Tensor::from_vec(vec![0i64, 9, 3, 3, 5, 1], 6, &Device::Cpu).unwrap();
+    check_gradient("softmax", &x, softmax);
+    check_gradient("log_softmax", &x, log_softmax);
+    check_gradient("cross_entropy", &x, |x| cross_entropy(x, &labels));
+    check_gradient("margin", &x, |x| margin(x, &labels));
+    let parity = Tensor::from_vec(vec![0i64, 1, 1, 1, 1, 1], 6, &Device::Cpu).unwrap();
+    check_gradient("two classes", &x.narrow(1, 3, 2).unwrap(), |x| margin(x, &parity));
+}
+
+#[test]
+fn cross_entropy_by_hand() {
+    // log(e^0 + e^ln2 + e^ln5) = ln 8; the softmax is 1/8, 2/8, 5/8.
+    let x = tensor(&[0.0, 2f64.ln(), 5f64.ln()], &[1, 3]);
+    let label = Tensor::from_vec(vec![1u32], 1, &Device::Cpu).unwrap();
+    let loss = values(&cross_entropy(&x, &label).unwrap());
+    assert!((loss[0] - 4f64.ln()).abs() < 1e-15);
+    let g = gradient(&x, &[2.0], |x| cross_entropy(x, &label));
+    for (g, expected) in g.iter().zip([0.25, -1.5, 1.25]) {
+        assert!((g - expected).abs() < 1e-15, "{g} {expected}");
+    }
+}
+
+#[test]
+fn cross_entropy_of_huge_logits_is_finite() {
+    let x = Tensor::from_vec(vec![1e30f32, 0.0, -1e30], (1, 3), &Device::Cpu).unwrap();
+    let label = Tensor::from_vec(vec![1u32], 1, &Device::Cpu).unwrap();
+    assert_eq!(values(&cross_entropy(&x, &label).unwrap()), [f64::from(1e30f32)]);
+}
+
+#[test]
+fn margin_of_equals() {
+    let x = tensor(&[3.0, 1.0, 3.0, 3.0], &[1, 4]);
+    let label = Tensor::from_vec(vec![0i64], 1, &Device::Cpu).unwrap();
+    assert_eq!(values(&margin(&x, &label).unwrap()), [0.0]);
+    assert_both(&x, &[2.0], |x| margin(x, &label), &[2.0, 0.0, -2.0, 0.0]);
+}
+
+#[test]
+fn wrong_labels_are_errors() {
+    let x = random(16, &[2, 3]);
+    let label = |v: Vec<i64>| Tensor::new(v, &Device::Cpu).unwrap();
+    for labels in [vec![0, 3], vec![-1, 0], vec![0]] {
+        assert!(cross_entropy(&x, &label(labels.clone())).is_err());
+        assert!(margin(&x, &label(labels)).is_err());
+    }
+    assert!(cross_entropy(&x, &random(1, &[2])).is_err());
+}
+
+#[test]
+fn only_wanted_gradients_are_there() {
+    let x = Var::from_tensor(&random(17, &[1, 2, 5, 5])).unwrap();
+    let w = Var::from_tensor(&random(18, &[3, 2, 3, 3])).unwrap();
+    let constant = |v: &Var| v.as_detached_tensor();
+    let conv = |x: &Tensor, w: &Tensor| conv2d(x, w, None, 1, Padding::Valid).unwrap();
+    let y = conv(x.as_tensor(), &constant(&w));
+    let (dx, rest) = vjp(x.as_tensor(), &y, &y.ones_like().unwrap()).unwrap();
+    assert!(dx.is_some() && rest.get(w.as_tensor()).is_none());
+    let y = conv(&constant(&x), w.as_tensor());
+    let (dx, rest) = vjp(x.as_tensor(), &y, &y.ones_like().unwrap()).unwrap();
+    assert!(dx.is_none() && rest.get(w.as_tensor()).is_some());
+}
+
+#[test]
+fn a_tape_runs_again_with_another_cotangent() {
+    let x = Var::from_tensor(&tensor(&[1.0, 2.0], &[2])).unwrap();
+    let y = relu(&(x.as_tensor() * x.as_tensor()).unwrap()).unwrap();
+    for (cotangent, expected) in [([1.0, 0.0], [2.0, 0.0]), ([0.5, -1.0], [1.0, -4.0])] {
+        let g = vjp(x.as_tensor(), &y, &tensor(&cotangent, &[2])).unwrap().0;
+        assert_eq!(values(&g.unwrap()), expected);
+    }
+    assert!(vjp(x.as_tensor(), &y, &tensor(&[1.0], &[1])).is_err());
+    let independent = tensor(&[1.0], &[1]);
+    assert!(vjp(x.as_tensor(), &independent, &independent).unwrap().0.is_none());
+}
+
+#[test]
+fn gradcheck_finds_candles_wrong_pooling() {
+    let x = distinct(19, &[1, 1, 4, 4]);
+    let report = gradcheck(|x| x.max_pool2d(2), &x, &GradcheckOptions::default()).unwrap();
+    assert!(report.max_relative_error > 0.5, "{report:?}");
+}

@@ -1,0 +1,189 @@
+//! Weight files, initialisation, and the optimiser.
+
+mod common;
+
+use advae_nn::*;
+use candle_core::{DType, Device, Tensor};
+use common::{random_f32, values};
+
+/// Parameters of a small model.
+fn model(weights: &Weights) -> Result<Vec<Param>> {
+    Conv2d::new(&weights.pp("block").pp("conv1"), 2, 3, 3, 1, Padding::Same)?;
+    BatchNorm2d::new(&weights.pp("norm"), 3)?;
+    Linear::new(&weights.pp("fc"), 3, 2)?;
+    weights.finish()?;
+    Ok(weights.params())
+}
+
+fn error_of<T>(result: Result<T>) -> String {
+    result.err().map(|e| e.to_string()).unwrap_or_default()
+}
+
+#[test]
+fn a_file_comes_back_as_it_was() {
+    let weights = Weights::init(1);
+    assert!(weights.is_init());
+    let params = model(&weights).unwrap();
+    assert_eq!(weights.parameter_count(), 2 * 3 * 9 + 3 + 6 + 8);
+    let names: Vec<&str> = params.iter().map(Param::name).collect();
+    assert_eq!(names[..3], ["block.conv1.weight", "block.conv1.bias", "norm.weight"]);
+    let file = Weights::from_safetensors(&save_safetensors(&params).unwrap()).unwrap();
+    assert!(!file.is_init());
+    for (a, b) in params.iter().zip(model(&file).unwrap()) {
+        assert_eq!((a.name(), a.trainable()), (b.name(), b.trainable()));
+        assert_eq!(values(a.var()), values(b.var()));
+    }
+}
+
+#[test]
+fn half_precision_is_widened() {
+    let params = model(&Weights::init(2)).unwrap();
+    let file = Weights::from_safetensors(&save_safetensors_f16(&params).unwrap()).unwrap();
+    for (a, b) in params.iter().zip(model(&file).unwrap()) {
+        assert_eq!(b.var().dtype(), DType::F32);
+        let rounded = a.var().to_dtype(DType::F16).unwrap();
+        assert_eq!(values(&rounded), values(b.var()));
+    }
+}
+
+#[test]
+fn each_fault_of_a_file_is_named() {
+    let file = |params: &[Param]| save_safetensors(params).unwrap();
+    let load = |bytes: &[u8]| model(&Weights::from_safetensors(bytes)?);
+    let params = model(&Weights::init(3)).unwrap();
+    assert!(error_of(load(&file(&params[1..]))).contains("no 'block.conv1.weight'"));
+    let odd = Weights::init(3);
+    Linear::new(&odd.pp("fc"), 4, 2).unwrap();
+    let swapped = [&params[..params.len() - 2], &odd.params()].concat();
+    let message = error_of(load(&file(&swapped)));
+    assert!(
+        message.contains("fc.weight") && message.contains("[2, 4]") && message.contains("[2, 3]"),
+        "{message}"
+    );
+    let more = Weights::init(3);
+    more.param("extra", &[1], Init::Zeros).unwrap();
+    let message = error_of(load(&file(&[&params[..], &more.params()].concat())));
+    assert!(message.contains("extra"), "{message}");
+    let whole = file(&params);
+    assert!(error_of(load(&whole[..whole.len() - 3])).contains("safetensors"));
+    let mut broken = whole.clone();
+    let end = broken.len();
+    broken[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    assert!(error_of(load(&broken)).contains("NaN"));
+}
+
+#[test]
+fn diverged_parameters_are_not_saved() {
+    let weights = Weights::init(4);
+    let param = weights.param("p", &[1], Init::Const(1e5)).unwrap();
+    assert!(save_safetensors(std::slice::from_ref(&param)).is_ok());
+    assert!(error_of(save_safetensors_f16(std::slice::from_ref(&param))).contains("'p'"));
+    param.set(&Tensor::new(&[f32::NAN], &Device::Cpu).unwrap()).unwrap();
+    assert!(save_safetensors(&[param]).is_err());
+}
+
+#[test]
+fn names_are_unique() {
+    let weights = Weights::init(5);
+    weights.param("p", &[1], Init::Zeros).unwrap();
+    assert!(error_of(weights.param("p", &[1], Init::Zeros)).contains("'p'"));
+}
+
+#[test]
+fn initial_values_follow_their_rule() {
+    let weights = Weights::init(6);
+    let stats = |name: &str, init| {
+        let v = values(weights.param(name, &[200, 100], init).unwrap().var());
+        let max = v.iter().fold(0.0, |m: f64, v| m.max(v.abs()));
+        (v.iter().map(|v| v * v).sum::<f64>() / v.len() as f64, max)
+    };
+    let (variance, max) = stats(
+        "glorot",
+        Init::GlorotUniform {
+            fan_in: 100,
+            fan_out: 200,
+        },
+    );
+    assert!((variance - 0.02 / 3.0).abs() < 3e-4 && max <= 0.02f64.sqrt() + 1e-7);
+    let (variance, max) = stats("he", Init::HeNormal { fan_in: 50 });
+    assert!((variance - 0.04).abs() < 2e-3 && max > 0.6);
+    let (variance, max) = stats("uniform", Init::Uniform { bound: 3.0 });
+    assert!((variance - 3.0).abs() < 0.1 && max <= 3.0);
+    assert_eq!(stats("const", Init::Const(2.0)), (4.0, 2.0));
+}
+
+#[test]
+fn initial_values_depend_on_seed_and_name_only() {
+    let value = |seed, prefix: &str, name: &str| {
+        let weights = Weights::init(seed).pp(prefix);
+        values(weights.param(name, &[4], Init::Uniform { bound: 1.0 }).unwrap().var())
+    };
+    assert_eq!(value(1, "a", "b"), value(1, "", "a.b"));
+    assert_ne!(value(1, "a", "b"), value(2, "a", "b"));
+    assert_ne!(value(1, "a", "b"), value(1, "a", "c"));
+}
+
+#[test]
+fn setting_needs_the_shape() {
+    let param = Weights::init(7).param("p", &[2, 2], Init::Zeros).unwrap();
+    param.set(&random_f32(1, &[2, 2]).t().unwrap()).unwrap();
+    assert_eq!(values(param.var()), values(&random_f32(1, &[2, 2]).t().unwrap()));
+    assert!(param.set(&random_f32(1, &[4])).is_err());
+}
+
+#[test]
+fn adam_by_hand() {
+    let param = Weights::init(8).param("p", &[1], Init::Const(1.0)).unwrap();
+    let mut adam = Adam::new();
+    // Moments and steps by the published recursion, in f64.
+    let (mut p, mut m, mut v) = (1.0f64, 0.0, 0.0);
+    for (t, g) in [(1, 0.5f64), (2, -0.25), (3, 1.0)] {
+        m = 0.9 * m + 0.1 * g;
+        v = 0.999 * v + 0.001 * g * g;
+        let (m_hat, v_hat) = (m / (1.0 - 0.9f64.powi(t)), v / (1.0 - 0.999f64.powi(t)));
+        p -= 0.1 * m_hat / (v_hat.sqrt() + 1e-8);
+        let grad = Tensor::new(&[g as f32], &Device::Cpu).unwrap();
+        adam.step(std::slice::from_ref(&param), &[Some(grad)], 0.1).unwrap();
+        assert!((values(param.var())[0] - p).abs() < 1e-6, "step {t}");
+    }
+    // The first step is lr sign(g), whatever the gradient: 1 - 0.1.
+    assert_eq!(adam.steps(), 3);
+}
+
+#[test]
+fn adam_continues_from_its_state() {
+    let start = || {
+        Weights::init(9)
+            .param("p", &[3, 2], Init::Uniform { bound: 1.0 })
+            .unwrap()
+    };
+    let step = |adam: &mut Adam, param: &Param, i| {
+        let grad = Some(random_f32(i, &[3, 2]));
+        adam.step(std::slice::from_ref(param), &[grad], 0.01).unwrap();
+    };
+    let (whole, mut adam) = (start(), Adam::new());
+    (0..4).for_each(|i| step(&mut adam, &whole, i));
+    let (parts, mut first) = (start(), Adam::new());
+    (0..2).for_each(|i| step(&mut first, &parts, i));
+    let mut second = Adam::new();
+    second.load_state(&first.save_state().unwrap()).unwrap();
+    assert_eq!(second.steps(), 2);
+    (2..4).for_each(|i| step(&mut second, &parts, i));
+    assert_eq!(values(whole.var()), values(parts.var()));
+    assert!(second.load_state(b"nonsense").is_err());
+}
+
+#[test]
+fn adam_leaves_what_it_should() {
+    let weights = Weights::init(10);
+    let a = weights.param("a", &[2], Init::Ones).unwrap();
+    let b = weights.buffer("b", &[2], Init::Ones).unwrap();
+    let grad = || Some(random_f32(1, &[2]));
+    let params = [a, b];
+    let mut adam = Adam::new();
+    adam.step(&params, &[None, grad()], 0.1).unwrap();
+    assert_eq!(values(params[0].var()), [1.0, 1.0]);
+    assert_eq!(values(params[1].var()), [1.0, 1.0]);
+    assert!(adam.step(&params, &[grad()], 0.1).is_err());
+    assert!(adam.step(&params, &[Some(random_f32(1, &[3])), None], 0.1).is_err());
+}

@@ -1,0 +1,168 @@
+//! What an attack wants: away from the true label, or towards a target.
+
+use crate::Oracle;
+use candle_core::{DType, Device, Result, Tensor, bail};
+use rand::Rng;
+use serde::de::{Error, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// The setting `target` of an attack. Where a rule names the true label of a sample, the next class takes its place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Goal {
+    /// `null`: any label but the true one.
+    #[default]
+    Untargeted,
+    /// `"next"`: the class after the true one, cyclically.
+    Next,
+    /// `"random"`: one of the other classes, keyed by the sample.
+    Random,
+    /// `"least_likely"`: the class with the smallest logit on the clean image, the first of equals.
+    LeastLikely,
+    /// A number: that class.
+    Class(u32),
+}
+
+/// Stream of the random targets among a sample's generators.
+const TARGET: u64 = 0x5447;
+
+impl Goal {
+    /// Whether there is a target.
+    pub fn targeted(self) -> bool {
+        self != Self::Untargeted
+    }
+
+    /// The labels `[N]` that this goal means for clean images `x [N,C,H,W]` with true labels `y [N]`.
+    ///
+    /// # Errors
+    /// Where the target is no class of the oracle's, or where the oracle refuses the logits that a rule needs.
+    pub fn objective(self, oracle: &Oracle, x: &Tensor, y: &Tensor) -> Result<Objective> {
+        let truth = labels(y)?;
+        let classes = oracle.classes() as u32;
+        let chosen = match self {
+            Self::Untargeted => return Ok(Objective { labels: truth, targeted: false }),
+            _ if classes < 2 => bail!("a target needs two classes at least, the oracle has {classes}"),
+            Self::Next => truth.clone(),
+            Self::Random => (0..truth.len())
+                .map(|i| (truth[i] + oracle.pass().rng(i, TARGET).random_range(1..classes)) % classes)
+                .collect(),
+            Self::LeastLikely => rows(&oracle.logits(x)?)?.iter().map(|z| first_of(z, |a, b| a < b)).collect(),
+            Self::Class(class) if class < classes => vec![class; truth.len()],
+            Self::Class(class) => bail!("target {class} is none of the oracle's {classes} classes: choose 0 to {}", classes - 1),
+        };
+        let next = |(target, y): (u32, &u32)| if target == *y { (y + 1) % classes } else { target };
+        Ok(Objective { labels: chosen.into_iter().zip(&truth).map(next).collect(), targeted: true })
+    }
+}
+
+/// A goal with its labels, one a sample.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Objective {
+    labels: Vec<u32>,
+    targeted: bool,
+}
+
+impl Objective {
+    /// Loss `[N]` of logits `[N,K]` that an attack ascends: the true label's cross-entropy, or the target's negated.
+    pub fn loss(&self, logits: &Tensor) -> Result<Tensor> {
+        let loss = advae_nn::cross_entropy(logits, &self.tensor(logits)?)?;
+        if self.targeted { loss.neg() } else { Ok(loss) }
+    }
+
+    /// How far logits `[N,K]` are from the goal, `[N]`: `z_y - max z_i (i != y)`, or `max z_i (i != t) - z_t` for a
+    /// target `t`. Negative: reached.
+    pub fn margin(&self, logits: &Tensor) -> Result<Tensor> {
+        let lead = advae_nn::margin(logits, &self.tensor(logits)?)?;
+        if self.targeted { lead.neg() } else { Ok(lead) }
+    }
+
+    /// Which logits `[N,K]` reach the goal: the label, the first of the largest, is not the true one, or is the target.
+    pub fn is_adversarial(&self, logits: &Tensor) -> Result<Vec<bool>> {
+        let reached = |(z, label): (Vec<f32>, &u32)| (first_of(&z, |a, b| a > b) == *label) == self.targeted;
+        Ok(rows(logits)?.into_iter().zip(&self.labels).map(reached).collect())
+    }
+
+    /// The objective of some samples.
+    pub fn select(&self, indices: &[usize]) -> Self {
+        Self { labels: indices.iter().map(|i| self.labels[*i]).collect(), targeted: self.targeted }
+    }
+
+    /// The targets, where there are any: what [`Perturbed`](crate::Perturbed) reports.
+    pub fn targets(&self) -> Option<Vec<u32>> {
+        self.targeted.then(|| self.labels.clone())
+    }
+
+    fn tensor(&self, logits: &Tensor) -> Result<Tensor> {
+        Tensor::new(self.labels.as_slice(), logits.device())
+    }
+}
+
+/// Some samples of a batch `[N, ...]`.
+pub fn select_rows(x: &Tensor, indices: &[usize]) -> Result<Tensor> {
+    let indices: Vec<u32> = indices.iter().map(|i| *i as u32).collect();
+    x.index_select(&Tensor::new(indices, x.device())?, 0)
+}
+
+fn labels(y: &Tensor) -> Result<Vec<u32>> {
+    let labels = y.to_dtype(DType::I64)?.to_vec1::<i64>()?;
+    labels.into_iter().map(|y| u32::try_from(y).map_err(candle_core::Error::wrap)).collect()
+}
+
+fn rows(logits: &Tensor) -> Result<Vec<Vec<f32>>> {
+    logits.to_device(&Device::Cpu)?.to_vec2()
+}
+
+/// The first index whose value no other one beats.
+fn first_of(values: &[f32], beats: impl Fn(f32, f32) -> bool) -> u32 {
+    let mut best = 0;
+    for (i, value) in values.iter().enumerate() {
+        if beats(*value, values[best]) {
+            best = i;
+        }
+    }
+    best as u32
+}
+
+impl Serialize for Goal {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        match self {
+            Self::Untargeted => serializer.serialize_none(),
+            Self::Next => serializer.serialize_str("next"),
+            Self::Random => serializer.serialize_str("random"),
+            Self::LeastLikely => serializer.serialize_str("least_likely"),
+            Self::Class(class) => serializer.serialize_u32(*class),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Goal {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_any(GoalVisitor)
+    }
+}
+
+struct GoalVisitor;
+
+impl Visitor<'_> for GoalVisitor {
+    type Value = Goal;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("next, random, least_likely, the number of a class, or null for an untargeted attack")
+    }
+
+    fn visit_unit<E: Error>(self) -> std::result::Result<Goal, E> {
+        Ok(Goal::Untargeted)
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> std::result::Result<Goal, E> {
+        match text {
+            "next" => Ok(Goal::Next),
+            "random" => Ok(Goal::Random),
+            "least_likely" => Ok(Goal::LeastLikely),
+            other => Err(E::invalid_value(Unexpected::Str(other), &self)),
+        }
+    }
+
+    fn visit_u64<E: Error>(self, class: u64) -> std::result::Result<Goal, E> {
+        u32::try_from(class).map(Goal::Class).map_err(|_| E::invalid_value(Unexpected::Unsigned(class), &self))
+    }
+}

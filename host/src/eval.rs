@@ -1,0 +1,54 @@
+//! `eval`: classifiers behind purifiers, attacked under threat models.
+
+mod budget;
+mod cells;
+mod images;
+mod options;
+mod plan;
+mod run;
+
+pub use budget::{Budgets, l2_caps};
+pub use cells::{CellOutcome, Crafting, Group, Run};
+pub use images::SavedMeta;
+pub use options::{EvalArgs, Format, Settings, check_device};
+pub use plan::{LoadedModel, load_model};
+
+use crate::cancel::{Cancel, EXIT_CANCELLED};
+use crate::console;
+use crate::report::{Report, Summary};
+use anyhow::Result;
+
+/// Exit code where a cell failed or an image was refused.
+pub const EXIT_FAILED: i32 = 2;
+
+/// Runs the evaluation and prints its report. Returns the exit code.
+///
+/// # Errors
+/// Where nothing can be run: unknown plugins, settings or data.
+pub fn run(args: EvalArgs) -> Result<i32> {
+    let settings = args.settle()?;
+    let cancel = Cancel::on_ctrl_c()?;
+    let plan = plan::plan(&settings)?;
+    let outcomes = run::run(&settings, &plan, &cancel)?;
+    let whole = outcomes.iter().filter(|o| o.is_whole());
+    let summaries: Vec<Summary> = whole.map(Summary::of).collect();
+    console::print(&Report::new(summaries).render(settings.format)?)?;
+    if cancel.is_cancelled() {
+        eprintln!("{}", farewell(&settings, outcomes.iter().map(|o| o.rows.len()).sum()));
+        return Ok(EXIT_CANCELLED);
+    }
+    let failed = outcomes
+        .iter()
+        .any(|o| o.error.is_some() || o.rows.iter().any(|r| r.refused.is_some()));
+    Ok(if failed { EXIT_FAILED } else { 0 })
+}
+
+fn farewell(settings: &Settings, rows: usize) -> String {
+    match &settings.out {
+        Some(path) => format!(
+            "stopped: {rows} rows are in '{}': the same command with --resume goes on from there",
+            path.display()
+        ),
+        None => format!("stopped: {rows} rows were not written: add --out results.jsonl to be able to resume"),
+    }
+}

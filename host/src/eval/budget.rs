@@ -1,0 +1,105 @@
+//! Budgets: inline epsilon, then `--epsilon`, then the dataset's default.
+
+use advae_abi::info::NormKind;
+use anyhow::{Context, Result, bail, ensure};
+
+/// What `--epsilon` said.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Budgets {
+    linf: Option<f64>,
+    l2: Option<f64>,
+}
+
+impl Budgets {
+    /// Reads `0.3`, `linf=0.3` and `l2=2`.
+    ///
+    /// # Errors
+    /// Where a norm is unknown, a value no positive number, or a norm given twice.
+    pub fn parse(texts: &[String]) -> Result<Self> {
+        let mut budgets = Self::default();
+        for text in texts {
+            let (norms, value) = match text.split_once('=') {
+                Some(("linf", value)) => (vec![NormKind::Linf], value),
+                Some(("l2", value)) => (vec![NormKind::L2], value),
+                Some((norm, _)) => bail!("no norm '{norm}' in --epsilon {text}: give linf or l2"),
+                None => (vec![NormKind::Linf, NormKind::L2], text.as_str()),
+            };
+            let value: f64 = value
+                .parse()
+                .with_context(|| format!("--epsilon {text} is no number"))?;
+            ensure!(
+                value > 0. && value.is_finite(),
+                "--epsilon {text} is no budget: give a positive number"
+            );
+            for norm in norms {
+                let slot = budgets.slot(norm);
+                ensure!(slot.replace(value).is_none(), "--epsilon gives {norm} twice: keep one");
+            }
+        }
+        Ok(budgets)
+    }
+
+    fn slot(&mut self, norm: NormKind) -> &mut Option<f64> {
+        match norm {
+            NormKind::Linf => &mut self.linf,
+            NormKind::L2 => &mut self.l2,
+        }
+    }
+
+    /// The budget in that norm for images of that shape.
+    ///
+    /// # Errors
+    /// Where none was given and the shape has no customary one.
+    pub fn resolve(mut self, norm: NormKind, shape: [usize; 3]) -> Result<f64> {
+        let given = *self.slot(norm);
+        given
+            .or_else(|| customary(norm, shape))
+            .with_context(|| format!("images of shape {shape:?} have no customary {norm} budget: give --epsilon"))
+    }
+}
+
+/// Budgets of the literature (Madry et al. 2018; RobustBench).
+fn customary(norm: NormKind, shape: [usize; 3]) -> Option<f64> {
+    match (shape, norm) {
+        ([1, 28, 28], NormKind::Linf) => Some(0.3),
+        ([1, 28, 28], NormKind::L2) => Some(2.),
+        ([3, 32, 32], NormKind::Linf) => Some(8. / 255.),
+        ([3, 32, 32], NormKind::L2) => Some(0.5),
+        _ => None,
+    }
+}
+
+/// L2 caps at which an attack without a budget is read.
+pub fn l2_caps(shape: [usize; 3]) -> &'static [f64] {
+    match shape {
+        [1, 28, 28] => &[1.5, 2., 3.],
+        [3, 32, 32] => &[0.25, 0.5, 1.],
+        _ => &[],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(texts: &[&str]) -> Result<Budgets> {
+        Budgets::parse(&texts.iter().map(|t| t.to_string()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn a_budget_is_given_or_customary() {
+        let mnist = [1, 28, 28];
+        assert_eq!(parse(&[]).unwrap().resolve(NormKind::Linf, mnist).unwrap(), 0.3);
+        assert_eq!(parse(&["l2=3"]).unwrap().resolve(NormKind::L2, mnist).unwrap(), 3.);
+        assert_eq!(parse(&["l2=3"]).unwrap().resolve(NormKind::Linf, mnist).unwrap(), 0.3);
+        assert_eq!(parse(&["0.1"]).unwrap().resolve(NormKind::Linf, mnist).unwrap(), 0.1);
+        assert!(parse(&[]).unwrap().resolve(NormKind::Linf, [2, 4, 4]).is_err());
+    }
+
+    #[test]
+    fn what_is_no_budget_is_refused() {
+        for texts in [&["x"][..], &["-1"], &["0"], &["l1=3"], &["0.3", "linf=0.2"], &["inf"]] {
+            assert!(parse(texts).is_err(), "{texts:?}");
+        }
+    }
+}

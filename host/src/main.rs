@@ -1,0 +1,59 @@
+//! `advae-host`: evaluates defences of image classifiers against adversarial examples.
+
+use advae_host::cancel::{Cancel, EXIT_CANCELLED};
+use advae_host::{console, eval, list, rescore, train, workers};
+use anyhow::Result;
+use clap::{ArgAction, Parser, Subcommand};
+
+/// Evaluates defences of image classifiers against adversarial examples.
+///
+/// Classifiers, purifiers, attacks and threat models are plugins; the host measures what they return.
+#[derive(Parser)]
+#[command(name = "advae-host", version)]
+struct Cli {
+    /// Say what is being done (-v), and how (-vv)
+    #[arg(short, long, action = ArgAction::Count, global = true)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Attack classifiers behind purifiers and print a table
+    Eval(Box<eval::EvalArgs>),
+    /// Measure and classify saved adversarial images again
+    Score(rescore::ScoreArgs),
+    /// List every plugin that is found, with its settings
+    Plugins(list::PluginsArgs),
+    /// Train a classifier or a purifier
+    Train(Box<train::TrainArgs>),
+}
+
+fn main() {
+    let cli = Cli::parse();
+    console::log(cli.verbose);
+    // A panic comes out of the worker as an error of one line.
+    std::panic::set_hook(Box::new(|info| tracing::debug!("{info}")));
+    let code = workers::on_large_stack(|| run(cli.command)).unwrap_or_else(|error| {
+        eprintln!("error: {}", console::one_line(&error));
+        eval::EXIT_FAILED
+    });
+    std::process::exit(code);
+}
+
+fn run(command: Command) -> Result<i32> {
+    match command {
+        Command::Eval(args) => eval::run(*args),
+        Command::Score(args) => rescore::run(args),
+        Command::Plugins(args) => list::run(args),
+        Command::Train(args) => {
+            let outcome = train::run(&args, &Cancel::on_ctrl_c()?)?;
+            Ok(if matches!(outcome, train::Outcome::Interrupted) {
+                EXIT_CANCELLED
+            } else {
+                0
+            })
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Where plugins are looked for: a path, else `$ADVAE_PLUGIN_PATH`, else beside the executable.
+
+use super::elf::{Inspected, inspect};
+use anyhow::{Result, bail};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// Variable that lists plugin folders, separated by colons.
+const PATH_VARIABLE: &str = "ADVAE_PLUGIN_PATH";
+
+/// A file that looks like a plugin, and whether it is one.
+#[derive(Debug)]
+pub struct Found {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What it says of itself, or why it is none.
+    pub inspected: Result<Inspected>,
+}
+
+/// Folders of `$ADVAE_PLUGIN_PATH`.
+pub fn path_dirs() -> Vec<PathBuf> {
+    let Some(list) = std::env::var_os(PATH_VARIABLE) else {
+        return vec![];
+    };
+    std::env::split_paths(&list)
+        .filter(|dir| !dir.as_os_str().is_empty())
+        .collect()
+}
+
+/// All folders that are searched, in order.
+pub fn search_dirs() -> Vec<PathBuf> {
+    let mut dirs = path_dirs();
+    let beside = std::env::current_exe()
+        .ok()
+        .and_then(|exe| exe.parent().map(Path::to_path_buf));
+    dirs.extend(beside);
+    dirs
+}
+
+/// The file of the plugin `name`: a path, or `advae.so`, `libadvae.so` or `advae`.
+///
+/// # Errors
+/// Where it is nowhere; says where was looked.
+pub fn find(name: &str) -> Result<PathBuf> {
+    if name.contains('/') || Path::new(name).is_file() {
+        return Ok(PathBuf::from(name));
+    }
+    find_in(name, &search_dirs())
+}
+
+fn find_in(name: &str, dirs: &[PathBuf]) -> Result<PathBuf> {
+    let stem = stem(name);
+    let candidates = [format!("lib{stem}.so"), format!("{stem}.so")];
+    let mut files = dirs
+        .iter()
+        .flat_map(|dir| candidates.iter().map(move |file| dir.join(file)));
+    if let Some(path) = files.find(|path| path.is_file()) {
+        return Ok(path);
+    }
+    let looked: Vec<String> = dirs.iter().map(|dir| format!("'{}'", dir.display())).collect();
+    bail!(
+        "no plugin '{name}': looked for {} and {} in {}: give a path, or set {PATH_VARIABLE}",
+        candidates[0],
+        candidates[1],
+        looked.join(", ")
+    )
+}
+
+/// Every plugin file of all searched folders; of several with one name, the first.
+pub fn scan() -> Vec<Found> {
+    scan_dirs(&search_dirs())
+}
+
+/// Every plugin file of these folders; of several with one name, the first.
+pub fn scan_dirs(dirs: &[PathBuf]) -> Vec<Found> {
+    let mut seen = BTreeSet::new();
+    let mut found = vec![];
+    for path in dirs.iter().flat_map(|dir| libraries(dir)) {
+        let name = path.file_name().map(|name| stem(&name.to_string_lossy()).to_string());
+        if name.is_some_and(|name| seen.insert(name)) {
+            found.push(Found {
+                inspected: inspect(&path),
+                path,
+            });
+        }
+    }
+    found
+}
+
+fn libraries(dir: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return vec![];
+    };
+    let paths = entries.filter_map(|entry| entry.ok().map(|e| e.path()));
+    let mut files: Vec<PathBuf> = paths.filter(|p| p.extension().is_some_and(|e| e == "so")).collect();
+    files.sort();
+    files
+}
+
+/// `libadvae.so`, `advae.so` and `advae` are one name.
+fn stem(name: &str) -> &str {
+    let name = name.strip_suffix(".so").unwrap_or(name);
+    name.strip_prefix("lib").unwrap_or(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_spellings_find_one_file() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("libadvae.so"), "").unwrap();
+        let dirs = [dir.path().to_path_buf()];
+        for name in ["advae", "advae.so", "libadvae.so"] {
+            assert_eq!(find_in(name, &dirs).unwrap(), dir.path().join("libadvae.so"));
+        }
+    }
+
+    #[test]
+    fn the_error_says_where_was_looked() {
+        let error = find_in("nowhere", &[PathBuf::from("/a"), PathBuf::from("/b")])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("libnowhere.so") && error.contains("'/a', '/b'"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn the_first_folder_wins_and_broken_files_are_kept() {
+        let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::fs::write(one.path().join("libpgd.so"), "text").unwrap();
+        std::fs::write(two.path().join("pgd.so"), "text").unwrap();
+        let found = scan_dirs(&[one.path().to_path_buf(), two.path().to_path_buf()]);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].path, one.path().join("libpgd.so"));
+        assert!(found[0].inspected.is_err());
+    }
+}

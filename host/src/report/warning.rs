@@ -1,0 +1,190 @@
+//! Warnings with advice: what a figure may hide, and what to run next.
+
+use super::summary::Summary;
+use crate::stats::mcnemar_of;
+use std::fmt;
+
+/// Level below which a paired difference is taken seriously.
+const SIGNIFICANT: f64 = 0.01;
+/// Share of zero gradients from which on gradients count as obfuscated.
+const MANY_ZEROS: f64 = 0.1;
+/// Difference between oblivious and white-box figures from which on a defence lives on its secrecy.
+const LARGE_GAP: f64 = 0.2;
+
+/// Something about a cell that a reader should know.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Warning {
+    /// Many input gradients are zero although the loss depends on the logits.
+    ZeroGradient {
+        /// Which cell.
+        cell: String,
+        /// Their share.
+        share: f64,
+    },
+    /// The defence holds against an attacker who ignores it, and much less against one who knows it.
+    LivesOnSecrecy {
+        /// Which cell.
+        cell: String,
+        /// Robust accuracy with the purifier unknown.
+        oblivious: f64,
+        /// Robust accuracy with the purifier known.
+        white_box: f64,
+    },
+    /// An attacker who knows less does better.
+    TransferStronger {
+        /// Which cell.
+        cell: String,
+        /// Robust accuracy with the purifier unknown.
+        oblivious: f64,
+        /// Robust accuracy with the purifier known.
+        white_box: f64,
+    },
+    /// One step does better than many.
+    SingleStepStronger {
+        /// Which cell.
+        cell: String,
+        /// Robust accuracy under the single step.
+        single: f64,
+        /// Name of the other attack.
+        other: String,
+        /// Robust accuracy under it.
+        iterated: f64,
+    },
+    /// Images were refused.
+    Refused {
+        /// Which cell.
+        cell: String,
+        /// How many.
+        count: usize,
+        /// One of the reasons.
+        reason: String,
+    },
+}
+
+impl Warning {
+    /// Everything there is to say about these cells.
+    pub fn all(cells: &[Summary]) -> Vec<Self> {
+        let whole: Vec<&Summary> = cells.iter().filter(|cell| cell.failed.is_none()).collect();
+        let alone = whole.iter().flat_map(|cell| Self::of(cell));
+        let pairs = whole
+            .iter()
+            .flat_map(|a| whole.iter().filter_map(|b| Self::of_pair(a, b)));
+        alone.chain(pairs).collect()
+    }
+
+    fn of(cell: &Summary) -> Vec<Self> {
+        let zero = cell.zero_gradients.filter(|share| *share >= MANY_ZEROS);
+        let zero = zero.map(|share| Self::ZeroGradient {
+            cell: name(cell),
+            share,
+        });
+        let refusal = cell.refusal.clone();
+        let refused = refusal.map(|reason| Self::Refused {
+            cell: name(cell),
+            count: cell.refused,
+            reason,
+        });
+        zero.into_iter().chain(refused).collect()
+    }
+
+    fn of_pair(a: &Summary, b: &Summary) -> Option<Self> {
+        let (first, second) = (a.robust_accuracy.value, b.robust_accuracy.value);
+        let differ = || {
+            a.rows.len() == b.rows.len() && {
+                let pairs = a.rows.iter().zip(&b.rows).map(|(a, b)| (a.robust, b.robust));
+                mcnemar_of(pairs) < SIGNIFICANT
+            }
+        };
+        if a.same_defence(b) && a.budget() == b.budget() {
+            let single_step = a.passes <= 2 && b.passes >= 10 && a.epsilon.is_some();
+            return (single_step && first < second && differ()).then(|| Self::SingleStepStronger {
+                cell: name(a),
+                single: first,
+                other: b.attack.clone(),
+                iterated: second,
+            });
+        }
+        let same = a.classifier == b.classifier && a.purifier == b.purifier && a.attack == b.attack;
+        if !same || a.threat_model != "oblivious" || b.threat_model != "white_box" || !differ() {
+            return None;
+        }
+        let (cell, oblivious, white_box) = (name(b), first, second);
+        match first - second {
+            gap if gap >= LARGE_GAP => Some(Self::LivesOnSecrecy {
+                cell,
+                oblivious,
+                white_box,
+            }),
+            gap if gap < 0. && b.epsilon.is_some() => Some(Self::TransferStronger {
+                cell,
+                oblivious,
+                white_box,
+            }),
+            _ => None,
+        }
+    }
+}
+
+fn name(cell: &Summary) -> String {
+    format!(
+        "{} + {}, {}, {}",
+        cell.classifier, cell.purifier, cell.threat_model, cell.attack
+    )
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.1} %", 100. * share)
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ZeroGradient { cell, share } => write!(
+                f,
+                "{cell}: {} of the input gradients are zero: the robust accuracy may rest on obfuscated gradients: \
+                 run again with --backward identity",
+                percent(*share)
+            ),
+            Self::LivesOnSecrecy {
+                cell,
+                oblivious,
+                white_box,
+            } => write!(
+                f,
+                "{cell}: robust accuracy is {} where the attacker knows the defence, {} where it does not: \
+                 quote the former",
+                percent(*white_box),
+                percent(*oblivious)
+            ),
+            Self::TransferStronger {
+                cell,
+                oblivious,
+                white_box,
+            } => write!(
+                f,
+                "{cell}: knowing the defence leaves {} robust, not knowing it {}: the attack through the defence \
+                 is too weak: run again with more steps or --backward identity",
+                percent(*white_box),
+                percent(*oblivious)
+            ),
+            Self::SingleStepStronger {
+                cell,
+                single,
+                other,
+                iterated,
+            } => write!(
+                f,
+                "{cell}: a single step leaves {} robust, {other} {}: gradients may be masked: \
+                 run again with more steps, restarts or --backward identity",
+                percent(*single),
+                percent(*iterated)
+            ),
+            Self::Refused { cell, count, reason } => {
+                write!(
+                    f,
+                    "{cell}: {count} images were refused and scored as the clean ones ({reason}): mend the attack"
+                )
+            }
+        }
+    }
+}

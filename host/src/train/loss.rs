@@ -1,0 +1,84 @@
+//! Losses of training, with the cotangents they send back.
+
+use crate::tensor::Tensor;
+
+/// Softmax cross-entropy of every row of `logits [N,K]`, and its gradient times `weight` a row.
+pub fn cross_entropy(logits: &Tensor, labels: &[u32], weight: f32) -> (Vec<f32>, Tensor) {
+    let mut cotangent = Tensor::zeros(&logits.shape);
+    let mut losses = Vec::with_capacity(labels.len());
+    for (i, label) in labels.iter().enumerate() {
+        let row = logits.row(i);
+        let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f32 = row.iter().map(|z| (z - largest).exp()).sum();
+        losses.push(sum.ln() + largest - row[*label as usize]);
+        let gradient: Vec<f32> = (row.iter().enumerate())
+            .map(|(k, z)| weight * ((z - largest).exp() / sum - if k == *label as usize { 1. } else { 0. }))
+            .collect();
+        cotangent.set_row(i, &gradient);
+    }
+    (losses, cotangent)
+}
+
+/// Pixel-wise sigmoid cross-entropy between purified images `p` and clean images `x` (Eq. 7's D), the mean over the
+/// pixels of each sample, and its gradient with respect to `p` times `weight` a sample.
+pub fn reconstruction(p: &Tensor, x: &Tensor, weight: f32) -> (Vec<f32>, Tensor) {
+    const TINY: f32 = 1e-6;
+    let pixels = p.row_len() as f32;
+    let mut cotangent = Tensor::zeros(&p.shape);
+    let mut losses = vec![0.; p.rows()];
+    for (i, loss) in losses.iter_mut().enumerate() {
+        let mut gradient = Vec::with_capacity(p.row_len());
+        for (p, x) in p.row(i).iter().zip(x.row(i)) {
+            let p = p.clamp(TINY, 1. - TINY);
+            *loss -= (x * p.ln() + (1. - x) * (1. - p).ln()) / pixels;
+            gradient.push(weight * (p - x) / (p * (1. - p)) / pixels);
+        }
+        cotangent.set_row(i, &gradient);
+    }
+    (losses, cotangent)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensor(shape: &[usize], data: Vec<f32>) -> Tensor {
+        Tensor::new(shape.to_vec(), data).unwrap()
+    }
+
+    /// Central differences of the summed losses against the cotangent.
+    fn check(at: &Tensor, loss: impl Fn(&Tensor) -> (Vec<f32>, Tensor)) {
+        let (_, gradient) = loss(at);
+        for i in 0..at.data.len() {
+            let sum = |step: f32| {
+                let mut moved = at.clone();
+                moved.data[i] += step;
+                loss(&moved).0.iter().map(|l| f64::from(*l)).sum::<f64>()
+            };
+            let difference = (sum(1e-2) - sum(-1e-2)) / 2e-2;
+            assert!(
+                (difference - f64::from(gradient.data[i])).abs() < 2e-3,
+                "{difference} {}",
+                gradient.data[i]
+            );
+        }
+    }
+
+    #[test]
+    fn cross_entropy_has_the_gradient_of_its_differences() {
+        let logits = tensor(&[2, 3], vec![0.3, -0.2, 1., -1., 0.5, 0.1]);
+        check(&logits, |z| cross_entropy(z, &[2, 0], 1.));
+        let (losses, _) = cross_entropy(&tensor(&[1, 2], vec![0., 0.]), &[1], 1.);
+        assert!((losses[0] - std::f32::consts::LN_2).abs() < 1e-6);
+        let (losses, _) = cross_entropy(&tensor(&[1, 2], vec![1000., 0.]), &[1], 1.);
+        assert_eq!(losses[0], 1000.);
+    }
+
+    #[test]
+    fn reconstruction_has_the_gradient_of_its_differences() {
+        let x = tensor(&[1, 4], vec![0., 1., 0.5, 0.2]);
+        check(&tensor(&[1, 4], vec![0.3, 0.6, 0.5, 0.4]), |p| {
+            reconstruction(p, &x, 1.)
+        });
+    }
+}

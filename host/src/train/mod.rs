@@ -1,0 +1,196 @@
+//! `advae-host train`: clean training of a classifier; adversarial training of a purifier (Eq. 7) or a classifier.
+
+mod checkpoint;
+mod loss;
+mod recipe;
+mod schedule;
+mod trainer;
+
+pub use checkpoint::{Folder, Position, Sums};
+pub use recipe::Recipe;
+pub use schedule::{Rules, Schedule};
+pub use trainer::{EpochLog, Observer, Outcome, Trainer};
+
+use crate::cancel::Cancel;
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+
+/// Train a classifier or a purifier.
+#[derive(Args, Clone, Debug)]
+pub struct TrainArgs {
+    /// Recipe (TOML); the flags below win over it.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Classifier: what is trained, or what stands frozen behind the purifier.
+    #[arg(long, value_name = "PLUGIN")]
+    pub classifier: Option<String>,
+    /// Purifier to train in front of the frozen classifier.
+    #[arg(long, value_name = "PLUGIN")]
+    pub purifier: Option<String>,
+    /// Attack that crafts the examples; none for clean training.
+    #[arg(long, value_name = "PLUGIN[:KEY=VALUE,..]")]
+    pub attack: Option<String>,
+    /// Radius of the attack's ball.
+    #[arg(long)]
+    pub epsilon: Option<f64>,
+    /// Dataset to train on.
+    #[arg(long)]
+    pub dataset: Option<String>,
+    /// Folder of the datasets [default: $ADVAE_DATA_DIR]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Largest number of epochs.
+    #[arg(long)]
+    pub epochs: Option<usize>,
+    /// Images a step.
+    #[arg(long)]
+    pub batch_size: Option<usize>,
+    /// Adam's rate at the start.
+    #[arg(long)]
+    pub learning_rate: Option<f64>,
+    /// Use only that many training images.
+    #[arg(long)]
+    pub samples: Option<usize>,
+    /// Seed of initialisation, order and random starts.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Threads; all cores by default.
+    #[arg(long)]
+    pub threads: Option<usize>,
+    /// Folder for weights, log and checkpoints.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Go on from the folder's checkpoint.
+    #[arg(long)]
+    pub resume: bool,
+}
+
+impl TrainArgs {
+    fn recipe(&self) -> Result<Recipe> {
+        let mut recipe = self
+            .config
+            .as_deref()
+            .map(Recipe::read)
+            .transpose()?
+            .unwrap_or_default();
+        let set = |field: &mut String, flag: &Option<String>| flag.iter().for_each(|value| *field = value.clone());
+        set(&mut recipe.classifier, &self.classifier);
+        set(&mut recipe.dataset, &self.dataset);
+        recipe.purifier = self.purifier.clone().or(recipe.purifier);
+        recipe.attack = self.attack.clone().or(recipe.attack);
+        recipe.epsilon = self.epsilon.unwrap_or(recipe.epsilon);
+        recipe.epochs = self.epochs.unwrap_or(recipe.epochs);
+        recipe.batch_size = self.batch_size.unwrap_or(recipe.batch_size);
+        recipe.learning_rate = self.learning_rate.unwrap_or(recipe.learning_rate);
+        recipe.samples = self.samples.unwrap_or(recipe.samples);
+        recipe.seed = self.seed.unwrap_or(recipe.seed);
+        recipe.check()?;
+        Ok(recipe)
+    }
+}
+
+/// Runs the subcommand, on a thread with a deep stack. `cancel` is looked at after every step.
+///
+/// # Errors
+/// Where recipe, data, plugins or files do not allow it.
+pub fn run(args: &TrainArgs, cancel: &Cancel) -> Result<Outcome> {
+    let recipe = args.recipe()?;
+    let folder = Folder::open(&args.out)?;
+    ensure!(
+        args.resume || !folder.file("checkpoint.json").exists(),
+        "'{}' holds a run already: add --resume to go on with it, or choose another --out",
+        args.out.display()
+    );
+    let data = advae_data::load(&recipe.dataset, args.data_dir.as_deref())?;
+    let (mut training, mut validation) = data.split_last(recipe.validation);
+    if recipe.samples > 0 {
+        training = training.take(recipe.samples);
+    }
+    if recipe.validation_samples > 0 {
+        validation = validation.take(recipe.validation_samples);
+    }
+    let threads = args
+        .threads
+        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
+    folder.write("recipe.toml", toml::to_string(&recipe)?.as_bytes())?;
+    let epochs = recipe.epochs;
+    let trainer = Trainer::new(recipe, training, validation, threads)?;
+    let (name, parameters) = trainer.trainee();
+    println!("training {name} ({parameters} parameters) into {}", args.out.display());
+    let mut console = Console::open(&folder, epochs, args.resume, cancel)?;
+    let outcome = trainer.run(&folder, args.resume, &mut console)?;
+    match outcome {
+        Outcome::Finished => println!("done: {}", folder.file("weights.safetensors").display()),
+        Outcome::Interrupted => println!("interrupted: the same command with --resume goes on from here"),
+    }
+    Ok(outcome)
+}
+
+/// Progress on a terminal, a line an epoch everywhere, and the JSONL log.
+struct Console<'a> {
+    log: std::fs::File,
+    bar: ProgressBar,
+    epochs: usize,
+    cancel: &'a Cancel,
+}
+
+impl<'a> Console<'a> {
+    fn open(folder: &Folder, epochs: usize, resume: bool, cancel: &'a Cancel) -> Result<Self> {
+        let path = folder.file("log.jsonl");
+        let mut options = std::fs::OpenOptions::new();
+        options.create(true).write(true).append(resume).truncate(!resume);
+        let log = options
+            .open(&path)
+            .with_context(|| format!("cannot write '{}'", path.display()))?;
+        let bar = if std::io::stderr().is_terminal() {
+            ProgressBar::new(0)
+        } else {
+            ProgressBar::hidden()
+        };
+        let style = ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len} {msg} {eta} left in the epoch")?;
+        bar.set_style(style.progress_chars("=> "));
+        Ok(Self {
+            log,
+            bar,
+            epochs,
+            cancel,
+        })
+    }
+}
+
+impl Observer for Console<'_> {
+    fn step(&mut self, position: &Position, steps: usize, loss: f64) -> bool {
+        if self.bar.length() != Some(steps as u64) || self.bar.position() > position.batch as u64 {
+            self.bar.reset();
+            self.bar.set_length(steps as u64);
+        }
+        let rate = position.sums.images as f64 / position.sums.seconds;
+        self.bar
+            .set_prefix(format!("epoch {}/{}", position.epoch + 1, self.epochs));
+        self.bar.set_message(format!("loss {loss:.4}, {rate:.0} images/s"));
+        self.bar.set_position(position.batch as u64);
+        !self.cancel.is_cancelled()
+    }
+
+    fn epoch(&mut self, log: &EpochLog) -> Result<()> {
+        writeln!(self.log, "{}", serde_json::to_string(log)?).context("cannot write the log")?;
+        let robust = log
+            .robust_accuracy
+            .map(|r| format!(", robust {:.2} %", 100. * r))
+            .unwrap_or_default();
+        let line = format!(
+            "epoch {:>3}: loss {:.4}, validation {:.4}, clean {:.2} %{robust}, {:.0} images/s{}",
+            log.epoch,
+            log.train_loss,
+            log.validation_loss,
+            100. * log.clean_accuracy,
+            log.images_per_second,
+            if log.best { " *" } else { "" }
+        );
+        self.bar.suspend(|| println!("{line}"));
+        Ok(())
+    }
+}

@@ -1,0 +1,151 @@
+//! Worker threads: each takes micro-batches until none is left.
+
+use anyhow::{Result, anyhow};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{Builder, ScopedJoinHandle};
+
+/// Stack of every thread that calls plugins: candle walks graphs recursively.
+pub const STACK_BYTES: usize = 64 << 20;
+
+/// How a set of samples is cut and spread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Number of workers.
+    pub workers: usize,
+    /// Samples a micro-batch.
+    pub batch: usize,
+    /// Threads a plugin may use in one call.
+    pub call_threads: usize,
+}
+
+impl Layout {
+    /// Many workers with small batches; or one worker with large ones, where a plugin threads by itself.
+    pub fn new(threads: usize, batch: Option<usize>, internal: bool) -> Self {
+        match internal {
+            true => Self {
+                workers: 1,
+                batch: batch.unwrap_or(128),
+                call_threads: threads,
+            },
+            false => Self {
+                workers: threads,
+                batch: batch.unwrap_or(16),
+                call_threads: 1,
+            },
+        }
+    }
+
+    /// The samples cut into micro-batches, not larger than needed to occupy every worker.
+    pub fn cut<'a>(&self, samples: &'a [usize]) -> Vec<&'a [usize]> {
+        let fair = samples.len().div_ceil(self.workers.max(1));
+        samples.chunks(self.batch.min(fair).max(1)).collect()
+    }
+}
+
+/// Runs `work` on every micro-batch. The first error stops the others after the batch they are at.
+///
+/// # Errors
+/// An error of `work`, or a panic inside it.
+pub fn for_each_batch(layout: Layout, samples: &[usize], work: impl Fn(&[usize]) -> Result<()> + Sync) -> Result<()> {
+    let batches = layout.cut(samples);
+    for_each(layout.workers, batches.len(), |i| work(batches[i])).map(|_| ())
+}
+
+/// Runs `work` on `0..n`, one item after the other on each of `workers` threads, and returns the answers in order.
+///
+/// # Errors
+/// An error of `work`, or a panic inside it.
+pub fn for_each<T: Send>(workers: usize, n: usize, work: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {
+    let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let worker = || {
+        let mut done = vec![];
+        while !stop.load(Ordering::Relaxed) {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            if i >= n {
+                break;
+            }
+            done.push((i, work(i).inspect_err(|_| stop.store(true, Ordering::Relaxed))?));
+        }
+        Ok(done)
+    };
+    let mut done: Vec<(usize, T)> = std::thread::scope(|scope| {
+        let spawn = |_| Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, worker);
+        let handles: Vec<_> = (0..workers.clamp(1, n.max(1))).map(spawn).collect();
+        let joined = handles.into_iter().map(|handle| join(handle?)).collect::<Vec<_>>();
+        joined.into_iter().collect::<Result<Vec<_>>>()
+    })?
+    .into_iter()
+    .flatten()
+    .collect();
+    done.sort_by_key(|(i, _)| *i);
+    Ok(done.into_iter().map(|(_, answer)| answer).collect())
+}
+
+fn join<T>(handle: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+    handle
+        .join()
+        .unwrap_or_else(|p| Err(anyhow!("a worker panicked: {}", advae_abi::panic_message(p.as_ref()))))
+}
+
+/// Runs `work` on a thread whose stack is large enough for plugin calls.
+///
+/// # Errors
+/// What `work` answers, or a panic inside it.
+pub fn on_large_stack<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    std::thread::scope(|scope| join(Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, work)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    #[test]
+    fn every_sample_is_visited_once() {
+        for (threads, batch) in [(1, 1), (3, 4), (8, 100)] {
+            let seen = Mutex::new(vec![]);
+            let samples: Vec<usize> = (0..50).collect();
+            let layout = Layout::new(threads, Some(batch), false);
+            for_each_batch(layout, &samples, |b| {
+                seen.lock().unwrap().extend_from_slice(b);
+                Ok(())
+            })
+            .unwrap();
+            let mut seen = seen.into_inner().unwrap();
+            seen.sort_unstable();
+            assert_eq!(seen, samples);
+        }
+    }
+
+    #[test]
+    fn errors_and_panics_come_out() {
+        let layout = Layout::new(2, Some(1), false);
+        let error = for_each_batch(layout, &[0, 1, 2], |_| Err(anyhow!("no"))).unwrap_err();
+        assert_eq!(error.to_string(), "no");
+        let error = for_each_batch(layout, &[0], |_| panic!("boom")).unwrap_err();
+        assert!(error.to_string().contains("boom"));
+        assert!(on_large_stack(|| Ok(1)).is_ok());
+    }
+
+    #[test]
+    fn answers_come_in_order() {
+        assert_eq!(
+            for_each(3, 20, |i| Ok(i * i)).unwrap(),
+            (0..20).map(|i| i * i).collect::<Vec<_>>()
+        );
+        assert!(for_each(3, 0, |_| Ok(())).unwrap().is_empty());
+    }
+
+    #[test]
+    fn small_sets_occupy_every_worker() {
+        assert_eq!(Layout::new(4, None, false).cut(&[0, 1, 2, 3, 4, 5]).len(), 3);
+        assert_eq!(
+            Layout::new(4, None, true),
+            Layout {
+                workers: 1,
+                batch: 128,
+                call_threads: 4
+            }
+        );
+    }
+}

@@ -1,0 +1,44 @@
+//! The fast gradient sign method (Goodfellow et al. 2014).
+
+use advae_sdk::candle_core::bail;
+use advae_sdk::prelude::*;
+
+settings! {
+    /// Defaults of the AdvAE paper (Li et al. 2019) for MNIST.
+    pub struct FgsmSettings {
+        /// Norm of the ball: linf (the sign of the gradient) or l2 (the normalised gradient).
+        norm: Norm = Norm::Linf,
+        /// Radius of the ball: the length of the step.
+        epsilon: f64 = 0.3,
+        /// Target: null (untargeted), next, random, least_likely or a class.
+        target: Goal = Goal::Untargeted,
+    }
+}
+
+/// One step of length epsilon up the loss, from the clean image.
+pub struct Fgsm(FgsmSettings);
+
+impl Attack for Fgsm {
+    type Settings = FgsmSettings;
+
+    fn new(settings: FgsmSettings) -> Result<Self> {
+        let epsilon = settings.epsilon;
+        if !(epsilon.is_finite() && epsilon >= 0.) {
+            bail!("epsilon is {epsilon}: it must be a finite number, 0 or more")
+        }
+        Ok(Self(settings))
+    }
+
+    fn info(&self) -> AttackInfo {
+        let FgsmSettings { norm, epsilon, target } = self.0;
+        AttackInfo { norm, epsilon: Some(epsilon), targeted: target.targeted(), passes: 1 }
+    }
+
+    fn perturb(&self, oracle: &Oracle, x: &Tensor, y: &Tensor) -> Result<Perturbed> {
+        let FgsmSettings { norm, epsilon, target } = self.0;
+        let objective = target.objective(oracle, x, y)?;
+        let gradient = oracle.gradient(x, |logits| objective.loss(logits))?.x;
+        let x_adv = oracle.clip(&(x + (norm.direction(&gradient)? * epsilon)?)?)?;
+        Ok(Perturbed { x_adv, found: None, targets: objective.targets() })
+    }
+}
