@@ -31,16 +31,20 @@ pub fn run(args: EvalArgs) -> Result<i32> {
     let plan = plan::plan(&settings)?;
     let outcomes = run::run(&settings, &plan, &cancel)?;
     let whole = outcomes.iter().filter(|o| o.is_whole());
-    let summaries: Vec<Summary> = whole.map(Summary::of).collect();
-    console::print(&Report::new(summaries).render(settings.format)?)?;
+    let report = Report::new(whole.map(Summary::of).collect());
+    console::print(&report.render(settings.format)?)?;
     if cancel.is_cancelled() {
         eprintln!("{}", farewell(&settings, outcomes.iter().map(|o| o.rows.len()).sum()));
         return Ok(EXIT_CANCELLED);
     }
-    let failed = outcomes
-        .iter()
-        .any(|o| o.error.is_some() || o.rows.iter().any(|r| r.refused.is_some()));
-    Ok(if failed { EXIT_FAILED } else { 0 })
+    Ok(complain(&report))
+}
+
+/// Tells what went wrong, and the exit code that follows from it.
+pub fn complain(report: &Report) -> i32 {
+    let complaints = report.complaints();
+    complaints.iter().for_each(|complaint| eprintln!("error: {complaint}"));
+    if complaints.is_empty() { 0 } else { EXIT_FAILED }
 }
 
 fn farewell(settings: &Settings, rows: usize) -> String {

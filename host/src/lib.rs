@@ -6,6 +6,7 @@
 pub mod attack;
 pub mod cancel;
 pub mod console;
+pub mod doctor;
 pub mod eval;
 pub mod list;
 pub mod model;

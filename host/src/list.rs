@@ -100,7 +100,7 @@ mod tests {
         let text = settings(&list).join("\n");
         assert_eq!(
             text,
-            "    steps = 40            iterations\n    random_start = true   start in the ball"
+            "    steps = 40           iterations\n    random_start = true  start in the ball"
         );
     }
 }

@@ -1,7 +1,7 @@
 //! `advae-host`: evaluates defences of image classifiers against adversarial examples.
 
 use advae_host::cancel::{Cancel, EXIT_CANCELLED};
-use advae_host::{console, eval, list, rescore, train, workers};
+use advae_host::{console, doctor, eval, list, rescore, train, workers};
 use anyhow::Result;
 use clap::{ArgAction, Parser, Subcommand};
 
@@ -26,6 +26,8 @@ enum Command {
     Score(rescore::ScoreArgs),
     /// List every plugin that is found, with its settings
     Plugins(list::PluginsArgs),
+    /// Measure whether a plugin keeps the contract
+    Doctor(doctor::DoctorArgs),
     /// Train a classifier or a purifier
     Train(Box<train::TrainArgs>),
 }
@@ -47,6 +49,7 @@ fn run(command: Command) -> Result<i32> {
         Command::Eval(args) => eval::run(*args),
         Command::Score(args) => rescore::run(args),
         Command::Plugins(args) => list::run(args),
+        Command::Doctor(args) => doctor::run(args),
         Command::Train(args) => {
             let outcome = train::run(&args, &Cancel::on_ctrl_c()?)?;
             Ok(if matches!(outcome, train::Outcome::Interrupted) {

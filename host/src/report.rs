@@ -23,7 +23,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Compares the cells with one another.
+    /// Of these cells, compared with one another.
     pub fn new(cells: Vec<Summary>) -> Self {
         let warnings = Warning::all(&cells).iter().map(Warning::to_string).collect();
         Self {
@@ -31,6 +31,11 @@ impl Report {
             warnings,
             cells,
         }
+    }
+
+    /// What went wrong, a line a cell: failures and refused images.
+    pub fn complaints(&self) -> Vec<String> {
+        self.cells.iter().filter_map(Summary::complaint).collect()
     }
 
     /// The report as text.
@@ -93,6 +98,7 @@ mod tests {
         );
         cw.rows[1].l2 = Some(2.25);
         cw.rows[2].refused = Some("a pixel is NaN".into());
+        cw.rows[2].robust = true;
         let mut broken = outcome("bad", linf, Some(0.3), &[(true, true)]);
         broken.error = Some("attack 'bad': plugin panicked: boom".into());
         let outcomes = [fgsm, pgd, cw, broken];
@@ -102,6 +108,11 @@ mod tests {
     #[test]
     fn the_table_as_a_person_sees_it() {
         insta::assert_snapshot!(report().render(Format::Table).unwrap());
+    }
+
+    #[test]
+    fn what_went_wrong_is_told_a_line_a_cell() {
+        insta::assert_snapshot!(report().complaints().join("\n"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::attack::Perturbed;
 use crate::console;
-use crate::eval::{Budgets, CellOutcome, EXIT_FAILED, Format, LoadedModel, SavedMeta, check_device, load_model};
+use crate::eval::{Budgets, CellOutcome, Format, LoadedModel, SavedMeta, check_device, complain, load_model};
 use crate::pipeline::Pipeline;
 use crate::report::{Report, Summary};
 use crate::results::{CellConfig, CellHeader, ModelConfig, PluginConfig, Row};
@@ -57,9 +57,9 @@ pub fn run(args: ScoreArgs) -> Result<i32> {
     ensure!(args.draws > 0, "--draws is 0: give 1 or more");
     let score = |path: &PathBuf| score_file(&args, path).with_context(|| format!("'{}'", path.display()));
     let outcomes = args.files.iter().map(score).collect::<Result<Vec<_>>>()?;
-    let refused = outcomes.iter().any(|o| o.rows.iter().any(|row| row.refused.is_some()));
-    console::print(&Report::new(outcomes.iter().map(Summary::of).collect()).render(args.format)?)?;
-    Ok(if refused { EXIT_FAILED } else { 0 })
+    let report = Report::new(outcomes.iter().map(Summary::of).collect());
+    console::print(&report.render(args.format)?)?;
+    Ok(complain(&report))
 }
 
 fn score_file(args: &ScoreArgs, path: &Path) -> Result<CellOutcome> {

@@ -69,8 +69,14 @@ impl CallCtx {
 
     /// Lends the context for one call, during which `ids` must be the slice it was made over.
     pub fn lend<'a>(&'a self, ids: &'a [u64]) -> CtxRef<'a> {
-        assert!(std::ptr::eq(ids.as_ptr(), self.ids) && ids.len() as u64 == self.ids_len, "lent over other ids");
-        CtxRef { raw: self, borrow: PhantomData }
+        assert!(
+            std::ptr::eq(ids.as_ptr(), self.ids) && ids.len() as u64 == self.ids_len,
+            "lent over other ids"
+        );
+        CtxRef {
+            raw: self,
+            borrow: PhantomData,
+        }
     }
 }
 
@@ -110,7 +116,10 @@ mod tests {
         let mut ctx = CallCtx::new(3, CallPhase::Craft, &ids);
         ctx.flags = flags::TRAIN;
         let lent = ctx.lend(&ids);
-        assert_eq!((lent.get().seed, lent.get().flags, lent.get().phase), (3, flags::TRAIN, 0));
+        assert_eq!(
+            (lent.get().seed, lent.get().flags, lent.get().phase),
+            (3, flags::TRAIN, 0)
+        );
         assert_eq!(lent.sample_ids(), ids);
     }
 
@@ -122,8 +131,15 @@ mod tests {
             seed: u64,
             flags: u64,
         }
-        let old = Old { size: 24, seed: 5, flags: 1 };
-        let lent = CtxRef { raw: (&raw const old).cast(), borrow: PhantomData };
+        let old = Old {
+            size: 24,
+            seed: 5,
+            flags: 1,
+        };
+        let lent = CtxRef {
+            raw: (&raw const old).cast(),
+            borrow: PhantomData,
+        };
         let ctx = lent.get();
         assert_eq!((ctx.seed, ctx.flags, ctx.draw, ctx.threads), (5, 1, 0, 1));
         assert!(lent.sample_ids().is_empty());
@@ -136,9 +152,15 @@ mod tests {
             known: CallCtx,
             more: u64,
         }
-        let mut new = New { known: CallCtx::new(1, CallPhase::Score, &[]), more: 99 };
+        let mut new = New {
+            known: CallCtx::new(1, CallPhase::Score, &[]),
+            more: 99,
+        };
         new.known.size = std::mem::size_of::<New>() as u64;
-        let lent = CtxRef { raw: (&raw const new).cast(), borrow: PhantomData };
+        let lent = CtxRef {
+            raw: (&raw const new).cast(),
+            borrow: PhantomData,
+        };
         assert_eq!(lent.get().seed, 1);
         assert_eq!(new.more, 99);
     }

@@ -2,7 +2,9 @@
 
 use abi_stable::StableAbi;
 use abi_stable::std_types::{RErr, ROk, RResult, RString, RVec};
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
 
 /// What kind of failure an [`AbiError`] tells of.
 #[repr(u32)]
@@ -44,7 +46,11 @@ pub type AbiResult<T> = RResult<T, AbiError>;
 impl AbiError {
     /// An error without causes.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code: code as u32, message: message.into().into(), chain: RVec::new() }
+        Self {
+            code: code as u32,
+            message: message.into().into(),
+            chain: RVec::new(),
+        }
     }
 
     /// An error with the causes of `error`.
@@ -55,7 +61,11 @@ impl AbiError {
             chain.push(RString::from(cause.to_string()));
             source = cause.source();
         }
-        Self { code: code as u32, message: error.to_string().into(), chain }
+        Self {
+            code: code as u32,
+            message: error.to_string().into(),
+            chain,
+        }
     }
 
     /// Whether the error is of that kind.
@@ -67,30 +77,73 @@ impl AbiError {
 impl std::fmt::Display for AbiError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}", self.message)?;
-        self.chain.iter().filter(|c| !self.message.contains(c.as_str())).try_for_each(|cause| write!(f, ": {cause}"))
+        self.chain
+            .iter()
+            .filter(|c| !self.message.contains(c.as_str()))
+            .try_for_each(|cause| write!(f, ": {cause}"))
     }
 }
 
 impl std::error::Error for AbiError {}
 
 /// Runs plugin code: an error or a panic comes out as an [`AbiError`], never as an unwinding stack.
+///
+/// The panic's message and place are in the error; they are printed as well only where `RUST_BACKTRACE` is set.
 pub fn guard<T>(f: impl FnOnce() -> Result<T, AbiError>) -> AbiResult<T> {
-    match catch_unwind(AssertUnwindSafe(f)) {
+    match quietly(f) {
         Ok(Ok(value)) => ROk(value),
         Ok(Err(error)) => RErr(error),
         Err(payload) => {
             let message = panic_message(payload.as_ref());
             // The payload's own destructor may panic too.
             std::mem::forget(payload);
-            RErr(AbiError::new(ErrorCode::Panic, format!("plugin panicked: {message}")))
+            let place = PLACE.try_with(Cell::take).ok().flatten();
+            let place = place.map(|place| format!(" (at {place})")).unwrap_or_default();
+            RErr(AbiError::new(
+                ErrorCode::Panic,
+                format!("plugin panicked: {message}{place}"),
+            ))
         }
     }
+}
+
+thread_local! {
+    /// How many guards this thread is in.
+    static GUARDS: Cell<usize> = const { Cell::new(0) };
+    /// Where this thread panicked last inside a guard.
+    static PLACE: Cell<Option<String>> = const { Cell::new(None) };
+}
+
+/// Catches a panic without the message that std would print: whoever gets the error tells of it once.
+fn quietly<T>(f: impl FnOnce() -> T) -> std::thread::Result<T> {
+    static HOOK: Once = Once::new();
+    // A hook cannot be changed by a thread that panics.
+    if !std::thread::panicking() {
+        HOOK.call_once(hush);
+    }
+    GUARDS.set(GUARDS.get() + 1);
+    let result = catch_unwind(AssertUnwindSafe(f));
+    GUARDS.set(GUARDS.get() - 1);
+    result
+}
+
+fn hush() {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if GUARDS.get() == 0 || std::env::var_os("RUST_BACKTRACE").is_some() {
+            before(info);
+        }
+        let place = info.location().map(|at| format!("{}:{}", at.file(), at.line()));
+        // Gone already where a thread panics at its very end.
+        let _ = PLACE.try_with(|last| last.set(place));
+    }));
 }
 
 /// The text of a panic.
 pub fn panic_message(payload: &(dyn std::any::Any + Send)) -> String {
     let text = payload.downcast_ref::<&str>().map(|s| s.to_string());
-    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".into())
+    text.or_else(|| payload.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "no message".into())
 }
 
 /// Holds a plugin's value so that a panic in its destructor is swallowed instead of crossing the boundary.
@@ -115,7 +168,7 @@ impl<T> Drop for Guarded<T> {
     fn drop(&mut self) {
         let value = &mut self.0;
         // SAFETY: the value is dropped here and nowhere else.
-        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| unsafe { std::mem::ManuallyDrop::drop(value) })) {
+        if let Err(payload) = quietly(|| unsafe { std::mem::ManuallyDrop::drop(value) }) {
             std::mem::forget(payload);
         }
     }
@@ -127,9 +180,15 @@ mod tests {
 
     #[test]
     fn a_panic_becomes_an_error() {
-        let RErr(error) = guard::<()>(|| panic!("boom {}", 3)) else { panic!("no error") };
+        let RErr(error) = guard::<()>(|| panic!("boom {}", 3)) else {
+            panic!("no error")
+        };
         assert!(error.is(ErrorCode::Panic));
-        assert_eq!(error.to_string(), "plugin panicked: boom 3");
+        let text = error.to_string();
+        assert!(
+            text.starts_with("plugin panicked: boom 3 (at ") && text.contains("error.rs:"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -21,9 +21,12 @@ pub const HEADER_SYMBOL: &str = ROOT_MODULE_LOADER_NAME_WITH_NUL;
 /// # Safety
 /// `header` must be the address of the symbol [`HEADER_SYMBOL`] of a library that is never unloaded.
 pub unsafe fn root_from_header(header: *const c_void) -> Result<RootRef, String> {
-    // SAFETY: the caller promises that the symbol is a library header; its magic bytes are checked by `upgrade`.
-    let header = unsafe { *header.cast::<AbiHeaderRef>() };
-    let header = header.upgrade().map_err(|e| format!("its header is not of this contract: {}", one_line(&e)))?;
+    // SAFETY: an `AbiHeaderRef` is one word, the address of the header; the caller promises that this is one, and its
+    // magic bytes are checked by `upgrade`.
+    let header = unsafe { *(&raw const header).cast::<AbiHeaderRef>() };
+    let header = header
+        .upgrade()
+        .map_err(|e| format!("its header is not of this contract: {}", one_line(&e)))?;
     let plugin = header.layout().ok_or("it was built without a layout to check")?;
     let host = <RootRef as StableAbi>::LAYOUT;
     if let Err(forward) = check_layout_compatibility(host, plugin)

@@ -66,6 +66,9 @@ mod tests {
         let bytes = super::joined::<LEN>(PARTS);
         let manifest = crate::info::Manifest::from_json(&bytes).unwrap();
         assert_eq!(manifest.weight_sets, ["clean", "robust"]);
-        assert_eq!((manifest.kind, manifest.panic.as_str()), (crate::info::Kind::Classifier, "unwind"));
+        assert_eq!(
+            (manifest.kind, manifest.panic.as_str()),
+            (crate::info::Kind::Classifier, "unwind")
+        );
     }
 }

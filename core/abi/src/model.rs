@@ -77,5 +77,8 @@ pub type ModelBox = AbiModel_TO<'static, RBox<()>>;
 
 /// The answer of a model that has nothing to train.
 pub fn not_trainable<T>() -> AbiResult<T> {
-    RResult::RErr(AbiError::new(ErrorCode::Unsupported, "this plugin has no trainable parameters"))
+    RResult::RErr(AbiError::new(
+        ErrorCode::Unsupported,
+        "this plugin has no trainable parameters",
+    ))
 }

@@ -27,11 +27,17 @@ pub struct DLDevice {
 
 impl DLDevice {
     /// Host memory.
-    pub const CPU: Self = Self { device_type: 1, device_id: 0 };
+    pub const CPU: Self = Self {
+        device_type: 1,
+        device_id: 0,
+    };
 
     /// The CUDA device of that ordinal.
     pub const fn cuda(ordinal: i32) -> Self {
-        Self { device_type: 2, device_id: ordinal }
+        Self {
+            device_type: 2,
+            device_id: ordinal,
+        }
     }
 }
 
@@ -59,9 +65,17 @@ pub struct DLDataType {
 
 impl DLDataType {
     /// 32-bit float: images, logits, cotangents.
-    pub const F32: Self = Self { code: 2, bits: 32, lanes: 1 };
+    pub const F32: Self = Self {
+        code: 2,
+        bits: 32,
+        lanes: 1,
+    };
     /// 64-bit signed integer: labels.
-    pub const I64: Self = Self { code: 0, bits: 64, lanes: 1 };
+    pub const I64: Self = Self {
+        code: 0,
+        bits: 64,
+        lanes: 1,
+    };
 }
 
 /// `DLTensor`: a view of memory somebody else owns.
@@ -167,7 +181,10 @@ impl AbiTensor {
         if data.len() != expected {
             return Err(AbiError::new(
                 ErrorCode::Shape,
-                format!("a tensor of shape {shape:?} holds {expected} elements, not {}", data.len()),
+                format!(
+                    "a tensor of shape {shape:?} holds {expected} elements, not {}",
+                    data.len()
+                ),
             ));
         }
         let pointer = data.as_mut_ptr();
@@ -222,8 +239,11 @@ impl AbiTensor {
 
     /// Borrows the tensor.
     pub fn view(&self) -> AbiTensorRef<'_> {
-        // SAFETY: an `AbiTensor` always holds a live managed tensor.
-        AbiTensorRef { raw: unsafe { (*self.0).dl_tensor }, borrow: PhantomData }
+        AbiTensorRef {
+            // SAFETY: an `AbiTensor` always holds a live managed tensor.
+            raw: unsafe { (*self.0).dl_tensor },
+            borrow: PhantomData,
+        }
     }
 }
 
@@ -253,7 +273,10 @@ impl<'a> AbiTensorRef<'a> {
             strides: dims.strides.as_ptr().cast_mut(),
             byte_offset: 0,
         };
-        Self { raw, borrow: PhantomData }
+        Self {
+            raw,
+            borrow: PhantomData,
+        }
     }
 
     /// The raw DLPack view.
@@ -293,7 +316,11 @@ impl<'a> AbiTensorRef<'a> {
             ));
         }
         if self.raw.dtype != T::DTYPE {
-            return bad(format!("a tensor has element type {:?}, expected {:?}", self.raw.dtype, T::DTYPE));
+            return bad(format!(
+                "a tensor has element type {:?}, expected {:?}",
+                self.raw.dtype,
+                T::DTYPE
+            ));
         }
         let shape = self.shape()?;
         let dims: Vec<i64> = shape.iter().map(|d| *d as i64).collect();
@@ -301,11 +328,21 @@ impl<'a> AbiTensorRef<'a> {
             // SAFETY: DLPack promises `ndim` strides behind a non-null `strides`.
             let strides = unsafe { std::slice::from_raw_parts(self.raw.strides, dims.len()) };
             let natural = contiguous_strides(&dims);
-            if dims.iter().zip(strides.iter().zip(&natural)).any(|(d, (s, n))| *d > 1 && s != n) {
-                return bad(format!("a tensor of shape {shape:?} has strides {strides:?}, expected {natural:?}"));
+            if dims
+                .iter()
+                .zip(strides.iter().zip(&natural))
+                .any(|(d, (s, n))| *d > 1 && s != n)
+            {
+                return bad(format!(
+                    "a tensor of shape {shape:?} has strides {strides:?}, expected {natural:?}"
+                ));
             }
         }
-        let Some(len) = shape.iter().try_fold(1usize, |a, d| a.checked_mul(*d)).filter(|n| *n < 1 << 40) else {
+        let Some(len) = shape
+            .iter()
+            .try_fold(1usize, |a, d| a.checked_mul(*d))
+            .filter(|n| *n < 1 << 40)
+        else {
             return bad(format!("a tensor claims the shape {shape:?}"));
         };
         if len == 0 {
@@ -332,7 +369,10 @@ impl Dims {
     /// Of a shape.
     pub fn new(shape: &[usize]) -> Self {
         let shape: Vec<i64> = shape.iter().map(|d| *d as i64).collect();
-        Self { strides: contiguous_strides(&shape), shape }
+        Self {
+            strides: contiguous_strides(&shape),
+            shape,
+        }
     }
 
     fn elements(&self) -> i64 {
@@ -355,9 +395,18 @@ mod tests {
 
     #[test]
     fn strides_that_are_not_row_major_are_refused() {
-        let dims = Dims { shape: vec![2, 2], strides: vec![1, 2] };
+        let dims = Dims {
+            shape: vec![2, 2],
+            strides: vec![1, 2],
+        };
         let data = [1f32, 2., 3., 4.];
-        assert!(AbiTensorRef::from_slice(&data, &dims).as_slice::<f32>().unwrap_err().message.contains("strides"));
+        assert!(
+            AbiTensorRef::from_slice(&data, &dims)
+                .as_slice::<f32>()
+                .unwrap_err()
+                .message
+                .contains("strides")
+        );
     }
 
     #[test]

@@ -39,7 +39,11 @@ pub struct Perturbed {
 
 impl From<Tensor> for Perturbed {
     fn from(x_adv: Tensor) -> Self {
-        Self { x_adv, found: None, targets: None }
+        Self {
+            x_adv,
+            found: None,
+            targets: None,
+        }
     }
 }
 
@@ -69,8 +73,17 @@ impl<A: Attack> AbiAttack for Shim<A> {
             let x = import(x, false).map_err(to_candle)?;
             let y = import(y, false).map_err(to_candle)?;
             let out = self.0.perturb(&oracle, &x, &y)?;
-            let found = out.found.unwrap_or_default().into_iter().map(u8::from).collect::<RVec<u8>>();
-            Ok(advae_abi::Perturbed { x_adv: export(&out.x_adv)?, found, targets: out.targets.unwrap_or_default().into() })
+            let found = out
+                .found
+                .unwrap_or_default()
+                .into_iter()
+                .map(u8::from)
+                .collect::<RVec<u8>>();
+            Ok(advae_abi::Perturbed {
+                x_adv: export(&out.x_adv)?,
+                found,
+                targets: out.targets.unwrap_or_default().into(),
+            })
         })
     }
 }

@@ -1,7 +1,9 @@
 //! Tensors, errors and contexts between candle and the contract.
 
 use advae_abi::info::OracleInfo;
-use advae_abi::{AbiError, AbiTensor, AbiTensorRef, CallCtx, CallPhase, CtxRef, DLDataType, DLDevice, ErrorCode, flags};
+use advae_abi::{
+    AbiError, AbiTensor, AbiTensorRef, CallCtx, CallPhase, CtxRef, DLDataType, DLDevice, ErrorCode, flags,
+};
 use advae_nn::{Pass, Phase};
 use candle_core::op::BackpropOp;
 use candle_core::{CpuStorage, DType, Device, Error, Result, Shape, Storage, Tensor};
@@ -14,13 +16,19 @@ pub(crate) fn export(tensor: &Tensor) -> Result<AbiTensor> {
     let (data, dtype) = {
         let (storage, layout) = tensor.storage_and_layout();
         let Storage::Cpu(storage) = &*storage else {
-            candle_core::bail!("a tensor on {:?} cannot be handed over by a build for the cpu", tensor.device().location())
+            candle_core::bail!(
+                "a tensor on {:?} cannot be handed over by a build for the cpu",
+                tensor.device().location()
+            )
         };
         let offset = layout.start_offset();
         match storage {
             CpuStorage::F32(v) => (v[offset..].as_ptr().cast::<c_void>(), DLDataType::F32),
             CpuStorage::I64(v) => (v[offset..].as_ptr().cast::<c_void>(), DLDataType::I64),
-            _ => candle_core::bail!("a tensor of {:?} cannot be handed over: convert it to f32", tensor.dtype()),
+            _ => candle_core::bail!(
+                "a tensor of {:?} cannot be handed over: convert it to f32",
+                tensor.dtype()
+            ),
         }
     };
     // SAFETY: `data` points into the tensor's contiguous storage, which the owner keeps alive and which nothing
@@ -36,7 +44,12 @@ pub(crate) fn import(tensor: AbiTensorRef<'_>, variable: bool) -> std::result::R
     } else {
         CpuStorage::F32(tensor.as_slice::<f32>()?.to_vec())
     };
-    Ok(Tensor::from_storage(Storage::Cpu(storage), shape, BackpropOp::none(), variable))
+    Ok(Tensor::from_storage(
+        Storage::Cpu(storage),
+        shape,
+        BackpropOp::none(),
+        variable,
+    ))
 }
 
 /// A leaf of the graph with the values of `tensor`.
@@ -52,7 +65,11 @@ pub(crate) fn pass(ctx: &CallCtx, ids: &[u64]) -> Pass {
         seed: ctx.seed,
         sample_ids: ids.into(),
         draw: ctx.draw,
-        phase: if ctx.phase == CallPhase::Craft as u32 { Phase::Craft } else { Phase::Score },
+        phase: if ctx.phase == CallPhase::Craft as u32 {
+            Phase::Craft
+        } else {
+            Phase::Score
+        },
     }
 }
 
@@ -64,7 +81,10 @@ pub(crate) fn device(name: &str) -> std::result::Result<Device, AbiError> {
             ErrorCode::Device,
             format!("device '{cuda}' asked of a build for the cpu: use --device cpu, or a plugin built with CUDA"),
         )),
-        other => Err(AbiError::new(ErrorCode::Device, format!("unknown device '{other}': expected cpu or cuda:N"))),
+        other => Err(AbiError::new(
+            ErrorCode::Device,
+            format!("unknown device '{other}': expected cpu or cuda:N"),
+        )),
     }
 }
 
@@ -74,12 +94,18 @@ pub(crate) fn to_abi(error: Error) -> AbiError {
         Error::WithBacktrace { inner, .. } => to_abi(*inner),
         Error::Context { inner, context } => {
             let inner = to_abi(*inner);
-            AbiError { message: format!("{context}: {}", inner.message).into(), ..inner }
+            AbiError {
+                message: format!("{context}: {}", inner.message).into(),
+                ..inner
+            }
         }
         Error::WrappedContext { wrapped, context } => {
             let mut error = AbiError::from_error(ErrorCode::Compute, &*wrapped);
             error.chain.insert(0, error.message.clone());
-            AbiError { message: context.into(), ..error }
+            AbiError {
+                message: context.into(),
+                ..error
+            }
         }
         Error::Msg(text) => match text.strip_prefix(DENIED) {
             Some(text) => AbiError::new(ErrorCode::Denied, text),
@@ -108,6 +134,11 @@ pub(crate) fn run<T>(ctx: CtxRef<'_>, f: impl FnOnce(Pass) -> Result<T>) -> adva
 pub(crate) fn check_images(x: &Tensor, info: &OracleInfo) -> Result<()> {
     match x.dims() {
         [_, c, h, w] if [*c, *h, *w] == info.input && x.dtype() == DType::F32 => Ok(()),
-        other => candle_core::bail!("the oracle takes f32 images [N,{:?}], not {:?} of {:?}", info.input, other, x.dtype()),
+        other => candle_core::bail!(
+            "the oracle takes f32 images [N,{:?}], not {:?} of {:?}",
+            info.input,
+            other,
+            x.dtype()
+        ),
     }
 }

@@ -90,14 +90,18 @@ macro_rules! export_plugin {
 
 /// Settings as the description of the plugin.
 pub fn describe<S: Settings>() -> AbiResult<RString> {
-    crate::model::json(&Description { settings: crate::settings::describe::<S>() })
+    crate::model::json(&Description {
+        settings: crate::settings::describe::<S>(),
+    })
 }
 
 /// Constructor of a classifier.
 pub fn classifier<C: Classifier>(request: RStr<'_>, sets: WeightSets) -> AbiResult<ModelBox> {
     construct(request, |request| {
         let settings = crate::settings::parse(&request.config)?;
-        crate::model::boxed(request, sets, |weights| C::new(settings, weights).map(crate::classifier::ClassifierNetwork))
+        crate::model::boxed(request, sets, |weights| {
+            C::new(settings, weights).map(crate::classifier::ClassifierNetwork)
+        })
     })
 }
 
@@ -105,7 +109,9 @@ pub fn classifier<C: Classifier>(request: RStr<'_>, sets: WeightSets) -> AbiResu
 pub fn purifier<P: Purifier>(request: RStr<'_>, sets: WeightSets) -> AbiResult<ModelBox> {
     construct(request, |request| {
         let settings = crate::settings::parse(&request.config)?;
-        crate::model::boxed(request, sets, |weights| P::new(settings, weights).map(crate::purifier::PurifierNetwork))
+        crate::model::boxed(request, sets, |weights| {
+            P::new(settings, weights).map(crate::purifier::PurifierNetwork)
+        })
     })
 }
 
@@ -122,7 +128,12 @@ pub fn threat_model<T: ThreatModel>(request: RStr<'_>) -> AbiResult<ThreatModelB
 /// Answer of a constructor of another kind.
 pub fn other_kind<T>(kind: &str, asked: &str) -> AbiResult<T> {
     let kind = kind.replace('_', " ");
-    guard(|| Err(AbiError::new(ErrorCode::Unsupported, format!("{asked} was asked of a plugin that brings a {kind}"))))
+    guard(|| {
+        Err(AbiError::new(
+            ErrorCode::Unsupported,
+            format!("{asked} was asked of a plugin that brings a {kind}"),
+        ))
+    })
 }
 
 fn construct<T>(request: RStr<'_>, build: impl FnOnce(&Construct) -> Result<T, AbiError>) -> AbiResult<T> {

@@ -39,18 +39,32 @@ impl Goal {
         let truth = labels(y)?;
         let classes = oracle.classes() as u32;
         let chosen = match self {
-            Self::Untargeted => return Ok(Objective { labels: truth, targeted: false }),
+            Self::Untargeted => {
+                return Ok(Objective {
+                    labels: truth,
+                    targeted: false,
+                });
+            }
             _ if classes < 2 => bail!("a target needs two classes at least, the oracle has {classes}"),
             Self::Next => truth.clone(),
             Self::Random => (0..truth.len())
                 .map(|i| (truth[i] + oracle.pass().rng(i, TARGET).random_range(1..classes)) % classes)
                 .collect(),
-            Self::LeastLikely => rows(&oracle.logits(x)?)?.iter().map(|z| first_of(z, |a, b| a < b)).collect(),
+            Self::LeastLikely => rows(&oracle.logits(x)?)?
+                .iter()
+                .map(|z| first_of(z, |a, b| a < b))
+                .collect(),
             Self::Class(class) if class < classes => vec![class; truth.len()],
-            Self::Class(class) => bail!("target {class} is none of the oracle's {classes} classes: choose 0 to {}", classes - 1),
+            Self::Class(class) => bail!(
+                "target {class} is none of the oracle's {classes} classes: choose 0 to {}",
+                classes - 1
+            ),
         };
         let next = |(target, y): (u32, &u32)| if target == *y { (y + 1) % classes } else { target };
-        Ok(Objective { labels: chosen.into_iter().zip(&truth).map(next).collect(), targeted: true })
+        Ok(Objective {
+            labels: chosen.into_iter().zip(&truth).map(next).collect(),
+            targeted: true,
+        })
     }
 }
 
@@ -83,7 +97,10 @@ impl Objective {
 
     /// The objective of some samples.
     pub fn select(&self, indices: &[usize]) -> Self {
-        Self { labels: indices.iter().map(|i| self.labels[*i]).collect(), targeted: self.targeted }
+        Self {
+            labels: indices.iter().map(|i| self.labels[*i]).collect(),
+            targeted: self.targeted,
+        }
     }
 
     /// The targets, where there are any: what [`Perturbed`](crate::Perturbed) reports.
@@ -104,7 +121,10 @@ pub fn select_rows(x: &Tensor, indices: &[usize]) -> Result<Tensor> {
 
 fn labels(y: &Tensor) -> Result<Vec<u32>> {
     let labels = y.to_dtype(DType::I64)?.to_vec1::<i64>()?;
-    labels.into_iter().map(|y| u32::try_from(y).map_err(candle_core::Error::wrap)).collect()
+    labels
+        .into_iter()
+        .map(|y| u32::try_from(y).map_err(candle_core::Error::wrap))
+        .collect()
 }
 
 fn rows(logits: &Tensor) -> Result<Vec<Vec<f32>>> {
@@ -163,6 +183,8 @@ impl Visitor<'_> for GoalVisitor {
     }
 
     fn visit_u64<E: Error>(self, class: u64) -> std::result::Result<Goal, E> {
-        u32::try_from(class).map(Goal::Class).map_err(|_| E::invalid_value(Unexpected::Unsigned(class), &self))
+        u32::try_from(class)
+            .map(Goal::Class)
+            .map_err(|_| E::invalid_value(Unexpected::Unsigned(class), &self))
     }
 }

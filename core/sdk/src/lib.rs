@@ -72,8 +72,8 @@ pub use attack::{Attack, Perturbed};
 pub use candle_core::{Result, Tensor};
 pub use classifier::Classifier;
 pub use goal::{Goal, Objective, select_rows};
-pub use norm::Ball;
 pub use nn::{Pass, Weights};
+pub use norm::Ball;
 pub use oracle::{Gradient, Oracle};
 pub use purifier::Purifier;
 pub use remote::RemoteModel;
@@ -83,9 +83,9 @@ pub use threat::{Services, ThreatModel};
 /// Everything a plugin's file usually needs.
 pub mod prelude {
     pub use crate::{
-        Access, Attack, AttackInfo, BackwardRule, Ball, Classifier, Goal, Gradient, NoSettings, Norm, Objective, Oracle, Pass,
-        Perturbed, Purifier, Result, Services, Settings, Target, Tensor, Threading, ThreatModel, Weights, export_plugin, nn,
-        select_rows, settings,
+        Access, Attack, AttackInfo, BackwardRule, Ball, Classifier, Goal, Gradient, NoSettings, Norm, Objective,
+        Oracle, Pass, Perturbed, Purifier, Result, Services, Settings, Target, Tensor, Threading, ThreatModel, Weights,
+        export_plugin, nn, select_rows, settings,
     };
 }
 

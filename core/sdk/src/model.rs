@@ -34,7 +34,10 @@ pub(crate) fn boxed<N: Network>(
     let (weights, source) = find_weights(&request.weights, sets)?;
     let config = |error| {
         let error = to_abi(error);
-        AbiError::new(ErrorCode::Config, format!("cannot build with weights '{source}': {error}"))
+        AbiError::new(
+            ErrorCode::Config,
+            format!("cannot build with weights '{source}': {error}"),
+        )
     };
     let network = build(&weights).map_err(config)?;
     weights.finish().map_err(config)?;
@@ -42,14 +45,22 @@ pub(crate) fn boxed<N: Network>(
     let rule = backward_rule(request.backward, &info.backward_rules)?;
     info.parameters = weights.parameter_count();
     info.weights = source;
-    let shared = Shared { network: Guarded::new(network), info, rule, params: weights.params(), training: Training::default() };
+    let shared = Shared {
+        network: Guarded::new(network),
+        info,
+        rule,
+        params: weights.params(),
+        training: Training::default(),
+    };
     Ok(AbiModel_TO::from_value(Model(Arc::new(shared)), TD_Opaque))
 }
 
 /// Weights and a name for them.
 fn find_weights(source: &WeightSource, sets: WeightSets) -> std::result::Result<(Weights, String), AbiError> {
     let bad = |text: String| AbiError::new(ErrorCode::Config, text);
-    let parse = |name: &str, bytes: &[u8]| Weights::from_safetensors(bytes).map_err(|e| bad(format!("weights '{name}': {}", to_abi(e))));
+    let parse = |name: &str, bytes: &[u8]| {
+        Weights::from_safetensors(bytes).map_err(|e| bad(format!("weights '{name}': {}", to_abi(e))))
+    };
     match source {
         WeightSource::Default => match sets.first() {
             Some((name, bytes)) => Ok((parse(name, bytes)?, name.to_string())),
@@ -59,8 +70,14 @@ fn find_weights(source: &WeightSource, sets: WeightSets) -> std::result::Result<
             Some((name, bytes)) => Ok((parse(name, bytes)?, name.to_string())),
             None => {
                 let known: Vec<&str> = sets.iter().map(|(known, _)| *known).collect();
-                let known = if known.is_empty() { "it brings none".into() } else { format!("it brings {}", known.join(", ")) };
-                Err(bad(format!("no weight set '{name}' in this plugin: {known}; a file is given as PLUGIN@PATH.safetensors")))
+                let known = if known.is_empty() {
+                    "it brings none".into()
+                } else {
+                    format!("it brings {}", known.join(", "))
+                };
+                Err(bad(format!(
+                    "no weight set '{name}' in this plugin: {known}; a file is given as PLUGIN@PATH.safetensors"
+                )))
             }
         },
         WeightSource::Path(path) => {
@@ -80,7 +97,11 @@ fn backward_rule(asked: Option<BackwardRule>, offered: &[BackwardRule]) -> std::
     let offered: Vec<&str> = offered.iter().map(|r| r.name()).collect();
     Err(AbiError::new(
         ErrorCode::Config,
-        format!("backward rule '{}' is not offered: this plugin offers {}, identity and none", rule.name(), offered.join(", ")),
+        format!(
+            "backward rule '{}' is not offered: this plugin offers {}, identity and none",
+            rule.name(),
+            offered.join(", ")
+        ),
     ))
 }
 
@@ -115,8 +136,17 @@ impl<N: Network> AbiModel for Model<N> {
             let y = self.0.network.run(&pass, &x)?;
             let out = export(&y)?;
             let keep = if differentiable || pass.track { y } else { y.detach() };
-            let tape = Tape { model: self.0.clone(), _alive: self.0.training.tape(), x, y: keep, pass };
-            Ok(Taped { y: out, tape: AbiTape_TO::from_value(tape, TD_Opaque) })
+            let tape = Tape {
+                model: self.0.clone(),
+                _alive: self.0.training.tape(),
+                x,
+                y: keep,
+                pass,
+            };
+            Ok(Taped {
+                y: out,
+                tape: AbiTape_TO::from_value(tape, TD_Opaque),
+            })
         })
     }
 
@@ -156,7 +186,11 @@ impl<N: Network> AbiTape for Tape<N> {
         run(ctx, |_| {
             let cotangent = import(cotangent, false).map_err(crate::convert::to_candle)?;
             if cotangent.dims() != self.y.dims() {
-                candle_core::bail!("a cotangent of shape {:?} for an output of shape {:?}", cotangent.dims(), self.y.dims())
+                candle_core::bail!(
+                    "a cotangent of shape {:?} for an output of shape {:?}",
+                    cotangent.dims(),
+                    self.y.dims()
+                )
             }
             if self.pass.track {
                 self.accumulate(&cotangent, ctx.get().flags)?;
@@ -179,7 +213,9 @@ impl<N: Network> AbiTape for Tape<N> {
 impl<N: Network> Tape<N> {
     fn accumulate(&self, cotangent: &Tensor, asked: u64) -> Result<()> {
         if asked & flags::ACCUMULATE_PARAMS == 0 {
-            candle_core::bail!("a tape made with ACCUMULATE_PARAMS was run backward without it: it keeps no input gradient")
+            candle_core::bail!(
+                "a tape made with ACCUMULATE_PARAMS was run backward without it: it keeps no input gradient"
+            )
         }
         let (_, gradients) = advae_nn::vjp(&self.x, &self.y, cotangent)?;
         self.model.training.add(&self.model.params, &gradients)
@@ -190,6 +226,9 @@ impl<N: Network> Tape<N> {
 pub(crate) fn json(value: &impl serde::Serialize) -> AbiResult<RString> {
     guard(|| match serde_json::to_string(value) {
         Ok(text) => Ok(text.into()),
-        Err(error) => Err(AbiError::new(ErrorCode::Compute, format!("cannot describe itself: {error}"))),
+        Err(error) => Err(AbiError::new(
+            ErrorCode::Compute,
+            format!("cannot describe itself: {error}"),
+        )),
     })
 }

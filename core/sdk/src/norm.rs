@@ -107,7 +107,19 @@ mod tests {
             let projected = norm.project(&far, &x, 0.5).unwrap();
             let length = lengths(norm, &(&projected - &x).unwrap());
             assert!((length[0] - 0.5).abs() < 1e-5, "{length:?}");
-            assert!((&projected - &far).unwrap().get(1).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap() < 1e-6);
+            assert!(
+                (&projected - &far)
+                    .unwrap()
+                    .get(1)
+                    .unwrap()
+                    .abs()
+                    .unwrap()
+                    .max_all()
+                    .unwrap()
+                    .to_scalar::<f32>()
+                    .unwrap()
+                    < 1e-6
+            );
         }
     }
 
@@ -116,7 +128,10 @@ mod tests {
         let gradient = images(3, |i| if i < 24 { (i as f32 - 5.5) * 1e-30 } else { 0. });
         for norm in [NormKind::Linf, NormKind::L2] {
             let length = lengths(norm, &norm.direction(&gradient).unwrap());
-            assert!((length[0] - 1.).abs() < 1e-5 && (length[1] - 1.).abs() < 1e-5, "{norm} {length:?}");
+            assert!(
+                (length[0] - 1.).abs() < 1e-5 && (length[1] - 1.).abs() < 1e-5,
+                "{norm} {length:?}"
+            );
             assert_eq!(length[2], 0., "a zero gradient gives no direction");
         }
     }
@@ -134,9 +149,14 @@ mod tests {
                 let outer = length.iter().filter(|l| **l > 0.4 * 0.5f32.powf(1. / 12.)).count();
                 assert!((70..130).contains(&outer), "{outer}");
             }
-            let alone = norm.random_start(&Pass::eval().with_ids(vec![7]), &x.narrow(0, 0, 1).unwrap(), 0.4).unwrap();
+            let alone = norm
+                .random_start(&Pass::eval().with_ids(vec![7]), &x.narrow(0, 0, 1).unwrap(), 0.4)
+                .unwrap();
             let same = start.narrow(0, 7, 1).unwrap();
-            assert_eq!(alone.flatten_all().unwrap().to_vec1::<f32>().unwrap(), same.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+            assert_eq!(
+                alone.flatten_all().unwrap().to_vec1::<f32>().unwrap(),
+                same.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+            );
         }
     }
 }

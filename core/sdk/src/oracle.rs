@@ -29,9 +29,15 @@ impl<'a> Oracle<'a> {
     pub(crate) fn new(inner: &'a OracleBox, ctx: CtxRef<'_>) -> std::result::Result<Self, AbiError> {
         let text = inner.info().into_result()?;
         let info = serde_json::from_str(&text).map_err(|e| {
-            AbiError::new(advae_abi::ErrorCode::Compute, format!("the oracle's description is not readable: {e}"))
+            AbiError::new(
+                advae_abi::ErrorCode::Compute,
+                format!("the oracle's description is not readable: {e}"),
+            )
         })?;
-        let pass = Pass { phase: Phase::Craft, ..crate::convert::pass(&ctx.get(), ctx.sample_ids()) };
+        let pass = Pass {
+            phase: Phase::Craft,
+            ..crate::convert::pass(&ctx.get(), ctx.sample_ids())
+        };
         Ok(Self { inner, info, pass })
     }
 
@@ -63,13 +69,27 @@ impl<'a> Oracle<'a> {
 
     /// The same oracle for another restart or repetition: its randomness differs.
     pub fn draw(&self, draw: u64) -> Oracle<'a> {
-        Self { inner: self.inner, info: self.info.clone(), pass: Pass { draw, ..self.pass.clone() } }
+        Self {
+            inner: self.inner,
+            info: self.info.clone(),
+            pass: Pass {
+                draw,
+                ..self.pass.clone()
+            },
+        }
     }
 
     /// The oracle for some samples of the batch. Random defences need to know which image is whose.
     pub fn select(&self, indices: &[usize]) -> Oracle<'a> {
         let ids: Vec<u64> = indices.iter().map(|i| self.pass.sample_ids[*i]).collect();
-        Self { inner: self.inner, info: self.info.clone(), pass: Pass { sample_ids: ids.into(), ..self.pass.clone() } }
+        Self {
+            inner: self.inner,
+            info: self.info.clone(),
+            pass: Pass {
+                sample_ids: ids.into(),
+                ..self.pass.clone()
+            },
+        }
     }
 
     /// Maps images into the bounds.
@@ -80,12 +100,14 @@ impl<'a> Oracle<'a> {
 
     /// Logits `[N,K]` of images `[N,C,H,W]`.
     pub fn logits(&self, x: &Tensor) -> Result<Tensor> {
-        self.ask(x, |oracle, ctx, x| oracle.logits(ctx, x)).and_then(|y| import(y.view(), false).map_err(to_candle))
+        self.ask(x, |oracle, ctx, x| oracle.logits(ctx, x))
+            .and_then(|y| import(y.view(), false).map_err(to_candle))
     }
 
     /// Labels `[N]` (`i64`) of images; each image is a query and is metered.
     pub fn labels(&self, x: &Tensor) -> Result<Tensor> {
-        self.ask(x, |oracle, ctx, x| oracle.labels(ctx, x)).and_then(|y| import(y.view(), false).map_err(to_candle))
+        self.ask(x, |oracle, ctx, x| oracle.labels(ctx, x))
+            .and_then(|y| import(y.view(), false).map_err(to_candle))
     }
 
     /// Gradient of a loss with respect to the images. `loss` maps logits `[N,K]` to per-sample losses `[N]`, with
@@ -95,7 +117,11 @@ impl<'a> Oracle<'a> {
         let logits = variable(&import(taped.y.view(), false).map_err(to_candle)?)?;
         let losses = loss(&logits)?;
         if losses.dims() != [logits.dim(0)?] {
-            candle_core::bail!("the loss has shape {:?}, expected one value a sample [{}]", losses.dims(), logits.dim(0)?)
+            candle_core::bail!(
+                "the loss has shape {:?}, expected one value a sample [{}]",
+                losses.dims(),
+                logits.dim(0)?
+            )
         }
         let ones = losses.ones_like()?;
         let Some(cotangent) = advae_nn::vjp(&logits, &losses, &ones)?.0 else {
@@ -103,7 +129,9 @@ impl<'a> Oracle<'a> {
         };
         let cotangent = export(&cotangent)?;
         let context = self.context();
-        let back = taped.tape.backward(context.lend(&self.pass.sample_ids), cotangent.view());
+        let back = taped
+            .tape
+            .backward(context.lend(&self.pass.sample_ids), cotangent.view());
         let RResult::ROk(RSome(gradient)) = back else {
             return Err(match back {
                 RResult::RErr(error) => to_candle(error),
@@ -111,7 +139,11 @@ impl<'a> Oracle<'a> {
             });
         };
         let gradient = import(gradient.view(), false).map_err(to_candle)?;
-        Ok(Gradient { x: gradient, loss: losses.detach(), logits: logits.detach() })
+        Ok(Gradient {
+            x: gradient,
+            loss: losses.detach(),
+            logits: logits.detach(),
+        })
     }
 
     fn context(&self) -> CallCtx {
@@ -127,10 +159,16 @@ impl<'a> Oracle<'a> {
     ) -> Result<T> {
         check_images(x, &self.info)?;
         if x.dim(0)? != self.samples() {
-            candle_core::bail!("{} images for {} samples: use Oracle::select", x.dim(0)?, self.samples())
+            candle_core::bail!(
+                "{} images for {} samples: use Oracle::select",
+                x.dim(0)?,
+                self.samples()
+            )
         }
         let images = export(x)?;
         let context = self.context();
-        call(self.inner, context.lend(&self.pass.sample_ids), images.view()).into_result().map_err(to_candle)
+        call(self.inner, context.lend(&self.pass.sample_ids), images.view())
+            .into_result()
+            .map_err(to_candle)
     }
 }

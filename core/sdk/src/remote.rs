@@ -14,7 +14,10 @@ pub struct RemoteModel {
 
 impl RemoteModel {
     pub(crate) fn new(model: ModelBox) -> Result<Self> {
-        let settings = TrainSettings { optimiser: "adam".into(), options: Default::default() };
+        let settings = TrainSettings {
+            optimiser: "adam".into(),
+            options: Default::default(),
+        };
         let text = serde_json::to_string(&settings).map_err(candle_core::Error::wrap)?;
         let trainable = model.trainable(text.as_str().into()).into_result().map_err(to_candle)?;
         Ok(Self { model, trainable })
@@ -34,7 +37,11 @@ impl RemoteModel {
     pub fn logits(&self, x: &Tensor) -> Result<Tensor> {
         let ctx = CallCtx::new(0, CallPhase::Craft, &[]);
         let images = export(x)?;
-        let y = self.model.forward(ctx.lend(&[]), images.view()).into_result().map_err(to_candle)?;
+        let y = self
+            .model
+            .forward(ctx.lend(&[]), images.view())
+            .into_result()
+            .map_err(to_candle)?;
         import(y.view(), false).map_err(to_candle)
     }
 
@@ -47,25 +54,47 @@ impl RemoteModel {
     }
 
     /// One step of Adam on the mean of a loss (`[N,K]` to `[N]`), in training mode. Returns the mean loss.
-    pub fn train_step(&self, x: &Tensor, seed: u64, rate: f64, loss: impl Fn(&Tensor) -> Result<Tensor>) -> Result<f32> {
-        let (losses, _) = self.taped(x, seed, flags::TRAIN | flags::ACCUMULATE_PARAMS, |logits| loss(logits)?.affine(1. / x.dim(0)? as f64, 0.))?;
+    pub fn train_step(
+        &self,
+        x: &Tensor,
+        seed: u64,
+        rate: f64,
+        loss: impl Fn(&Tensor) -> Result<Tensor>,
+    ) -> Result<f32> {
+        let (losses, _) = self.taped(x, seed, flags::TRAIN | flags::ACCUMULATE_PARAMS, |logits| {
+            loss(logits)?.affine(1. / x.dim(0)? as f64, 0.)
+        })?;
         self.trainable.step(rate).into_result().map_err(to_candle)?;
         losses.sum_all()?.to_scalar()
     }
 
-    fn taped(&self, x: &Tensor, seed: u64, flags: u64, loss: impl Fn(&Tensor) -> Result<Tensor>) -> Result<(Tensor, Option<Tensor>)> {
+    fn taped(
+        &self,
+        x: &Tensor,
+        seed: u64,
+        flags: u64,
+        loss: impl Fn(&Tensor) -> Result<Tensor>,
+    ) -> Result<(Tensor, Option<Tensor>)> {
         let ids: Vec<u64> = (0..x.dim(0)? as u64).collect();
         let mut ctx = CallCtx::new(seed, CallPhase::Craft, &ids);
         ctx.flags = flags;
         let images = export(x)?;
-        let taped = self.model.forward_tape(ctx.lend(&ids), images.view()).into_result().map_err(to_candle)?;
+        let taped = self
+            .model
+            .forward_tape(ctx.lend(&ids), images.view())
+            .into_result()
+            .map_err(to_candle)?;
         let logits = crate::convert::variable(&import(taped.y.view(), false).map_err(to_candle)?)?;
         let losses = loss(&logits)?;
         let Some(cotangent) = advae_nn::vjp(&logits, &losses, &losses.ones_like()?)?.0 else {
             candle_core::bail!("the loss does not depend on the logits")
         };
         let cotangent = export(&cotangent)?;
-        let back = taped.tape.backward(ctx.lend(&ids), cotangent.view()).into_result().map_err(to_candle)?;
+        let back = taped
+            .tape
+            .backward(ctx.lend(&ids), cotangent.view())
+            .into_result()
+            .map_err(to_candle)?;
         let gradient = match back {
             ROption::RSome(gradient) => Some(import(gradient.view(), false).map_err(to_candle)?),
             ROption::RNone => None,

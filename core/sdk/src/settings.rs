@@ -59,7 +59,11 @@ macro_rules! settings {
 pub(crate) fn parse<S: Settings>(config: &Map<String, Value>) -> Result<S, AbiError> {
     serde_json::from_value(Value::Object(config.clone())).map_err(|error| {
         let known: Vec<&str> = S::help().iter().map(|(name, _)| *name).collect();
-        let known = if known.is_empty() { "it has no settings".into() } else { format!("its settings are {}", known.join(", ")) };
+        let known = if known.is_empty() {
+            "it has no settings".into()
+        } else {
+            format!("its settings are {}", known.join(", "))
+        };
         AbiError::new(ErrorCode::Config, format!("bad setting: {error}; {known}"))
     })
 }

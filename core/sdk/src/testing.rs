@@ -1,15 +1,15 @@
 //! A target in the same process, for the tests of attacks.
 
-use crate::convert::{export, import, pass, run, to_candle};
+use crate::convert::{export, import, run, to_candle};
 use crate::{Attack, Oracle, Perturbed};
 use advae_abi::abi_stable::sabi_trait::TD_Opaque;
 use advae_abi::abi_stable::std_types::{ROption, RSome, RString};
 use advae_abi::info::OracleInfo;
 use advae_abi::{
-    AbiError, AbiOracle, AbiOracle_TO, AbiResult, AbiTape, AbiTape_TO, AbiTensor, AbiTensorRef, CallCtx, CallPhase, CtxRef,
-    ErrorCode, OracleBox, Taped,
+    AbiError, AbiOracle, AbiOracle_TO, AbiResult, AbiTape, AbiTape_TO, AbiTensor, AbiTensorRef, CallCtx, CallPhase,
+    CtxRef, ErrorCode, OracleBox, Taped,
 };
-use advae_nn::Pass;
+use advae_nn::{Linear, Pass, Weights, relu};
 use candle_core::{D, Device, Result, Tensor};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -32,30 +32,68 @@ impl Testbed {
         classes: usize,
         forward: impl Fn(&Pass, &Tensor) -> Result<Tensor> + Send + Sync + 'static,
     ) -> Self {
-        let info = OracleInfo { input, classes, bounds: [0., 1.], early_stop: true };
-        Self { forward: Arc::new(forward), info, gradients: true, asked: Arc::default() }
+        let info = OracleInfo {
+            input,
+            classes,
+            bounds: [0., 1.],
+            early_stop: true,
+        };
+        Self {
+            forward: Arc::new(forward),
+            info,
+            gradients: true,
+            asked: Arc::default(),
+        }
     }
 
     /// Logits `z = W x + b`, with the rows of `W` over flattened images.
     pub fn linear(input: [usize; 3], weight: &[Vec<f32>], bias: &[f32]) -> Result<Self> {
         let device = &Device::Cpu;
-        let columns = Tensor::new(weight.concat(), device)?.reshape((weight.len(), ()))?.t()?.contiguous()?;
+        let columns = Tensor::new(weight.concat(), device)?
+            .reshape((weight.len(), ()))?
+            .t()?
+            .contiguous()?;
         let bias = Tensor::new(bias, device)?;
         // Row by row: a sum must not depend on the batch.
-        let row = move |x: &Tensor| x.flatten_all()?.unsqueeze(1)?.broadcast_mul(&columns)?.sum(0)?.broadcast_add(&bias);
+        let row = move |x: &Tensor| {
+            x.flatten_all()?
+                .unsqueeze(1)?
+                .broadcast_mul(&columns)?
+                .sum(0)?
+                .broadcast_add(&bias)
+        };
         Ok(Self::new(input, weight.len(), move |_, x| {
             Tensor::stack(&(0..x.dim(0)?).map(|i| row(&x.get(i)?)).collect::<Result<Vec<_>>>()?, 0)
         }))
     }
 
+    /// Two linear layers with a ReLU between them, randomly initialised.
+    pub fn mlp(input: [usize; 3], hidden: usize, classes: usize, seed: u64) -> Result<Self> {
+        let weights = Weights::init(seed);
+        let first = Linear::new(&weights.pp("first"), input.iter().product(), hidden)?;
+        let second = Linear::new(&weights.pp("second"), hidden, classes)?;
+        Ok(Self::new(input, classes, move |pass, x| {
+            second.forward(pass, &relu(&first.forward(pass, &x.flatten_from(1)?)?)?)
+        }))
+    }
+
     /// The same target with another answer to [`Oracle::early_stop`].
     pub fn with_early_stop(&self, early_stop: bool) -> Self {
-        Self { info: OracleInfo { early_stop, ..self.info.clone() }, ..self.clone() }
+        Self {
+            info: OracleInfo {
+                early_stop,
+                ..self.info.clone()
+            },
+            ..self.clone()
+        }
     }
 
     /// The same target, refusing gradients.
     pub fn without_gradients(&self) -> Self {
-        Self { gradients: false, ..self.clone() }
+        Self {
+            gradients: false,
+            ..self.clone()
+        }
     }
 
     /// How many images were shown to the target so far.
@@ -97,20 +135,29 @@ impl AbiOracle for Testbed {
         run(ctx, |_| {
             self.asked.fetch_add(ctx.sample_ids().len(), Ordering::Relaxed);
             let labels = self.predict(&import(x, false).map_err(to_candle)?)?;
-            export(&Tensor::new(labels.into_iter().map(i64::from).collect::<Vec<_>>(), &Device::Cpu)?)
+            export(&Tensor::new(
+                labels.into_iter().map(i64::from).collect::<Vec<_>>(),
+                &Device::Cpu,
+            )?)
         })
     }
 
     fn forward_tape(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<Taped> {
         if !self.gradients {
-            let error = AbiError::new(ErrorCode::Denied, "the threat model does not grant gradients to the attacker");
+            let error = AbiError::new(
+                ErrorCode::Denied,
+                "the threat model does not grant gradients to the attacker",
+            );
             return advae_abi::guard(|| Err(error));
         }
-        run(ctx, |_| {
+        run(ctx, |pass| {
             self.asked.fetch_add(ctx.sample_ids().len(), Ordering::Relaxed);
             let x = import(x, true).map_err(to_candle)?;
-            let y = (self.forward)(&pass(&ctx.get(), ctx.sample_ids()), &x)?;
-            Ok(Taped { y: export(&y)?, tape: AbiTape_TO::from_value(Tape { x, y }, TD_Opaque) })
+            let y = (self.forward)(&pass, &x)?;
+            Ok(Taped {
+                y: export(&y)?,
+                tape: AbiTape_TO::from_value(Tape { x, y }, TD_Opaque),
+            })
         })
     }
 }

@@ -7,8 +7,8 @@ use advae_abi::abi_stable::sabi_trait::TD_Opaque;
 use advae_abi::abi_stable::std_types::{ROption, RString, Tuple2};
 use advae_abi::info::{Access, Construct};
 use advae_abi::{
-    AbiError, AbiResult, AbiThreatModel, AbiThreatModel_TO, CallCtx, CallPhase, CtxRef, Guarded, ModelBox,
-    ServicesBox, ThreatModelBox,
+    AbiError, AbiResult, AbiThreatModel, AbiThreatModel_TO, CallCtx, CallPhase, CtxRef, Guarded, ModelBox, ServicesBox,
+    ThreatModelBox,
 };
 use advae_nn::Pass;
 use candle_core::{Result, Tensor};
@@ -45,13 +45,21 @@ impl Services<'_> {
 
     /// A fresh, randomly initialised classifier of that plugin; an empty name asks for the architecture under attack.
     pub fn fresh_classifier(&self, name: &str, seed: u64) -> Result<RemoteModel> {
-        RemoteModel::new(self.inner.fresh_classifier(name.into(), seed).into_result().map_err(to_candle)?)
+        RemoteModel::new(
+            self.inner
+                .fresh_classifier(name.into(), seed)
+                .into_result()
+                .map_err(to_candle)?,
+        )
     }
 
     /// Images `[N,C,H,W]` and true labels `[N]` (`i64`) that are kept out of scoring.
     pub fn seeds(&self) -> Result<(Tensor, Tensor)> {
         let Tuple2(x, y) = self.inner.seeds().into_result().map_err(to_candle)?;
-        Ok((import(x.view(), false).map_err(to_candle)?, import(y.view(), false).map_err(to_candle)?))
+        Ok((
+            import(x.view(), false).map_err(to_candle)?,
+            import(y.view(), false).map_err(to_candle)?,
+        ))
     }
 
     /// Labels `[N]` (`i64`) of the whole pipeline; each image is a query and is metered.
@@ -59,7 +67,11 @@ impl Services<'_> {
         let ids: Vec<u64> = (0..x.dim(0)? as u64).collect();
         let ctx = CallCtx::new(self.pass.seed, CallPhase::Craft, &ids);
         let images = export(x)?;
-        let labels = self.inner.labels(ctx.lend(&ids), images.view()).into_result().map_err(to_candle)?;
+        let labels = self
+            .inner
+            .labels(ctx.lend(&ids), images.view())
+            .into_result()
+            .map_err(to_candle)?;
         import(labels.view(), false).map_err(to_candle)
     }
 }
@@ -69,7 +81,10 @@ struct Shim<T>(Guarded<T>);
 /// Builds a threat model for the host.
 pub(crate) fn boxed<T: ThreatModel>(request: &Construct) -> std::result::Result<ThreatModelBox, AbiError> {
     let threat_model = T::new(crate::settings::parse(&request.config)?).map_err(to_abi)?;
-    Ok(AbiThreatModel_TO::from_value(Shim(Guarded::new(threat_model)), TD_Opaque))
+    Ok(AbiThreatModel_TO::from_value(
+        Shim(Guarded::new(threat_model)),
+        TD_Opaque,
+    ))
 }
 
 impl<T: ThreatModel> AbiThreatModel for Shim<T> {

@@ -35,7 +35,9 @@ impl Training {
         let mut sums = lock(&self.sums);
         sums.resize(params.len(), None);
         for (sum, param) in sums.iter_mut().zip(params).filter(|(_, param)| param.trainable()) {
-            let Some(gradient) = gradients.get(param.var().as_tensor()) else { continue };
+            let Some(gradient) = gradients.get(param.var().as_tensor()) else {
+                continue;
+            };
             *sum = Some(match sum.take() {
                 Some(sum) => (sum + gradient)?,
                 None => gradient.clone(),
@@ -63,7 +65,10 @@ impl<N: Network> Trainable<N> {
     pub(crate) fn new(model: Arc<Shared<N>>, settings: &TrainSettings) -> std::result::Result<Self, AbiError> {
         let bad = |text: String| AbiError::new(ErrorCode::Config, text);
         if settings.optimiser != "adam" {
-            return Err(bad(format!("unknown optimiser '{}': this plugin knows adam", settings.optimiser)));
+            return Err(bad(format!(
+                "unknown optimiser '{}': this plugin knows adam",
+                settings.optimiser
+            )));
         }
         let mut adam = Adam::default();
         for (name, value) in &settings.options {
@@ -71,10 +76,17 @@ impl<N: Network> Trainable<N> {
                 "beta1" => adam.beta1 = *value,
                 "beta2" => adam.beta2 = *value,
                 "eps" => adam.eps = *value,
-                other => return Err(bad(format!("unknown option '{other}' of adam: expected beta1, beta2 or eps"))),
+                other => {
+                    return Err(bad(format!(
+                        "unknown option '{other}' of adam: expected beta1, beta2 or eps"
+                    )));
+                }
             }
         }
-        Ok(Self { model, optimiser: Mutex::new(adam) })
+        Ok(Self {
+            model,
+            optimiser: Mutex::new(adam),
+        })
     }
 
     fn step_now(&self, learning_rate: f64) -> Result<()> {
@@ -115,7 +127,11 @@ impl<N: Network> AbiTrainable for Trainable<N> {
     }
 
     fn save_weights(&self) -> AbiResult<RVec<u8>> {
-        guard(|| advae_nn::save_safetensors(&self.model.params).map(RVec::from).map_err(to_abi))
+        guard(|| {
+            advae_nn::save_safetensors(&self.model.params)
+                .map(RVec::from)
+                .map_err(to_abi)
+        })
     }
 
     fn load_weights(&self, blob: RSlice<'_, u8>) -> AbiResult<()> {

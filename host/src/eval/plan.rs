@@ -115,7 +115,7 @@ pub fn load_model(text: &str, kind: Kind, device: &str, backward: Option<Backwar
         device: device.into(),
         backward,
     };
-    let model = Model::construct(&plugin, &request)?;
+    let model = Model::construct(&plugin, &request).with_context(|| format!("'{text}'"))?;
     Ok(LoadedModel {
         label,
         plugin,

@@ -156,10 +156,10 @@ fn open_root(path: &Path) -> Result<RootRef> {
     // SAFETY: the symbol is only used as an address.
     let symbol = unsafe { library.get::<*const c_void>(HEADER_SYMBOL.as_bytes()) };
     let name = HEADER_SYMBOL.trim_end_matches('\0');
-    let header =
+    let symbol =
         symbol.map_err(|_| anyhow!("the symbol '{name}' is missing: export it with advae-sdk's export_plugin!"))?;
-    // SAFETY: the address of that symbol, in a library that is never unloaded.
-    unsafe { root_from_header(*header) }.map_err(|e| anyhow!("{e}: rebuild it with advae-sdk {CONTRACT_MAJOR}.x"))
+    // SAFETY: the symbol is the header of a library that is never unloaded.
+    unsafe { root_from_header(*symbol) }.map_err(|e| anyhow!("{e}: rebuild it with advae-sdk {CONTRACT_MAJOR}.x"))
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ pub fn text(report: &Report, markdown: bool) -> String {
     if !report.cells.is_empty() {
         let rows = report.cells.iter().map(cells).collect();
         out += &table(&HEADER, NAMES, rows, markdown);
-        out += "L2 and Linf: of the broken samples, measured by the host. Intervals: Wilson, over samples; training variance is not covered.\n";
+        out += "\nL2 and Linf: of the broken samples, measured by the host. Intervals: Wilson, over samples; training variance is not covered.\n";
     }
     if !report.worst_cases.is_empty() {
         let header = [
@@ -97,12 +97,8 @@ fn notes(report: &Report) -> String {
     let mut out = String::new();
     let mut line = |text: String| out.extend([text.as_str(), "\n"]);
     for cell in &report.cells {
-        let name = format!(
-            "{} + {}, {}, {}",
-            cell.classifier, cell.purifier, cell.threat_model, cell.attack
-        );
-        if let Some(error) = &cell.failed {
-            line(format!("failed: {name}: {error}"));
+        let name = cell.name();
+        if cell.failed.is_some() {
             continue;
         }
         if !cell.caps.is_empty() {
@@ -126,10 +122,9 @@ fn notes(report: &Report) -> String {
             line(format!("{name}: {} label queries", cell.queries));
         }
     }
-    report
-        .warnings
-        .iter()
-        .for_each(|warning| line(format!("warning: {warning}")));
+    for warning in &report.warnings {
+        line(format!("warning: {warning}"));
+    }
     if out.is_empty() { out } else { format!("\n{out}") }
 }
 
@@ -150,7 +145,7 @@ fn spread(spread: Option<Spread>, digits: usize) -> String {
     spread.map_or("-".into(), |s| format!("{:.digits$}, {:.digits$}", s.median, s.max))
 }
 
-/// One line a cell, then one a worst case.
+/// One line a cell.
 pub fn csv(report: &Report) -> Result<String> {
     let mut writer = csv::Writer::from_writer(vec![]);
     writer.write_record([
@@ -176,32 +171,41 @@ pub fn csv(report: &Report) -> Result<String> {
         "images_per_second",
         "failed",
     ])?;
-    for cell in &report.cells {
-        let number = |value: Option<f64>| value.map(|v| v.to_string()).unwrap_or_default();
-        let robust = cell.robust_accuracy;
-        writer.write_record([
-            cell.classifier.clone(),
-            cell.purifier.clone(),
-            cell.threat_model.clone(),
-            cell.attack.clone(),
-            cell.norm.to_string(),
-            number(cell.epsilon),
-            cell.samples.to_string(),
-            cell.clean_accuracy.value.to_string(),
-            robust.value.to_string(),
-            robust.low.to_string(),
-            robust.high.to_string(),
-            cell.broken.to_string(),
-            cell.clean_correct.to_string(),
-            number(cell.l2.map(|s| s.median)),
-            number(cell.l2.map(|s| s.max)),
-            number(cell.linf.map(|s| s.median)),
-            number(cell.linf.map(|s| s.max)),
-            cell.refused.to_string(),
-            cell.seconds.to_string(),
-            cell.images_per_second.to_string(),
-            cell.failed.clone().unwrap_or_default(),
-        ])?;
-    }
+    report
+        .cells
+        .iter()
+        .try_for_each(|cell| writer.write_record(record(cell)))?;
     Ok(String::from_utf8(writer.into_inner()?)?)
+}
+
+fn record(cell: &Summary) -> Vec<String> {
+    let number = |value: Option<f64>| {
+        let value = value.filter(|_| cell.failed.is_none());
+        value.map(|v| v.to_string()).unwrap_or_default()
+    };
+    let count = |value: usize| number(Some(value as f64));
+    let robust = cell.robust_accuracy;
+    vec![
+        cell.classifier.clone(),
+        cell.purifier.clone(),
+        cell.threat_model.clone(),
+        cell.attack.clone(),
+        cell.norm.to_string(),
+        cell.epsilon.map(|epsilon| epsilon.to_string()).unwrap_or_default(),
+        count(cell.samples),
+        number(Some(cell.clean_accuracy.value)),
+        number(Some(robust.value)),
+        number(Some(robust.low)),
+        number(Some(robust.high)),
+        count(cell.broken),
+        count(cell.clean_correct),
+        number(cell.l2.map(|s| s.median)),
+        number(cell.l2.map(|s| s.max)),
+        number(cell.linf.map(|s| s.median)),
+        number(cell.linf.map(|s| s.max)),
+        count(cell.refused),
+        number(Some(cell.seconds)),
+        number(Some(cell.images_per_second)),
+        cell.failed.clone().unwrap_or_default(),
+    ]
 }

@@ -164,16 +164,36 @@ impl Summary {
         }
     }
 
+    /// The cell in a sentence.
+    pub fn name(&self) -> String {
+        format!(
+            "{} + {}, {}, {}",
+            self.classifier, self.purifier, self.threat_model, self.attack
+        )
+    }
+
+    /// What went wrong: the cell failed, or images were refused.
+    pub fn complaint(&self) -> Option<String> {
+        let refused = || {
+            let (count, reason) = (self.refused, self.refusal.as_ref()?);
+            Some(format!(
+                "{count} images refused and scored as the clean ones: {reason}: mend the attack"
+            ))
+        };
+        let what = self.failed.clone().or_else(refused)?;
+        Some(format!("{}: {what}", self.name()))
+    }
+
     /// Whether two cells differ in no more than the attack.
     pub fn same_defence(&self, other: &Self) -> bool {
         let of = |s: &Self| (s.classifier.clone(), s.purifier.clone(), s.threat_model.clone());
         of(self) == of(other)
     }
 
-    /// `Linf 0.3`, or `L2 least`.
+    /// `Linf 0.3`, or `L2 uncapped`.
     pub fn budget(&self) -> String {
         self.epsilon.map_or_else(
-            || format!("{} least", self.norm),
+            || format!("{} uncapped", self.norm),
             |epsilon| format!("{} {}", self.norm, short(epsilon)),
         )
     }

@@ -50,41 +50,25 @@ pub enum Warning {
         /// Robust accuracy under it.
         iterated: f64,
     },
-    /// Images were refused.
-    Refused {
-        /// Which cell.
-        cell: String,
-        /// How many.
-        count: usize,
-        /// One of the reasons.
-        reason: String,
-    },
 }
 
 impl Warning {
     /// Everything there is to say about these cells.
     pub fn all(cells: &[Summary]) -> Vec<Self> {
         let whole: Vec<&Summary> = cells.iter().filter(|cell| cell.failed.is_none()).collect();
-        let alone = whole.iter().flat_map(|cell| Self::of(cell));
+        let alone = whole.iter().filter_map(|cell| Self::of(cell));
         let pairs = whole
             .iter()
             .flat_map(|a| whole.iter().filter_map(|b| Self::of_pair(a, b)));
         alone.chain(pairs).collect()
     }
 
-    fn of(cell: &Summary) -> Vec<Self> {
-        let zero = cell.zero_gradients.filter(|share| *share >= MANY_ZEROS);
-        let zero = zero.map(|share| Self::ZeroGradient {
-            cell: name(cell),
+    fn of(cell: &Summary) -> Option<Self> {
+        let share = cell.zero_gradients.filter(|share| *share >= MANY_ZEROS)?;
+        Some(Self::ZeroGradient {
+            cell: cell.name(),
             share,
-        });
-        let refusal = cell.refusal.clone();
-        let refused = refusal.map(|reason| Self::Refused {
-            cell: name(cell),
-            count: cell.refused,
-            reason,
-        });
-        zero.into_iter().chain(refused).collect()
+        })
     }
 
     fn of_pair(a: &Summary, b: &Summary) -> Option<Self> {
@@ -98,7 +82,7 @@ impl Warning {
         if a.same_defence(b) && a.budget() == b.budget() {
             let single_step = a.passes <= 2 && b.passes >= 10 && a.epsilon.is_some();
             return (single_step && first < second && differ()).then(|| Self::SingleStepStronger {
-                cell: name(a),
+                cell: a.name(),
                 single: first,
                 other: b.attack.clone(),
                 iterated: second,
@@ -108,7 +92,7 @@ impl Warning {
         if !same || a.threat_model != "oblivious" || b.threat_model != "white_box" || !differ() {
             return None;
         }
-        let (cell, oblivious, white_box) = (name(b), first, second);
+        let (cell, oblivious, white_box) = (b.name(), first, second);
         match first - second {
             gap if gap >= LARGE_GAP => Some(Self::LivesOnSecrecy {
                 cell,
@@ -123,13 +107,6 @@ impl Warning {
             _ => None,
         }
     }
-}
-
-fn name(cell: &Summary) -> String {
-    format!(
-        "{} + {}, {}, {}",
-        cell.classifier, cell.purifier, cell.threat_model, cell.attack
-    )
 }
 
 fn percent(share: f64) -> String {
@@ -179,12 +156,60 @@ impl fmt::Display for Warning {
                 percent(*single),
                 percent(*iterated)
             ),
-            Self::Refused { cell, count, reason } => {
-                write!(
-                    f,
-                    "{cell}: {count} images were refused and scored as the clean ones ({reason}): mend the attack"
-                )
-            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::CellOutcome;
+    use crate::results::tests::{header, row};
+    use advae_abi::info::NormKind;
+
+    /// A cell of 100 correct samples, of which that many stay so.
+    fn cell(attack: &str, threat_model: &str, passes: u64, robust: u64) -> Summary {
+        let mut header = header(attack, NormKind::Linf, Some(0.3));
+        header.threat_model = threat_model.into();
+        let rows = (0..100).map(|id| row(&header.key, id, true, id < robust)).collect();
+        let shape = [1, 28, 28];
+        Summary::of(&CellOutcome {
+            header,
+            rows,
+            error: None,
+            zero_gradients: Some(0.),
+            queries: 0,
+            passes,
+            shape,
+        })
+    }
+
+    #[test]
+    fn a_single_step_that_beats_many_is_suspicious() {
+        let cells = [cell("fgsm", "white_box", 1, 20), cell("pgd", "white_box", 40, 60)];
+        assert!(matches!(Warning::all(&cells)[..], [Warning::SingleStepStronger { .. }]));
+        let cells = [cell("fgsm", "white_box", 1, 60), cell("pgd", "white_box", 40, 20)];
+        assert!(Warning::all(&cells).is_empty());
+    }
+
+    #[test]
+    fn knowing_the_defence_has_to_help() {
+        let cells = [cell("pgd", "oblivious", 40, 95), cell("pgd", "white_box", 40, 30)];
+        assert!(matches!(Warning::all(&cells)[..], [Warning::LivesOnSecrecy { .. }]));
+        let cells = [cell("pgd", "oblivious", 40, 30), cell("pgd", "white_box", 40, 60)];
+        assert!(matches!(Warning::all(&cells)[..], [Warning::TransferStronger { .. }]));
+        let cells = [cell("pgd", "oblivious", 40, 61), cell("pgd", "white_box", 40, 60)];
+        assert!(Warning::all(&cells).is_empty());
+    }
+
+    #[test]
+    fn zero_gradients_are_told_with_advice() {
+        let mut cell = cell("pgd", "white_box", 40, 60);
+        cell.zero_gradients = Some(0.5);
+        let text = Warning::all(&[cell])[0].to_string();
+        assert!(
+            text.contains("50.0 % of the input gradients") && text.contains("--backward identity"),
+            "{text}"
+        );
     }
 }

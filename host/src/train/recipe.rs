@@ -143,7 +143,8 @@ impl Recipe {
     /// The rate of an epoch, where it is not left to the plateau rule.
     pub fn learning_rate_at(&self, epoch: usize) -> Option<f64> {
         let share = epoch as f64 / self.epochs.saturating_sub(1).max(1) as f64;
-        (self.final_learning_rate > 0.).then(|| self.learning_rate + share * (self.final_learning_rate - self.learning_rate))
+        (self.final_learning_rate > 0.)
+            .then(|| self.learning_rate + share * (self.final_learning_rate - self.learning_rate))
     }
 
     /// The attack's radius at a step: a linear ramp from the start of training.
@@ -174,8 +175,16 @@ mod tests {
 
     #[test]
     fn the_rate_falls_linearly_to_the_last_epoch() {
-        let recipe = Recipe { epochs: 3, learning_rate: 3., final_learning_rate: 1., ..Recipe::default() };
-        assert_eq!([0, 1, 2].map(|epoch| recipe.learning_rate_at(epoch)), [Some(3.), Some(2.), Some(1.)]);
+        let recipe = Recipe {
+            epochs: 3,
+            learning_rate: 3.,
+            final_learning_rate: 1.,
+            ..Recipe::default()
+        };
+        assert_eq!(
+            [0, 1, 2].map(|epoch| recipe.learning_rate_at(epoch)),
+            [Some(3.), Some(2.), Some(1.)]
+        );
         assert_eq!(Recipe::default().learning_rate_at(1), None);
     }
 

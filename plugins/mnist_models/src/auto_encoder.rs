@@ -23,7 +23,10 @@ impl Purifier for AutoEncoder {
         let conv = |name: &str, from, to| Conv2d::new(&weights.pp(name), from, to, 3, 1, Padding::Same);
         let norm = |name: &str| BatchNorm2d::new(&weights.pp(name), 32);
         Ok(Self {
-            encoder: [(conv("enc1", 1, 32)?, norm("bn1")?), (conv("enc2", 32, 32)?, norm("bn2")?)],
+            encoder: [
+                (conv("enc1", 1, 32)?, norm("bn1")?),
+                (conv("enc2", 32, 32)?, norm("bn2")?),
+            ],
             decoder: [conv("dec1", 32, 32)?, conv("dec2", 32, 32)?],
             output: conv("out", 32, 1)?,
         })
@@ -52,7 +55,12 @@ mod tests {
         let model = AutoEncoder::new(NoSettings {}, &weights).unwrap();
         let all: usize = weights.params().iter().map(|p| p.var().elem_count()).sum();
         assert_eq!((all, weights.parameter_count()), (28_609, 28_481));
-        let x = Tensor::zeros((2, 1, 28, 28), advae_sdk::candle_core::DType::F32, &advae_sdk::candle_core::Device::Cpu).unwrap();
+        let x = Tensor::zeros(
+            (2, 1, 28, 28),
+            advae_sdk::candle_core::DType::F32,
+            &advae_sdk::candle_core::Device::Cpu,
+        )
+        .unwrap();
         assert_eq!(model.purify(&Pass::eval(), &x).unwrap().dims(), [2, 1, 28, 28]);
     }
 }

@@ -3,7 +3,15 @@
 use advae_sdk::nn::{Conv2d, Dropout, Linear, Padding, flatten, max_pool2d, relu};
 use advae_sdk::prelude::*;
 
-fn conv(weights: &Weights, name: &str, from: usize, to: usize, kernel: usize, stride: usize, padding: Padding) -> Result<Conv2d> {
+fn conv(
+    weights: &Weights,
+    name: &str,
+    from: usize,
+    to: usize,
+    kernel: usize,
+    stride: usize,
+    padding: Padding,
+) -> Result<Conv2d> {
     Conv2d::new(&weights.pp(name), from, to, kernel, stride, padding)
 }
 
@@ -49,7 +57,12 @@ impl ModelX {
     fn build(weights: &Weights) -> Result<Self> {
         let conv = |name: &str, from, to| conv(weights, name, from, to, 3, 1, Padding::Valid);
         Ok(Self {
-            convs: [conv("conv1", 1, 32)?, conv("conv2", 32, 32)?, conv("conv3", 32, 64)?, conv("conv4", 64, 64)?],
+            convs: [
+                conv("conv1", 1, 32)?,
+                conv("conv2", 32, 32)?,
+                conv("conv3", 32, 64)?,
+                conv("conv4", 64, 64)?,
+            ],
             hidden: [linear(weights, "fc1", 1024, 200)?, linear(weights, "fc2", 200, 200)?],
             dropout: Dropout::new(0.5, 1),
             logits: linear(weights, "fc3", 200, 10)?,
@@ -200,7 +213,10 @@ mod tests {
         assert_eq!(weights.parameter_count(), parameters);
         let x = Tensor::zeros((3, 1, 28, 28), DType::F32, &Device::Cpu).unwrap();
         assert_eq!(model.forward(&Pass::eval(), &x).unwrap().dims(), [3, 10]);
-        assert_eq!(model.features(&Pass::eval(), &x).unwrap().unwrap().dims(), [3, features]);
+        assert_eq!(
+            model.features(&Pass::eval(), &x).unwrap().unwrap().dims(),
+            [3, features]
+        );
     }
 
     #[test]

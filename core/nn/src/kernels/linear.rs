@@ -1,64 +1,95 @@
-//! The fully connected layer: `y = x w^T + b`. Rows go through the matrix product in blocks of fixed
-//! size, the last one filled up with zeros, so that a sample's result does not depend on its batch.
-//! Bound by memory (the weight) for small batches, else by compute.
+//! The fully connected layer: `y = x w^T + b`. Each element is a sum of fixed order, so a sample's result
+//! does not depend on its batch. Bound by reading the weight for small batches, else by compute.
 
-use super::Real;
-use super::matmul::{matmul, rows, transposed};
-use super::scratch::with_scratch;
+use super::matmul::{Matrix, matmul};
+use super::tile::dot;
+use super::{Real, fused};
 use crate::threads::for_each_chunk;
 
-/// Rows of one matrix product. Part of the result: do not change it lightly.
-const BLOCK: usize = 16;
+/// Terms added up in registers before they join the others, so that rows stay in the first-level cache.
+/// Part of the result: do not change it lightly.
+const TERMS: usize = 512;
 
-/// Rows of the weight gradient computed at once.
-const OUT_BLOCK: usize = 32;
+/// Rows a thread takes at once.
+const ROWS: usize = 32;
 
 /// `[N, out]` from `x` `[N, in]`, `w` `[out, in]` and `bias` `[out]`.
 pub(crate) fn forward<T: Real>([n, inputs, outputs]: [usize; 3], x: &[T], w: &[T], bias: Option<&[T]>) -> Vec<T> {
-    let mut y = by_blocks([n, inputs, outputs], x, |block, y| {
-        let size = [BLOCK, outputs, inputs];
-        matmul(
-            size,
-            (y, rows(outputs)),
-            false,
-            (block, rows(inputs)),
-            (w, transposed(inputs)),
-        );
+    let mut y = match bias {
+        Some(bias) => bias.repeat(n),
+        None => vec![T::ZERO; n * outputs],
+    };
+    for_each_chunk(&mut y, (ROWS * outputs).max(1), |block, y| {
+        let x = &x[block * ROWS * inputs..];
+        let size = [y.len() / outputs, inputs, outputs];
+        add_dots(size, x, w, y);
     });
-    if let Some(bias) = bias {
-        for row in y.chunks_mut(outputs.max(1)) {
-            for (value, b) in row.iter_mut().zip(bias) {
-                *value += *b;
+    y
+}
+
+fused!(fn add_dots<T: Real>(size: [usize; 3], x: &[T], w: &[T], y: &mut [T]) = add_dots_by);
+
+/// `y[i, j] += <x[i], w[j]>`.
+#[inline(always)]
+fn add_dots_by<T: Real, const FMA: bool>(size: [usize; 3], x: &[T], w: &[T], y: &mut [T]) {
+    let [n, inputs, outputs] = size;
+    for from in (0..inputs).step_by(TERMS) {
+        let terms = from..(from + TERMS).min(inputs);
+        let x_row = |i: usize| &x[i * inputs..][terms.clone()];
+        let w_row = |j: usize| &w[j * inputs..][terms.clone()];
+        for j in (0..outputs).step_by(4) {
+            // Past the end, the last row of `w` is computed again and not added.
+            let w = [j, j + 1, j + 2, j + 3].map(|j| w_row(j.min(outputs - 1)));
+            let used = 4.min(outputs - j);
+            let even = n / 2 * 2;
+            for i in (0..even).step_by(2) {
+                let x = [i, i + 1].map(x_row);
+                add_tile(outputs, i, j, used, y, dot::<T, 2, 4, FMA>(x, w));
+            }
+            if even < n {
+                let x = [x_row(even)];
+                add_tile(outputs, even, j, used, y, dot::<T, 1, 4, FMA>(x, w));
             }
         }
     }
-    y
+}
+
+/// Adds a tile of sums to `y` at `(i, j)`, its first `used` columns.
+#[inline(always)]
+fn add_tile<T: Real, const M: usize>(outputs: usize, i: usize, j: usize, used: usize, y: &mut [T], sums: [[T; 4]; M]) {
+    for (r, sums) in sums.iter().enumerate() {
+        for (y, sum) in y[(i + r) * outputs + j..].iter_mut().zip(&sums[..used]) {
+            *y += *sum;
+        }
+    }
 }
 
 /// `dx` `[N, in]` from `dy` `[N, out]`.
 pub(crate) fn input_gradient<T: Real>([n, inputs, outputs]: [usize; 3], w: &[T], dy: &[T]) -> Vec<T> {
-    by_blocks([n, outputs, inputs], dy, |block, dx| {
-        let size = [BLOCK, inputs, outputs];
-        matmul(
-            size,
-            (dx, rows(inputs)),
-            false,
-            (block, rows(outputs)),
-            (w, rows(inputs)),
-        );
-    })
+    let mut dx = vec![T::ZERO; n * inputs];
+    for_each_chunk(&mut dx, (ROWS * inputs).max(1), |block, dx| {
+        let rows = dx.len() / inputs;
+        let dy = Matrix {
+            values: &dy[block * ROWS * outputs..],
+            row: outputs,
+            col: 1,
+        };
+        matmul([rows, inputs, outputs], dx, dy, w);
+    });
+    dx
 }
 
 /// `dw` `[out, in]`, summed over the rows of the batch in order.
 pub(crate) fn weight_gradient<T: Real>([n, inputs, outputs]: [usize; 3], x: &[T], dy: &[T]) -> Vec<T> {
     let mut dw = vec![T::ZERO; outputs * inputs];
-    if n == 0 {
-        return dw;
-    }
-    for_each_chunk(&mut dw, OUT_BLOCK * inputs, |block, dw| {
-        let size = [dw.len() / inputs, inputs, n];
-        let dy = (&dy[block * OUT_BLOCK..], transposed(outputs));
-        matmul(size, (dw, rows(inputs)), false, dy, (x, rows(inputs)));
+    for_each_chunk(&mut dw, (ROWS * inputs).max(1), |block, dw| {
+        let rows = dw.len() / inputs;
+        let dy = Matrix {
+            values: dy.get(block * ROWS..).unwrap_or_default(),
+            row: 1,
+            col: outputs,
+        };
+        matmul([rows, inputs, n], dw, dy, x);
     });
     dw
 }
@@ -72,24 +103,4 @@ pub(crate) fn bias_gradient<T: Real>(outputs: usize, dy: &[T]) -> Vec<T> {
         }
     }
     db
-}
-
-/// Maps `[n, from]` to `[n, to]`, `f(x block, y block)` at a time, each block [`BLOCK`] rows high.
-fn by_blocks<T: Real>([n, from, to]: [usize; 3], x: &[T], f: impl Fn(&[T], &mut [T]) + Send + Sync) -> Vec<T> {
-    let mut y = vec![T::ZERO; n * to];
-    for_each_chunk(&mut y, (BLOCK * to).max(1), |block, y| {
-        let x = &x[block * BLOCK * from..];
-        let full = BLOCK * to;
-        if y.len() == full {
-            return f(x, y);
-        }
-        with_scratch(BLOCK * (from + to), |scratch| {
-            let (x_block, y_block) = scratch.split_at_mut(BLOCK * from);
-            x_block[..x.len()].copy_from_slice(x);
-            x_block[x.len()..].fill(T::ZERO);
-            f(x_block, y_block);
-            y.copy_from_slice(&y_block[..y.len()]);
-        });
-    });
-    y
 }

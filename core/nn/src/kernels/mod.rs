@@ -3,13 +3,14 @@
 
 pub(crate) mod conv;
 pub(crate) mod elementwise;
-pub(crate) mod im2col;
 pub(crate) mod linear;
 pub(crate) mod matmul;
 pub(crate) mod norm;
+pub(crate) mod planes;
 pub(crate) mod pool;
 pub(crate) mod rows;
 pub(crate) mod scratch;
+pub(crate) mod tile;
 
 use candle_core::WithDType;
 
@@ -23,8 +24,12 @@ pub(crate) trait Real: WithDType + scratch::Pooled + Default {
     fn exp(self) -> Self;
     /// Natural logarithm.
     fn ln(self) -> Self;
-    /// Whether this is no number.
-    fn is_nan(self) -> bool;
+    /// `self * b + c`, rounded once; slow where the processor has no such instruction.
+    fn mul_add(self, b: Self, c: Self) -> Self;
+    /// `self` if `keep`, else 0, without a branch.
+    fn keep_if(self, keep: bool) -> Self;
+    /// The larger of two, or NaN if one is NaN.
+    fn larger(self, other: Self) -> Self;
 }
 
 impl Real for f32 {
@@ -36,8 +41,18 @@ impl Real for f32 {
     fn ln(self) -> f32 {
         self.ln()
     }
-    fn is_nan(self) -> bool {
-        self.is_nan()
+    #[inline(always)]
+    fn mul_add(self, b: f32, c: f32) -> f32 {
+        self.mul_add(b, c)
+    }
+    #[inline(always)]
+    fn keep_if(self, keep: bool) -> f32 {
+        f32::from_bits(self.to_bits() & u32::from(keep).wrapping_neg())
+    }
+    #[inline(always)]
+    fn larger(self, other: f32) -> f32 {
+        let larger = if self > other { self } else { other };
+        if self.is_nan() { self } else { larger }
     }
 }
 
@@ -50,8 +65,18 @@ impl Real for f64 {
     fn ln(self) -> f64 {
         self.ln()
     }
-    fn is_nan(self) -> bool {
-        self.is_nan()
+    #[inline(always)]
+    fn mul_add(self, b: f64, c: f64) -> f64 {
+        self.mul_add(b, c)
+    }
+    #[inline(always)]
+    fn keep_if(self, keep: bool) -> f64 {
+        f64::from_bits(self.to_bits() & u64::from(keep).wrapping_neg())
+    }
+    #[inline(always)]
+    fn larger(self, other: f64) -> f64 {
+        let larger = if self > other { self } else { other };
+        if self.is_nan() { self } else { larger }
     }
 }
 
@@ -59,16 +84,48 @@ impl Real for f64 {
 /// inlined into the code that uses them.
 #[inline(always)]
 pub(crate) fn simd<R>(f: impl FnOnce() -> R) -> R {
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
-        // SAFETY: the processor has the features the function is compiled for, as just checked.
-        return unsafe { with_avx2(f) };
+    if has_fma() {
+        // SAFETY: the processor has the features, as just checked.
+        unsafe { with_fma(f) }
+    } else {
+        f()
     }
-    f()
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn with_avx2<R>(f: impl FnOnce() -> R) -> R {
+/// Defines `$name`, which calls `$body` compiled for the widest vectors this processor has. `$body` must be
+/// `#[inline(always)]`; its last parameter says whether multiplication and addition are to be fused.
+macro_rules! fused {
+    (fn $name:ident<T: Real $(, const $N:ident: usize)?>($($arg:ident: $type:ty),*) = $body:ident) => {
+        fn $name<T: Real $(, const $N: usize)?>($($arg: $type),*) {
+            #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
+            unsafe fn with_fma<T: Real $(, const $N: usize)?>($($arg: $type),*) {
+                $body::<T, $($N,)? true>($($arg),*);
+            }
+            if $crate::kernels::has_fma() {
+                // SAFETY: the processor has the features, as just checked.
+                unsafe { with_fma::<T $(, $N)?>($($arg),*) }
+            } else {
+                $body::<T, $($N,)? false>($($arg),*);
+            }
+        }
+    };
+}
+pub(crate) use fused;
+
+/// Whether fused multiply-adds are instructions here: so they are on every 64-bit ARM, but not on every
+/// x86.
+pub(crate) fn has_fma() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma");
+    #[cfg(not(target_arch = "x86_64"))]
+    return cfg!(target_arch = "aarch64");
+}
+
+/// Calls `f`, a small closure, as code for AVX2 and FMA.
+///
+/// # Safety
+/// [`has_fma`] must hold.
+#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
+unsafe fn with_fma<R>(f: impl FnOnce() -> R) -> R {
     f()
 }

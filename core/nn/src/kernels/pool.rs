@@ -1,6 +1,6 @@
 //! Max pooling and nearest-neighbour upsampling, and their gradients. Bound by memory.
 
-use super::{Real, simd};
+use super::{Real, fused};
 
 /// `planes` images of `h` by `w`, in blocks of `k` by `k`.
 #[derive(Clone, Copy, Debug)]
@@ -21,85 +21,160 @@ impl Blocks {
 /// The largest element of each whole block, `[planes, h / k, w / k]`; NaN where a block holds one.
 pub(crate) fn max_pool<T: Real>(b: &Blocks, x: &[T]) -> Vec<T> {
     let (h_out, w_out) = b.counts();
-    let mut y = Vec::with_capacity(b.planes * h_out * w_out);
-    simd(|| {
-        for plane in x.chunks_exact(b.h * b.w) {
-            for rows in plane.chunks_exact(b.k * b.w) {
-                for column in 0..w_out {
-                    let (_, max) = first_max(b, rows, column * b.k);
-                    y.push(max);
-                }
-            }
+    let mut y = vec![T::ZERO; b.planes * h_out * w_out];
+    let planes = x.chunks_exact(b.h * b.w);
+    for (x, y) in planes.zip(y.chunks_exact_mut(h_out * w_out)) {
+        match b.k {
+            2 => max_of_pairs(b.w, x, y),
+            _ => max_of_blocks(b, x, y),
         }
-    });
+    }
     y
 }
 
-/// Gives each block's gradient to its largest element, the first of equals (row by row).
-pub(crate) fn max_pool_gradient<T: Real>(b: &Blocks, x: &[T], dy: &[T]) -> Vec<T> {
-    let (_, w_out) = b.counts();
-    let mut dx = vec![T::ZERO; x.len()];
-    let mut dy = dy.iter();
-    let planes = x.chunks_exact(b.h * b.w).zip(dx.chunks_exact_mut(b.h * b.w));
-    for (plane, dplane) in planes {
-        let rows = plane.chunks_exact(b.k * b.w);
-        for (rows, drows) in rows.zip(dplane.chunks_exact_mut(b.k * b.w)) {
-            for (column, g) in (0..w_out).zip(&mut dy) {
-                drows[first_max(b, rows, column * b.k).0] = *g;
+/// One plane of blocks of any size.
+fn max_of_blocks<T: Real>(b: &Blocks, x: &[T], y: &mut [T]) {
+    for (rows, y) in x.chunks_exact(b.k * b.w).zip(y.chunks_exact_mut(b.w / b.k)) {
+        for (j, y) in y.iter_mut().enumerate() {
+            *y = rows[j * b.k];
+            for row in rows.chunks_exact(b.w) {
+                let block = &row[j * b.k..(j + 1) * b.k];
+                *y = block.iter().fold(*y, |max, v| max.larger(*v));
             }
+        }
+    }
+}
+
+fused!(fn max_of_pairs<T: Real>(w: usize, x: &[T], y: &mut [T]) = max_of_pairs_by);
+
+/// One plane of blocks of 2 by 2.
+#[inline(always)]
+fn max_of_pairs_by<T: Real, const FMA: bool>(w: usize, x: &[T], y: &mut [T]) {
+    for (rows, y) in x.chunks_exact(2 * w).zip(y.chunks_exact_mut(w / 2)) {
+        let (top, bottom) = rows.split_at(w);
+        let pairs = top.as_chunks::<2>().0.iter().zip(bottom.as_chunks::<2>().0);
+        for (y, (top, bottom)) in y.iter_mut().zip(pairs) {
+            let ([a, b], [c, d]) = (*top, *bottom);
+            *y = a.larger(c).larger(b.larger(d));
+        }
+    }
+}
+
+/// Gives each block's gradient to its largest element `y`, the first of equals (row by row).
+pub(crate) fn max_pool_gradient<T: Real>(b: &Blocks, x: &[T], y: &[T], dy: &[T]) -> Vec<T> {
+    let (h_out, w_out) = b.counts();
+    let mut dx = vec![T::ZERO; x.len()];
+    let outputs = y.chunks_exact(h_out * w_out).zip(dy.chunks_exact(h_out * w_out));
+    let planes = x.chunks_exact(b.h * b.w).zip(dx.chunks_exact_mut(b.h * b.w));
+    for ((x, dx), (y, dy)) in planes.zip(outputs) {
+        match b.k {
+            2 => give_to_pairs(b.w, x, y, dy, dx),
+            _ => give_to_blocks(b, x, y, dy, dx),
         }
     }
     dx
 }
 
-/// Index and value of the first largest element of the block that starts at `start`; a NaN is larger
-/// than any number.
-#[inline(always)]
-fn first_max<T: Real>(b: &Blocks, rows: &[T], start: usize) -> (usize, T) {
-    let (mut at, mut max) = (start, rows[start]);
-    for r in 0..b.k {
-        let row = rows.iter().enumerate().skip(r * b.w + start).take(b.k);
-        for (i, value) in row {
-            if *value > max || value.is_nan() {
-                (at, max) = (i, *value);
-            }
+/// One plane of blocks of any size.
+fn give_to_blocks<T: Real>(b: &Blocks, x: &[T], y: &[T], dy: &[T], dx: &mut [T]) {
+    let (_, w_out) = b.counts();
+    for (block, (y, g)) in y.iter().zip(dy).enumerate() {
+        let corner = (block / w_out * b.w + block % w_out) * b.k;
+        let mut places = (0..b.k).flat_map(|r| (0..b.k).map(move |s| corner + r * b.w + s));
+        if let Some(first) = places.find(|i| x[*i] == *y) {
+            dx[first] = *g;
         }
     }
-    (at, max)
+}
+
+fused!(fn give_to_pairs<T: Real>(
+    w: usize,
+    x: &[T],
+    y: &[T],
+    dy: &[T],
+    dx: &mut [T]
+) = give_to_pairs_by);
+
+/// One plane of blocks of 2 by 2.
+#[inline(always)]
+fn give_to_pairs_by<T: Real, const FMA: bool>(w: usize, x: &[T], y: &[T], dy: &[T], dx: &mut [T]) {
+    let outputs = y.chunks_exact(w / 2).zip(dy.chunks_exact(w / 2));
+    let rows = x.chunks_exact(2 * w).zip(dx.chunks_exact_mut(2 * w));
+    for ((x, dx), (y, dy)) in rows.zip(outputs) {
+        let (top, bottom) = x.split_at(w);
+        let (dtop, dbottom) = dx.split_at_mut(w);
+        let pairs = top.as_chunks::<2>().0.iter().zip(bottom.as_chunks::<2>().0);
+        let dtop = dtop.as_chunks_mut::<2>().0.iter_mut();
+        let dpairs = dtop.zip(dbottom.as_chunks_mut::<2>().0);
+        for (((top, bottom), (dtop, dbottom)), (y, g)) in pairs.zip(dpairs).zip(y.iter().zip(dy)) {
+            let (y, g) = (*y, *g);
+            let ([a, b], [c, d]) = (top.map(|x| x == y), bottom.map(|x| x == y));
+            *dtop = [g.keep_if(a), g.keep_if(b & !a)];
+            *dbottom = [g.keep_if(c & !(a | b)), g.keep_if(d & !(a | b | c))];
+        }
+    }
 }
 
 /// Repeats each element of `x` `[planes, h / k, w / k]` into a block of `[planes, h, w]`.
 pub(crate) fn upsample<T: Real>(b: &Blocks, x: &[T]) -> Vec<T> {
-    let (_, w_in) = b.counts();
     let mut y = vec![T::ZERO; b.planes * b.h * b.w];
-    simd(|| {
-        for (row, rows) in x.chunks_exact(w_in).zip(y.chunks_exact_mut(b.k * b.w)) {
-            let (first, rest) = rows.split_at_mut(b.w);
-            for (value, block) in row.iter().zip(first.chunks_exact_mut(b.k)) {
-                block.fill(*value);
+    repeat(b, x, &mut y);
+    y
+}
+
+fused!(fn repeat<T: Real>(b: &Blocks, x: &[T], y: &mut [T]) = repeat_by);
+
+#[inline(always)]
+fn repeat_by<T: Real, const FMA: bool>(b: &Blocks, x: &[T], y: &mut [T]) {
+    let (_, w_in) = b.counts();
+    for (row, rows) in x.chunks_exact(w_in).zip(y.chunks_exact_mut(b.k * b.w)) {
+        let (first, rest) = rows.split_at_mut(b.w);
+        match b.k {
+            2 => {
+                for (value, pair) in row.iter().zip(first.as_chunks_mut::<2>().0) {
+                    *pair = [*value; 2];
+                }
             }
-            for copy in rest.chunks_exact_mut(b.w) {
-                copy.copy_from_slice(first);
+            _ => {
+                for (value, block) in row.iter().zip(first.chunks_exact_mut(b.k)) {
+                    block.fill(*value);
+                }
             }
         }
-    });
-    y
+        for copy in rest.chunks_exact_mut(b.w) {
+            copy.copy_from_slice(first);
+        }
+    }
 }
 
 /// Sums each block of `dy` `[planes, h, w]`: `[planes, h / k, w / k]`.
 pub(crate) fn upsample_gradient<T: Real>(b: &Blocks, dy: &[T]) -> Vec<T> {
-    let (_, w_in) = b.counts();
     let mut dx = vec![T::ZERO; dy.len() / (b.k * b.k)];
-    simd(|| {
-        for (sums, rows) in dx.chunks_exact_mut(w_in).zip(dy.chunks_exact(b.k * b.w)) {
-            for row in rows.chunks_exact(b.w) {
-                for (sum, block) in sums.iter_mut().zip(row.chunks_exact(b.k)) {
-                    for value in block {
-                        *sum += *value;
+    add_up(b, dy, &mut dx);
+    dx
+}
+
+fused!(fn add_up<T: Real>(b: &Blocks, dy: &[T], dx: &mut [T]) = add_up_by);
+
+#[inline(always)]
+fn add_up_by<T: Real, const FMA: bool>(b: &Blocks, dy: &[T], dx: &mut [T]) {
+    let (_, w_in) = b.counts();
+    for (sums, rows) in dx.chunks_exact_mut(w_in).zip(dy.chunks_exact(b.k * b.w)) {
+        match b.k {
+            2 => {
+                let (top, bottom) = rows.split_at(b.w);
+                let pairs = top.as_chunks::<2>().0.iter().zip(bottom.as_chunks::<2>().0);
+                for (sum, (top, bottom)) in sums.iter_mut().zip(pairs) {
+                    *sum = (top[0] + bottom[0]) + (top[1] + bottom[1]);
+                }
+            }
+            _ => {
+                for row in rows.chunks_exact(b.w) {
+                    for (sum, block) in sums.iter_mut().zip(row.chunks_exact(b.k)) {
+                        *sum += block.iter().fold(T::ZERO, |sum, v| sum + *v);
                     }
                 }
             }
         }
-    });
-    dx
+    }
 }

@@ -3,7 +3,7 @@
 use candle_core::{Result, Shape, Tensor, bail};
 
 use super::adapter::Parametric;
-use crate::kernels::im2col::Geometry;
+use crate::kernels::planes::Geometry;
 use crate::kernels::{Real, conv};
 
 /// What surrounds an image that is convolved.

@@ -52,8 +52,8 @@ impl Unary for MaxPool {
         pool::max_pool(&self.0, x)
     }
 
-    fn gradient<T: Real>(&self, x: &[T], _: &[T], dy: &[T]) -> Vec<T> {
-        pool::max_pool_gradient(&self.0, x, dy)
+    fn gradient<T: Real>(&self, x: &[T], y: &[T], dy: &[T]) -> Vec<T> {
+        pool::max_pool_gradient(&self.0, x, y, dy)
     }
 
     fn compose(&self, x: &Tensor) -> Result<Tensor> {

@@ -1,1 +1,14 @@
-//! The attack CW as a plugin.
+//! CW as a plugin.
+
+mod cw;
+mod search;
+mod settings;
+mod tanh_space;
+
+pub use cw::Cw;
+pub use settings::{CwSettings, Preset};
+
+advae_sdk::export_plugin! { attack: Cw }
+
+#[cfg(test)]
+mod tests;

@@ -31,7 +31,12 @@ impl Attack for Fgsm {
 
     fn info(&self) -> AttackInfo {
         let FgsmSettings { norm, epsilon, target } = self.0;
-        AttackInfo { norm, epsilon: Some(epsilon), targeted: target.targeted(), passes: 1 }
+        AttackInfo {
+            norm,
+            epsilon: Some(epsilon),
+            targeted: target.targeted(),
+            passes: 1,
+        }
     }
 
     fn perturb(&self, oracle: &Oracle, x: &Tensor, y: &Tensor) -> Result<Perturbed> {
@@ -39,6 +44,10 @@ impl Attack for Fgsm {
         let objective = target.objective(oracle, x, y)?;
         let gradient = oracle.gradient(x, |logits| objective.loss(logits))?.x;
         let x_adv = oracle.clip(&(x + (norm.direction(&gradient)? * epsilon)?)?)?;
-        Ok(Perturbed { x_adv, found: None, targets: objective.targets() })
+        Ok(Perturbed {
+            x_adv,
+            found: None,
+            targets: objective.targets(),
+        })
     }
 }

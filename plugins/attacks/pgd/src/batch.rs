@@ -18,7 +18,14 @@ impl<'a> Batch<'a> {
     pub(crate) fn new(oracle: &Oracle<'a>, objective: &Objective, x: &Tensor, x_adv: Tensor) -> Self {
         let n = oracle.samples();
         let (oracle, objective) = (oracle.clone(), objective.clone());
-        Self { oracle, objective, x: x.clone(), x_adv, places: (0..n).collect(), ended: vec![None; n] }
+        Self {
+            oracle,
+            objective,
+            x: x.clone(),
+            x_adv,
+            places: (0..n).collect(),
+            ended: vec![None; n],
+        }
     }
 
     /// Ends the search of the samples that are `done` at their present images.

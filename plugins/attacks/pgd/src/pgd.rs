@@ -60,7 +60,7 @@ impl Attack for Pgd {
     type Settings = PgdSettings;
 
     fn new(settings: PgdSettings) -> Result<Self> {
-        let PgdSettings { norm, epsilon, steps, restarts, .. } = settings;
+        let (epsilon, steps, restarts) = (settings.epsilon, settings.steps, settings.restarts);
         if !(epsilon.is_finite() && epsilon >= 0.) {
             bail!("epsilon is {epsilon}: it must be a finite number, 0 or more")
         }
@@ -68,9 +68,11 @@ impl Attack for Pgd {
             bail!("steps is {steps}, restarts is {restarts}: both must be 1 or more")
         }
         if restarts > 1 && !settings.random_start {
-            bail!("restarts is {restarts} and random_start is false: every restart would repeat the first, set restarts to 1")
+            bail!(
+                "restarts is {restarts} and random_start is false: every restart would be the first again, set it to 1"
+            )
         }
-        let step_size = match (settings.relative_step_size, settings.step_size, norm) {
+        let step_size = match (settings.relative_step_size, settings.step_size, settings.norm) {
             (Some(share), _, _) => share * epsilon,
             (None, Some(length), _) => length,
             (None, None, Norm::Linf) => 0.01,
@@ -83,10 +85,14 @@ impl Attack for Pgd {
     }
 
     fn info(&self) -> AttackInfo {
-        let PgdSettings { norm, epsilon, steps, restarts, target, .. } = self.settings;
+        let (steps, restarts) = (self.settings.steps, self.settings.restarts);
         let judging = if restarts > 1 { restarts } else { 0 };
-        let passes = steps * restarts + judging;
-        AttackInfo { norm, epsilon: Some(epsilon), targeted: target.targeted(), passes }
+        AttackInfo {
+            norm: self.settings.norm,
+            epsilon: Some(self.settings.epsilon),
+            targeted: self.settings.target.targeted(),
+            passes: steps * restarts + judging,
+        }
     }
 
     fn perturb(&self, oracle: &Oracle, x: &Tensor, y: &Tensor) -> Result<Perturbed> {
@@ -95,17 +101,23 @@ impl Attack for Pgd {
             1 => self.search(oracle, &objective, x)?,
             restarts => self.best_of(restarts, oracle, &objective, x)?,
         };
-        Ok(Perturbed { x_adv, found: None, targets: objective.targets() })
+        Ok(Perturbed {
+            x_adv,
+            found: None,
+            targets: objective.targets(),
+        })
     }
 }
 
 impl Pgd {
     /// One search: the first adversarial iterate of a sample that may stop there, else its last.
     fn search(&self, oracle: &Oracle, objective: &Objective, x: &Tensor) -> Result<Tensor> {
-        let PgdSettings { norm, epsilon, steps, .. } = self.settings;
+        let (norm, epsilon) = (self.settings.norm, self.settings.epsilon);
         let mut batch = Batch::new(oracle, objective, x, self.start(oracle, x)?);
-        for step in 0..steps {
-            let Some(gradient) = self.gradient(&mut batch, step)? else { break };
+        for step in 0..self.settings.steps {
+            let Some(gradient) = self.gradient(&mut batch, step)? else {
+                break;
+            };
             let moved = (&batch.x_adv + (norm.direction(&gradient)? * self.step_size)?)?;
             batch.x_adv = batch.oracle.clip(&norm.project(&moved, &batch.x, epsilon)?)?;
         }
@@ -113,8 +125,9 @@ impl Pgd {
     }
 
     fn start(&self, oracle: &Oracle, x: &Tensor) -> Result<Tensor> {
+        let PgdSettings { norm, epsilon, .. } = self.settings;
         match self.settings.random_start {
-            true => oracle.clip(&self.settings.norm.random_start(oracle.pass(), x, self.settings.epsilon)?),
+            true => oracle.clip(&norm.random_start(oracle.pass(), x, epsilon)?),
             false => Ok(x.clone()),
         }
     }
@@ -133,7 +146,8 @@ impl Pgd {
             return Ok(Some(answer.x));
         }
         batch.end(&done)?;
-        if open.is_empty() { Ok(None) } else { select_rows(&answer.x, &open).map(Some) }
+        let rest = select_rows(&answer.x, &open)?;
+        Ok((!open.is_empty()).then_some(rest))
     }
 
     /// Several searches from random points. A sample's image is that of the search whose image is adversarial with
@@ -146,7 +160,8 @@ impl Pgd {
             if open.is_empty() {
                 break;
             }
-            let oracle = oracle.draw(oracle.pass().draw + restart * self.settings.steps).select(&open);
+            let draw = oracle.pass().draw + restart * self.settings.steps;
+            let oracle = oracle.draw(draw).select(&open);
             let found = self.judged_search(&oracle, &objective.select(&open), &select_rows(x, &open)?)?;
             for (i, found) in open.into_iter().zip(found) {
                 if best[i].as_ref().is_none_or(|best| found.beats(best)) {
@@ -154,7 +169,8 @@ impl Pgd {
                 }
             }
         }
-        Tensor::stack(&best.into_iter().flatten().map(|found| found.image).collect::<Vec<_>>(), 0)
+        let images: Vec<Tensor> = best.into_iter().flatten().map(|found| found.image).collect();
+        Tensor::stack(&images, 0)
     }
 
     fn judged_search(&self, oracle: &Oracle, objective: &Objective, x: &Tensor) -> Result<Vec<Found>> {
@@ -162,7 +178,14 @@ impl Pgd {
         let logits = oracle.logits(&x_adv)?;
         let losses = self.settings.loss.of(objective, &logits)?.to_vec1::<f32>()?;
         let verdicts = objective.is_adversarial(&logits)?.into_iter().zip(losses);
-        let found = |(i, (adversarial, loss))| Ok(Found { image: x_adv.get(i)?, adversarial, loss });
+        let found = |(i, (adversarial, loss))| {
+            let image = x_adv.get(i)?;
+            Ok(Found {
+                image,
+                adversarial,
+                loss,
+            })
+        };
         verdicts.enumerate().map(found).collect()
     }
 

@@ -12,7 +12,13 @@ impl ThreatModel for Oblivious {
     }
 
     fn access(&self) -> Access {
-        Access { target: Target::Classifier, gradients: true, logits: true, labels: true, query_limit: None }
+        Access {
+            target: Target::Classifier,
+            gradients: true,
+            logits: true,
+            labels: true,
+            query_limit: None,
+        }
     }
 }
 

@@ -12,7 +12,13 @@ impl ThreatModel for WhiteBox {
     }
 
     fn access(&self) -> Access {
-        Access { target: Target::Pipeline, gradients: true, logits: true, labels: true, query_limit: None }
+        Access {
+            target: Target::Pipeline,
+            gradients: true,
+            logits: true,
+            labels: true,
+            query_limit: None,
+        }
     }
 }
 

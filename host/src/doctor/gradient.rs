@@ -1,0 +1,195 @@
+//! Gradients through the plugin's tapes.
+
+use super::Patient;
+use super::checklist::{Checklist, Finding};
+use super::model::{input, same_rows};
+use super::sample::{IDS, difference, images, scale, signed};
+use crate::model::{Model, Tape};
+use crate::tensor::{Call, Tensor};
+use advae_abi::info::{BackwardRule, Construct, Kind};
+use anyhow::{Context, Result};
+
+/// Relative error from which on a gradient is wrong.
+const LIMIT: f64 = 1e-2;
+/// Lengths of the steps. Long ones bend, short ones drown in rounding: the best one counts.
+const STEPS: [f64; 4] = [0.3, 0.1, 0.03, 0.01];
+/// Directions a sample.
+const ROUNDS: u64 = 3;
+
+/// Checks every backward rule, and the tapes.
+pub fn examine(list: &mut Checklist, patient: &Patient) -> Result<()> {
+    let model = Model::construct(&patient.plugin, &patient.request)?;
+    for rule in rules(&model) {
+        list.check(&format!("gradient, {}", rule.name()), || {
+            let request = Construct {
+                backward: (model.kind() == Kind::Purifier).then_some(rule),
+                ..patient.request.clone()
+            };
+            check_rule(&Model::construct(&patient.plugin, &request)?, rule)
+        })?;
+    }
+    list.check("gradient, batch", || batch(&model))?;
+    list.check("tape, twice", || twice(&model))?;
+    list.check("tapes, two alive", || two_alive(&model))
+}
+
+/// The rules on offer, and the two an evaluator may always choose.
+fn rules(model: &Model) -> Vec<BackwardRule> {
+    if model.kind() == Kind::Classifier {
+        return vec![BackwardRule::Exact];
+    }
+    let mut rules = model.info().backward_rules.clone();
+    for always in [BackwardRule::Identity, BackwardRule::None] {
+        if !rules.contains(&always) {
+            rules.push(always);
+        }
+    }
+    rules
+}
+
+fn check_rule(model: &Model, rule: BackwardRule) -> Result<Finding> {
+    if rule == BackwardRule::Exact {
+        return differences(model);
+    }
+    let (x, call) = (images(IDS.len(), input(model)), Call::craft(0, &IDS));
+    let (y, tape) = model.forward_tape(&call, &x)?;
+    let cotangent = signed(&y.shape, 2);
+    let gradient = backward(&tape, &call, &cotangent)?;
+    Ok(match rule {
+        BackwardRule::Identity => {
+            let same = difference(&gradient, &cotangent) == 0.;
+            Finding::expect(same, "the cotangent passes".into(), "it has to pass unchanged")
+        }
+        BackwardRule::None => {
+            let zero = gradient.data.iter().all(|v| *v == 0.);
+            Finding::expect(zero, "the gradient is zero".into(), "it has to be zero")
+        }
+        _ => Finding::Pass(format!("finite, up to {:.3}", scale(&gradient))),
+    })
+}
+
+fn backward(tape: &Tape, call: &Call, cotangent: &Tensor) -> Result<Tensor> {
+    let gradient = tape.backward(call, cotangent)?;
+    gradient.context("the tape gave no input gradient, though no parameter gradients were asked for")
+}
+
+/// Compares with central differences along random directions, one a sample and round.
+fn differences(model: &Model) -> Result<Finding> {
+    let mut errors = vec![];
+    for round in 0..ROUNDS {
+        errors.extend(round_of_differences(model, round)?);
+    }
+    errors.sort_by(f64::total_cmp);
+    // A direction may cross a kink of the network: the median does not mind.
+    let (median, worst) = (errors[errors.len() / 2], errors[errors.len() - 1]);
+    Ok(Finding::expect(
+        median <= LIMIT,
+        format!(
+            "off by {median:.1e} (median of {} directions), {worst:.1e} (worst)",
+            errors.len()
+        ),
+        "it is not the derivative of the output: check every operator's backward pass",
+    ))
+}
+
+/// Relative error of every sample's slope along its direction.
+fn round_of_differences(model: &Model, round: u64) -> Result<Vec<f64>> {
+    let (x, call) = (images(IDS.len(), input(model)), Call::craft(round, &IDS));
+    let (y, tape) = model.forward_tape(&call, &x)?;
+    let cotangent = signed(&y.shape, 10 + round);
+    let gradient = backward(&tape, &call, &cotangent)?;
+    let direction = unit(signed(&x.shape, 20 + round));
+    let mut best = vec![f64::INFINITY; x.rows()];
+    for step in STEPS {
+        let up = dots(&model.forward(&call, &moved(&x, &direction, step))?, &cotangent);
+        let down = dots(&model.forward(&call, &moved(&x, &direction, -step))?, &cotangent);
+        for (i, slope) in dots(&gradient, &direction).into_iter().enumerate() {
+            let measured = (up[i] - down[i]) / (2. * step);
+            // What a random direction is expected to see of a gradient of this length.
+            let typical = (dot(gradient.row(i), gradient.row(i)) / x.row_len() as f64).sqrt();
+            let size = slope.abs().max(measured.abs()).max(typical);
+            let error = if size > 0. { (slope - measured).abs() / size } else { 0. };
+            best[i] = best[i].min(error);
+        }
+    }
+    Ok(best)
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+}
+
+fn dots(a: &Tensor, b: &Tensor) -> Vec<f64> {
+    (0..a.rows()).map(|i| dot(a.row(i), b.row(i))).collect()
+}
+
+/// Every sample's direction brought to unit length.
+fn unit(mut direction: Tensor) -> Tensor {
+    for i in 0..direction.rows() {
+        let length = dot(direction.row(i), direction.row(i)).sqrt() as f32;
+        let row: Vec<f32> = direction.row(i).iter().map(|v| v / length).collect();
+        direction.set_row(i, &row);
+    }
+    direction
+}
+
+fn moved(x: &Tensor, direction: &Tensor, step: f64) -> Tensor {
+    let mut moved = direction.clone();
+    moved.scale(step as f32);
+    moved.add(x);
+    moved
+}
+
+fn batch(model: &Model) -> Result<Finding> {
+    let (x, call) = (images(IDS.len(), input(model)), Call::craft(5, &IDS));
+    let (y, tape) = model.forward_tape(&call, &x)?;
+    let cotangent = signed(&y.shape, 3);
+    let together = backward(&tape, &call, &cotangent)?;
+    let mut worst = 0f64;
+    for i in 0..IDS.len() {
+        let call = Call::craft(5, &IDS[i..=i]);
+        let (_, tape) = model.forward_tape(&call, &x.select(&[i]))?;
+        let alone = backward(&tape, &call, &cotangent.select(&[i]))?;
+        worst = worst.max(difference(&alone, &together.select(&[i])));
+    }
+    Ok(same_rows(
+        worst,
+        scale(&together),
+        "a gradient alone and in a batch of 7",
+    ))
+}
+
+fn twice(model: &Model) -> Result<Finding> {
+    let (x, call) = (images(3, input(model)), Call::craft(0, &IDS[..3]));
+    let (y, tape) = model.forward_tape(&call, &x)?;
+    let cotangent = signed(&y.shape, 4);
+    let first = backward(&tape, &call, &cotangent)?;
+    backward(&tape, &call, &signed(&y.shape, 5))?;
+    let again = backward(&tape, &call, &cotangent)?;
+    let same = difference(&first, &again) == 0.;
+    let text = "backward after another cotangent gives the first gradient again";
+    Ok(Finding::expect(
+        same,
+        text.into(),
+        "it does not: a tape must not change when it runs",
+    ))
+}
+
+fn two_alive(model: &Model) -> Result<Finding> {
+    let call = Call::craft(0, &IDS[..2]);
+    let (x, other) = (images(2, input(model)), images(4, input(model)).select(&[2, 3]));
+    let (y, alone) = model.forward_tape(&call, &x)?;
+    let cotangent = signed(&y.shape, 6);
+    let expected = backward(&alone, &call, &cotangent)?;
+    drop(alone);
+    let (_, first) = model.forward_tape(&call, &x)?;
+    let (_, second) = model.forward_tape(&call, &other)?;
+    backward(&second, &call, &cotangent)?;
+    let same = difference(&expected, &backward(&first, &call, &cotangent)?) == 0.;
+    let text = "a later tape leaves an earlier one alone";
+    Ok(Finding::expect(
+        same,
+        text.into(),
+        "it does not: a tape must own what it needs",
+    ))
+}

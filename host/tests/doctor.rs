@@ -1,0 +1,86 @@
+//! `doctor` passes sound plugins and finds what is wrong with the others.
+
+#[path = "common/fixtures.rs"]
+mod fixtures;
+
+use std::process::Command;
+
+/// Exit code, and the checklist.
+fn doctor(spec: &str) -> (Option<i32>, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_advae-host"))
+        .args(["doctor", spec])
+        .env("ADVAE_PLUGIN_PATH", fixtures::dir())
+        .env_remove("RUST_BACKTRACE")
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(stderr, "", "{spec}");
+    (output.status.code(), String::from_utf8(output.stdout).unwrap())
+}
+
+/// The check that fails, and what it says of it.
+fn finds(spec: &str, check: &str, says: &str) {
+    let (code, said) = doctor(spec);
+    assert_eq!(code, Some(2), "{spec}:\n{said}");
+    let line = said
+        .lines()
+        .find(|line| line.starts_with("FAIL") && line.contains(check));
+    let line = line.unwrap_or_else(|| panic!("{spec}: '{check}' does not fail:\n{said}"));
+    assert!(line.contains(says), "{spec}: {line}");
+}
+
+#[test]
+fn sound_plugins_pass() {
+    for name in ["plain_linear", "plain_noise", "plain_white_box"] {
+        let (code, said) = doctor(name);
+        assert_eq!(code, Some(0), "{name}:\n{said}");
+        assert!(!said.contains("FAIL") && said.contains("0 failed"), "{name}:\n{said}");
+    }
+}
+
+#[test]
+fn a_checklist_says_what_was_measured() {
+    let (_, said) = doctor("plain_linear");
+    for line in [
+        "pass  construction           mode = \"sound\"",
+        "pass  shapes                 as promised for batches of [1, 2, 5]",
+        "pass  batch                  a row alone and in a batch of 7 give the same bits",
+        "pass  tape, twice            ",
+        "pass  training               nothing to train",
+    ] {
+        assert!(
+            said.lines().any(|said| said.starts_with(line)),
+            "no '{line}' in:\n{said}"
+        );
+    }
+}
+
+#[test]
+fn files_that_are_no_plugins() {
+    finds("plain_headless", "contract", "is missing");
+    finds("plain_linear:mood=bad", "construction", "'mood'");
+}
+
+#[test]
+fn models_that_break_a_promise() {
+    finds(
+        "plain_linear:mode=wrong_gradient",
+        "gradient, exact",
+        "not the derivative",
+    );
+    finds("plain_linear:mode=batch", "batch", "treat every sample by itself");
+    finds("plain_linear:mode=restless", "determinism", "keep no state");
+    finds("plain_linear:mode=nan", "shapes", "NaN");
+    finds("plain_linear:mode=wrong_shape", "shapes", "an output has shape");
+    finds("plain_linear:mode=panicking_forward", "shapes", "plugin panicked");
+}
+
+#[test]
+fn attacks_that_break_a_promise() {
+    finds("plain_noise:mode=over_budget", "images", "over the budget 0.3");
+    finds("plain_noise:mode=out_of_bounds", "images", "outside [0, 1]");
+    finds("plain_noise:mode=other_shape", "images", "returned images of shape");
+    finds("plain_noise:mode=batch", "batch", "treat every sample by itself");
+    finds("plain_noise:mode=swallow", "images", "swallowed");
+    finds("plain_noise:mode=panic", "images", "plugin panicked");
+}

@@ -1,0 +1,349 @@
+use crate::{Loss, Pgd, PgdSettings};
+use advae_sdk::candle_core::Device;
+use advae_sdk::prelude::*;
+use advae_sdk::testing::Testbed;
+
+const INPUT: [usize; 3] = [1, 3, 3];
+const NORMS: [Norm; 2] = [Norm::Linf, Norm::L2];
+
+fn network() -> Testbed {
+    Testbed::mlp(INPUT, 16, 4, 3).unwrap()
+}
+
+/// Images with all sorts of pixels, zeros and ones among them.
+fn images(n: usize) -> Tensor {
+    let pixel = |i: usize| ((i * 37 % 23) as f32 / 15. - 0.2).clamp(0., 1.);
+    Tensor::from_vec((0..n * 9).map(pixel).collect::<Vec<_>>(), (n, 1, 3, 3), &Device::Cpu).unwrap()
+}
+
+fn values(x: &Tensor) -> Vec<f32> {
+    x.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn ids(n: usize) -> Vec<u64> {
+    (100..100 + n as u64).collect()
+}
+
+/// The attack on samples that are correct before it.
+fn attack(target: &Testbed, settings: PgdSettings, n: usize) -> Perturbed {
+    let x = images(n);
+    let y = network().predict(&x).unwrap();
+    target.attack(&Pgd::new(settings).unwrap(), &ids(n), &x, &y).unwrap()
+}
+
+fn robust(target: &Testbed, settings: PgdSettings, n: usize) -> usize {
+    let y = network().predict(&images(n)).unwrap();
+    let predicted = network().predict(&attack(target, settings, n).x_adv).unwrap();
+    predicted.iter().zip(&y).filter(|(a, b)| a == b).count()
+}
+
+fn settings(norm: Norm) -> PgdSettings {
+    PgdSettings {
+        norm,
+        epsilon: if norm == Norm::L2 { 0.4 } else { 0.15 },
+        steps: 10,
+        ..Default::default()
+    }
+}
+
+#[test]
+fn results_do_not_depend_on_the_batch() {
+    let (target, x) = (network(), images(7));
+    let y = target.predict(&x).unwrap();
+    for norm in NORMS {
+        for restarts in [1, 3] {
+            for early_stop in [true, false] {
+                let pgd = Pgd::new(PgdSettings {
+                    restarts,
+                    early_stop,
+                    target: Goal::Random,
+                    ..settings(norm)
+                })
+                .unwrap();
+                let together = target.attack(&pgd, &ids(7), &x, &y).unwrap();
+                for i in 0..7 {
+                    let alone = target
+                        .attack(&pgd, &ids(7)[i..=i], &x.narrow(0, i, 1).unwrap(), &y[i..=i])
+                        .unwrap();
+                    assert_eq!(
+                        values(&alone.x_adv),
+                        values(&together.x_adv.get(i).unwrap()),
+                        "{norm} {restarts} {early_stop} {i}"
+                    );
+                    assert_eq!(alone.targets.unwrap()[0], together.targets.as_ref().unwrap()[i]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn images_stay_in_the_ball_and_in_the_bounds() {
+    for norm in NORMS {
+        for step_size in [0.01, 10.] {
+            let settings = PgdSettings {
+                step_size: Some(step_size),
+                early_stop: false,
+                ..settings(norm)
+            };
+            let (epsilon, x_adv) = (settings.epsilon, attack(&network(), settings, 30).x_adv);
+            let length = norm
+                .length(&(&x_adv - images(30)).unwrap())
+                .unwrap()
+                .to_vec1::<f32>()
+                .unwrap();
+            assert!(
+                length.iter().all(|l| f64::from(*l) <= epsilon + 1e-6),
+                "{norm} {length:?}"
+            );
+            assert!(values(&x_adv).iter().all(|v| (0. ..=1.).contains(v)));
+        }
+    }
+}
+
+#[test]
+fn epsilon_zero_returns_the_clean_image() {
+    for norm in NORMS {
+        let x_adv = attack(
+            &network(),
+            PgdSettings {
+                epsilon: 0.,
+                ..settings(norm)
+            },
+            5,
+        )
+        .x_adv;
+        assert_eq!(values(&x_adv), values(&images(5)));
+    }
+}
+
+#[test]
+fn a_zero_gradient_gives_no_nan() {
+    let flat = Testbed::linear(INPUT, &[vec![0.; 9], vec![0.; 9]], &[1., 0.]).unwrap();
+    for norm in NORMS {
+        let still = Pgd::new(PgdSettings {
+            random_start: false,
+            ..settings(norm)
+        })
+        .unwrap();
+        assert_eq!(
+            values(&flat.attack(&still, &ids(3), &images(3), &[0; 3]).unwrap().x_adv),
+            values(&images(3))
+        );
+    }
+}
+
+#[test]
+fn a_linear_target_is_broken_exactly_beyond_its_distance() {
+    let weight: Vec<f32> = (0..9).map(|i| i as f32 - 4.).collect();
+    let target = Testbed::linear(INPUT, &[vec![0.; 9], weight.clone()], &[0.6, 0.]).unwrap();
+    let x = (images(1).zeros_like().unwrap() + 0.5).unwrap();
+    // z_0 - z_1 = .6 - w (x + delta), and w x = 0: the plane lies .6 / |w| away.
+    let length = |dual: Norm| match dual {
+        Norm::L2 => weight.iter().map(|w| w * w).sum::<f32>().sqrt(),
+        Norm::Linf => weight.iter().map(|w| w.abs()).sum(),
+    };
+    for norm in NORMS {
+        let distance = f64::from(0.6 / length(norm));
+        for (share, broken) in [(0.99, false), (1.01, true)] {
+            for early_stop in [true, false] {
+                let settings = PgdSettings {
+                    norm,
+                    epsilon: distance * share,
+                    relative_step_size: Some(0.2),
+                    steps: 20,
+                    early_stop,
+                    ..Default::default()
+                };
+                let x_adv = target
+                    .attack(&Pgd::new(settings).unwrap(), &ids(1), &x, &[0])
+                    .unwrap()
+                    .x_adv;
+                assert_eq!(
+                    target.predict(&x_adv).unwrap() == [1],
+                    broken,
+                    "{norm} {share} {early_stop}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_first_adversarial_iterate_is_returned_and_its_sample_left_alone() {
+    let target = Testbed::linear(INPUT, &[vec![0.; 9], vec![1.; 9]], &[0.4, 0.]).unwrap();
+    let pixels = [vec![0f32; 9], vec![0.5; 9]].concat();
+    let x = Tensor::from_vec(pixels, (2, 1, 3, 3), &Device::Cpu).unwrap();
+    let settings = PgdSettings {
+        epsilon: 0.2,
+        steps: 20,
+        random_start: false,
+        ..Default::default()
+    };
+    // After n steps of .01 the nine pixels sum to .09 n, which passes .4 at n = 5; the second image is wrong at once.
+    let out = target
+        .attack(&Pgd::new(settings.clone()).unwrap(), &ids(2), &x, &[0, 0])
+        .unwrap()
+        .x_adv;
+    assert!(values(&out)[..9].iter().all(|v| (v - 0.05).abs() < 1e-6));
+    assert_eq!(values(&out)[9..], values(&x)[9..]);
+    assert_eq!(
+        target.asked(),
+        2 + 5,
+        "the second sample left after the start, the first after five steps"
+    );
+
+    let patient = target.with_early_stop(false);
+    let out = patient
+        .attack(&Pgd::new(settings).unwrap(), &ids(2), &x, &[0, 0])
+        .unwrap()
+        .x_adv;
+    assert!(
+        values(&out)[..9].iter().all(|v| (v - 0.2).abs() < 1e-6),
+        "the last image, where stopping is not allowed"
+    );
+    assert_eq!(target.asked(), 7 + 2 * 20);
+}
+
+#[test]
+fn stopping_early_and_restarting_never_flatter_the_target() {
+    let (target, n) = (network(), 60);
+    for norm in NORMS {
+        for loss in [Loss::Ce, Loss::Margin] {
+            let settings = PgdSettings {
+                steps: 5,
+                epsilon: 0.6 * settings(norm).epsilon,
+                loss,
+                ..settings(norm)
+            };
+            let last = robust(&target.with_early_stop(false), settings.clone(), n);
+            let first = robust(&target, settings.clone(), n);
+            let several = robust(
+                &target,
+                PgdSettings {
+                    restarts: 4,
+                    ..settings.clone()
+                },
+                n,
+            );
+            let several_last = robust(
+                &target.with_early_stop(false),
+                PgdSettings {
+                    restarts: 4,
+                    ..settings.clone()
+                },
+                n,
+            );
+            assert!(
+                first <= last && several <= first && several_last <= last,
+                "{norm} {last} {first} {several} {several_last}"
+            );
+            assert!(first > 0 && first < n, "{norm}: {first} of {n} says nothing");
+        }
+    }
+}
+
+#[test]
+fn targets_are_reached_and_reported() {
+    let (target, n) = (network(), 40);
+    let y = target.predict(&images(n)).unwrap();
+    for goal in [Goal::Next, Goal::Random, Goal::LeastLikely, Goal::Class(2)] {
+        let settings = PgdSettings {
+            target: goal,
+            epsilon: 1.,
+            steps: 60,
+            step_size: Some(0.05),
+            ..settings(Norm::Linf)
+        };
+        let out = attack(&target, settings, n);
+        let targets = out.targets.unwrap();
+        assert!(targets.iter().zip(&y).all(|(target, y)| target != y), "{goal:?}");
+        let reached = target
+            .predict(&out.x_adv)
+            .unwrap()
+            .iter()
+            .zip(&targets)
+            .filter(|(a, b)| a == b)
+            .count();
+        assert!(reached * 10 >= n * 7, "{goal:?}: {reached} of {n}");
+    }
+}
+
+#[test]
+fn the_rules_of_the_targets() {
+    let target = Testbed::linear(INPUT, &vec![vec![0.; 9]; 4], &[3., 0., -1., -1.]).unwrap();
+    let chosen = |goal: Goal, y: &[u32]| {
+        let x = images(y.len());
+        let y = Tensor::new(y, &Device::Cpu).unwrap();
+        target.with_oracle(&ids(x.dim(0).unwrap()), |oracle| {
+            Ok(goal.objective(oracle, &x, &y)?.targets())
+        })
+    };
+    assert_eq!(chosen(Goal::Untargeted, &[0, 3]).unwrap(), None);
+    assert_eq!(chosen(Goal::Next, &[0, 3]).unwrap(), Some(vec![1, 0]));
+    assert_eq!(chosen(Goal::LeastLikely, &[0, 2]).unwrap(), Some(vec![2, 3]));
+    assert_eq!(chosen(Goal::Class(3), &[0, 3]).unwrap(), Some(vec![3, 0]));
+    let random = chosen(Goal::Random, &[1; 200]).unwrap().unwrap();
+    assert!(
+        [0, 2, 3]
+            .iter()
+            .all(|class| random.iter().filter(|t| *t == class).count() > 40)
+    );
+    let error = chosen(Goal::Class(9), &[0]).unwrap_err().to_string();
+    assert!(error.contains("target 9") && error.contains("choose 0 to 3"), "{error}");
+}
+
+#[test]
+fn settings_are_read_and_checked() {
+    let read = |text: &str| advae_sdk::serde_json::from_str::<PgdSettings>(text);
+    let settings = read(r#"{"norm": "l2", "target": 3, "loss": "margin", "step_size": 0.5}"#).unwrap();
+    assert_eq!(
+        (settings.norm, settings.target, settings.loss),
+        (Norm::L2, Goal::Class(3), Loss::Margin)
+    );
+    assert_eq!(read(r#"{"target": null}"#).unwrap().target, Goal::Untargeted);
+    assert_eq!(read(r#"{"target": "least_likely"}"#).unwrap().target, Goal::LeastLikely);
+    for (text, said) in [
+        (
+            r#"{"target": "nearest"}"#,
+            "least_likely, the number of a class, or null",
+        ),
+        (r#"{"target": -1}"#, "least_likely, the number of a class, or null"),
+        (r#"{"norm": "l1"}"#, "linf"),
+    ] {
+        let error = read(text).unwrap_err().to_string();
+        assert!(error.contains(said), "{error}");
+    }
+    for (text, said) in [
+        (r#"{"epsilon": -0.5}"#, "epsilon is -0.5"),
+        (r#"{"steps": 0}"#, "steps is 0"),
+        (r#"{"restarts": 0}"#, "restarts is 0"),
+        (r#"{"restarts": 2, "random_start": false}"#, "set it to 1"),
+        (r#"{"step_size": -1}"#, "length -1"),
+    ] {
+        let error = Pgd::new(read(text).unwrap()).err().unwrap().to_string();
+        assert!(error.contains(said), "{error}");
+    }
+}
+
+#[test]
+fn it_names_norm_radius_and_cost() {
+    let info = |text: &str| Pgd::new(advae_sdk::serde_json::from_str(text).unwrap()).unwrap().info();
+    assert_eq!(
+        (info("{}").norm, info("{}").epsilon, info("{}").passes),
+        (Norm::Linf, Some(0.3), 40)
+    );
+    assert_eq!(info(r#"{"restarts": 3, "target": "next"}"#).passes, 3 * 41);
+}
+
+#[test]
+fn a_refusal_of_the_oracle_is_passed_on() {
+    let pgd = Pgd::new(PgdSettings::default()).unwrap();
+    let error = network()
+        .without_gradients()
+        .attack(&pgd, &ids(1), &images(1), &[0])
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(error.contains("does not grant gradients"), "{error}");
+}

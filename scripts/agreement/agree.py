@@ -1,0 +1,184 @@
+"""Does advae-host agree with PyTorch? Same weights, same images, another implementation of everything.
+
+    python agree.py                     all checks, on the weights that ship
+    python agree.py logits pgd          some of them
+    python agree.py --help
+
+Prints a line a check with its figure and its goal; ends with 1 where a goal is missed.
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import models
+import reference
+import torch
+from host import Host
+
+ROOT = Path(__file__).resolve().parents[2]
+CW = {
+    "paper": dict(constant=10.0, searches=1, rate=0.2),
+    "strong": dict(constant=1e-3, searches=9, rate=1e-2),
+}
+
+
+@dataclass
+class Pipeline:
+    """The same network twice: for the host by name, in PyTorch as a module."""
+
+    name: str
+    classifier: str
+    purifier: str | None
+    model: torch.nn.Module
+
+
+class Agreement:
+    def __init__(self, options):
+        self.options = options
+        self.host = Host(options.host, options.keep)
+        self.failed = 0
+
+    def report(self, check, figure, goal, met):
+        """One line; `met` is None for what could not be checked."""
+        verdict = {True: "ok", False: "FAILED", None: "not checked"}[met]
+        self.failed += met is False
+        print(f"{check:<34} {figure:<46} {goal:<22} {verdict}", flush=True)
+
+    def pipelines(self):
+        """X and AdvAE in front of X, as far as there are weights."""
+        x_file = self.weights("plugins/classifiers/model_x/weights", self.options.weights_x)
+        ae_file = self.weights("plugins/purifiers/advae/weights", self.options.weights_ae)
+        if x_file is None:
+            raise SystemExit("no weights for X: give --weights-x FILE")
+        x, x_name = models.load(models.X, x_file), plugin("model_x.so", self.options.weights_x)
+        yield Pipeline("X", x_name, None, x)
+        if ae_file is not None:
+            model = torch.nn.Sequential(models.load(models.AE, ae_file), x).eval()
+            yield Pipeline("AdvAE + X", x_name, plugin("advae.so", self.options.weights_ae), model)
+
+    def others(self):
+        """The other classifiers whose weights are there."""
+        for network in [models.A, models.B, models.C, models.D]:
+            letter = network.__name__.lower()
+            file = self.weights(f"plugins/classifiers/model_{letter}/weights", None)
+            if file is not None:
+                yield Pipeline(letter.upper(), f"model_{letter}.so", None, models.load(network, file))
+
+    def weights(self, folder, given):
+        files = [Path(given)] if given else sorted((ROOT / folder).glob("*.safetensors"))
+        if len(files) > 1:
+            raise SystemExit(f"{folder} has {len(files)} files: name the default one with --weights-x or --weights-ae")
+        return files[0] if files else None
+
+    def logits(self):
+        for pipeline in [*self.pipelines(), *self.others()]:
+            cell = self.host.eval("fgsm", pipeline.classifier, pipeline.purifier, self.options.samples)
+            sides = [
+                ("clean", cell.x, cell.logits_clean, cell.clean_prediction),
+                ("FGSM", cell.x_adv, cell.logits_adv, cell.adversarial_prediction),
+            ]
+            for kind, images, ours, prediction in sides:
+                theirs = reference.logits(pipeline.model, images)
+                check = f"logits, {pipeline.name}, {kind}"
+                if ours is None:
+                    self.report(check, "the npz file holds none", "within 1e-4", None)
+                else:
+                    difference = (ours - theirs).abs().max().item()
+                    self.report(check, f"differ by {difference:.1e}", "within 1e-4", difference <= 1e-4)
+                same = (prediction == theirs.argmax(1)).float().mean().item()
+                self.report(f"labels, {pipeline.name}, {kind}", f"{same:.2%} equal", ">= 99.9 %", same >= 0.999)
+
+    def pgd(self):
+        for pipeline in self.pipelines():
+            epsilon = 0.3 if pipeline.purifier else self.contested_epsilon(pipeline)
+            attack = f"pgd:random_start=false,early_stop=false,step_size={self.options.step_size}"
+            cell = self.host.eval(attack, pipeline.classifier, pipeline.purifier, self.options.samples, epsilon)
+            check = f"PGD-40, {pipeline.name}, eps {epsilon:.3g}"
+            if not pipeline.purifier:
+                share = cell.robust.float().mean().item()
+                self.report(check, f"{share:.1%} robust", "40 to 60 %", 0.4 <= share <= 0.6)
+            for other, attack in [("own loop", reference.pgd), ("torchattacks", reference.torchattacks_pgd)]:
+                x_adv = attack(pipeline.model, cell.x, cell.y, epsilon=epsilon, step_size=self.options.step_size)
+                robust = reference.robust(pipeline.model, x_adv, cell.y)
+                same = (robust == cell.robust).float().mean().item()
+                figure = f"{same:.2%} same outcome ({count(cell.robust)} : {count(robust)} robust)"
+                self.report(f"{check}, {other}", figure, ">= 99.5 %", same >= 0.995)
+
+    def contested_epsilon(self, pipeline):
+        """The radius, in thousandths, at which about half of the images withstand PGD here."""
+        cell = self.host.eval("fgsm", pipeline.classifier, None, 200)
+        low, high = 0.0, 0.3
+        while high - low > 1e-3:
+            epsilon = (low + high) / 2
+            x_adv = reference.pgd(pipeline.model, cell.x, cell.y, epsilon=epsilon, step_size=self.options.step_size)
+            share = reference.robust(pipeline.model, x_adv, cell.y).float().mean()
+            low, high = (epsilon, high) if share > 0.5 else (low, epsilon)
+        return round(low, 3)
+
+    def cw(self, preset):
+        for pipeline in self.pipelines():
+            if pipeline.purifier and preset == "strong":
+                continue
+            n, iterations = self.options.cw_samples, self.options.iterations
+            attack = f"cw:preset={preset},abort=false,iterations={iterations}"
+            cell = self.host.eval(attack, pipeline.classifier, pipeline.purifier, n)
+            x_adv = reference.foolbox_cw(pipeline.model, cell.x, cell.y, iterations=iterations, **CW[preset])
+            theirs = (x_adv - cell.x).flatten(1).norm(dim=1)
+            found = (x_adv != cell.x).flatten(1).any(1)
+            ours, theirs = cell.l2[cell.found].median().item(), theirs[found].median().item()
+            check = f"CW {preset}, {pipeline.name}, foolbox"
+            share = abs(ours / theirs - 1)
+            self.report(f"{check}, median L2", f"{ours:.4f} : {theirs:.4f}, {share:.2%} apart", "within 5 %", share <= 0.05)
+            same = (found == cell.found).float().mean().item()
+            figure = f"{same:.1%} equal ({count(cell.found)} : {count(found)} of {n})"
+            self.report(f"{check}, success", figure, ">= 99 %", same >= 0.99)
+            predicted = reference.logits(pipeline.model, cell.x_adv).argmax(1)
+            held = (predicted != cell.y)[cell.found].float().mean().item()
+            self.report(f"{check}, ours in PyTorch", f"{held:.1%} of our images succeed there too", ">= 95 %", held >= 0.95)
+
+
+def plugin(name, file):
+    return f"{name}@{Path(file).resolve()}" if file else name
+
+
+def count(flags):
+    return int(flags.sum())
+
+
+def options():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    checks = ["logits", "pgd", "cw-paper", "cw-strong"]
+    parser.add_argument("checks", nargs="*", metavar="CHECK", help=f"{', '.join(checks)}; all, if none is named")
+    parser.add_argument("--host", default=ROOT / "target/release/advae-host", help="the host's binary")
+    parser.add_argument("--samples", type=int, default=1000, help="images for logits and PGD")
+    parser.add_argument("--cw-samples", type=int, default=100, help="images for CW")
+    parser.add_argument("--iterations", type=int, default=1000, help="iterations of CW")
+    parser.add_argument("--step-size", type=float, default=0.01, help="step of PGD")
+    parser.add_argument("--weights-x", help="safetensors file for X, on both sides, instead of what ships")
+    parser.add_argument("--weights-ae", help="safetensors file for the auto-encoder, likewise")
+    parser.add_argument("--keep", help="folder for what the host writes, instead of the temporary one")
+    chosen = parser.parse_args()
+    unknown = set(chosen.checks) - set(checks)
+    if unknown:
+        parser.error(f"no check {', '.join(sorted(unknown))}: choose from {', '.join(checks)}")
+    chosen.checks = chosen.checks or checks
+    return chosen
+
+
+def main():
+    chosen = options()
+    agreement = Agreement(chosen)
+    for check in chosen.checks:
+        start = time.time()
+        name, _, preset = check.partition("-")
+        agreement.cw(preset) if preset else getattr(agreement, name)()
+        print(f"  {check} took {time.time() - start:.0f} s", file=sys.stderr)
+    print(f"{agreement.failed} failed" if agreement.failed else "all agree")
+    sys.exit(agreement.failed > 0)
+
+
+if __name__ == "__main__":
+    main()

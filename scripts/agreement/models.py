@@ -1,0 +1,128 @@
+"""The networks of the AdvAE paper in PyTorch, reading the same safetensors files.
+
+Written from the paper's tables, not from the Rust code: X 312202, A 1285194, B 710218, C 1460938, D 199210 and the
+auto-encoder AE 28609 numbers, of which 128 are running statistics. Run this file to count them.
+"""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional as F
+
+
+class Conv(nn.Conv2d):
+    """Convolution whose `same` padding is TensorFlow's: ceil(size / stride) outputs, odd zeros at the far end."""
+
+    def __init__(self, inputs, outputs, kernel, stride=1, same=False):
+        super().__init__(inputs, outputs, kernel, stride)
+        self.same = same
+
+    def forward(self, x):
+        if self.same:
+            x = F.pad(x, [*self.zeros(x.shape[3]), *self.zeros(x.shape[2])])
+        return super().forward(x)
+
+    def zeros(self, size):
+        (kernel, _), (stride, _) = self.kernel_size, self.stride
+        total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+        return total // 2, total - total // 2
+
+
+class X(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = Conv(1, 32, 3), Conv(32, 32, 3)
+        self.conv3, self.conv4 = Conv(32, 64, 3), Conv(64, 64, 3)
+        self.fc1, self.fc2, self.fc3 = nn.Linear(1024, 200), nn.Linear(200, 200), nn.Linear(200, 10)
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.conv2(F.relu(self.conv1(x)))), 2)
+        x = F.max_pool2d(F.relu(self.conv4(F.relu(self.conv3(x)))), 2)
+        return self.fc3(F.relu(self.fc2(F.relu(self.fc1(x.flatten(1))))))
+
+
+class A(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = Conv(1, 64, 5, same=True), Conv(64, 64, 5, 2)
+        self.fc1, self.fc2 = nn.Linear(9216, 128), nn.Linear(128, 10)
+
+    def forward(self, x):
+        x = F.relu(self.conv2(F.relu(self.conv1(x))))
+        return self.fc2(F.relu(self.fc1(x.flatten(1))))
+
+
+class B(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2, self.conv3 = Conv(1, 64, 8, 2, same=True), Conv(64, 128, 6, 2), Conv(128, 128, 5)
+        self.fc1 = nn.Linear(128, 10)
+
+    def forward(self, x):
+        x = F.relu(self.conv3(F.relu(self.conv2(F.relu(self.conv1(x))))))
+        return self.fc1(x.flatten(1))
+
+
+class C(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = Conv(1, 128, 3, same=True), Conv(128, 64, 3, 2)
+        self.fc1, self.fc2 = nn.Linear(10816, 128), nn.Linear(128, 10)
+
+    def forward(self, x):
+        x = F.relu(self.conv2(F.relu(self.conv1(x))))
+        return self.fc2(F.relu(self.fc1(x.flatten(1))))
+
+
+class D(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2, self.fc3 = nn.Linear(784, 200), nn.Linear(200, 200), nn.Linear(200, 10)
+
+    def forward(self, x):
+        return self.fc3(F.relu(self.fc2(F.relu(self.fc1(x.flatten(1))))))
+
+
+class AE(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.enc1, self.bn1 = Conv(1, 32, 3, same=True), nn.BatchNorm2d(32)
+        self.enc2, self.bn2 = Conv(32, 32, 3, same=True), nn.BatchNorm2d(32)
+        self.dec1, self.dec2 = Conv(32, 32, 3, same=True), Conv(32, 32, 3, same=True)
+        self.out = Conv(32, 1, 3, same=True)
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.bn1(self.enc1(x))), 2)
+        x = F.max_pool2d(F.relu(self.bn2(self.enc2(x))), 2)
+        x = F.interpolate(F.relu(self.dec1(x)), scale_factor=2, mode="nearest")
+        x = F.interpolate(F.relu(self.dec2(x)), scale_factor=2, mode="nearest")
+        return torch.sigmoid(self.out(x))
+
+
+PARAMETERS = {X: 312_202, A: 1_285_194, B: 710_218, C: 1_460_938, D: 199_210, AE: 28_609}
+
+
+def load(network, path):
+    """The network with the weights of a file, in evaluation mode; 16-bit weights are widened."""
+    weights = {name: tensor.float() for name, tensor in load_file(Path(path)).items()}
+    model = network()
+    counters = {name for name in model.state_dict() if name.endswith("num_batches_tracked")}
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    if set(missing) - counters or unexpected:
+        raise SystemExit(f"{path}: weights {sorted(set(missing) - counters)} missing, {unexpected} too many")
+    return model.eval().requires_grad_(False)
+
+
+def main():
+    for network, expected in PARAMETERS.items():
+        weights = network().state_dict()
+        count = sum(tensor.numel() for name, tensor in weights.items() if not name.endswith("num_batches_tracked"))
+        shape = tuple(network().eval()(torch.zeros(2, 1, 28, 28)).shape)
+        print(f"{network.__name__:>2}: {count} numbers, output {shape}")
+        assert count == expected, f"{network.__name__} has {count}, the paper's {expected}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""The same attacks elsewhere: PGD as its equation, torchattacks' PGD, foolbox's Carlini-Wagner."""
+
+import foolbox
+import torch
+import torchattacks
+from torch.nn import functional as F
+
+BATCH = 100
+
+
+def batched(f):
+    """`f(model, x, y, ...)` over batches, its results concatenated."""
+
+    def run(model, x, *rest, **settings):
+        parts = [f(model, *(t[i : i + BATCH] for t in (x, *rest)), **settings) for i in range(0, len(x), BATCH)]
+        return torch.cat(parts)
+
+    return run
+
+
+@batched
+@torch.no_grad()
+def logits(model, x):
+    return model(x)
+
+
+def robust(model, x, y):
+    return logits(model, x).argmax(1) == y
+
+
+@batched
+def pgd(model, x, y, epsilon, step_size=0.01, steps=40):
+    """Madry et al. 2017, Linf, from the clean image, to the last step."""
+    x_adv = x
+    for _ in range(steps):
+        x_adv = x_adv.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(model(x_adv), y, reduction="sum"), x_adv)
+        x_adv = x_adv.detach() + step_size * gradient.sign()
+        x_adv = (x + (x_adv - x).clamp(-epsilon, epsilon)).clamp(0, 1)
+    return x_adv
+
+
+@batched
+def torchattacks_pgd(model, x, y, epsilon, step_size=0.01, steps=40):
+    return torchattacks.PGD(model, eps=epsilon, alpha=step_size, steps=steps, random_start=False)(x, y)
+
+
+@batched
+def foolbox_cw(model, x, y, constant, searches, rate, iterations):
+    """The images that L2CarliniWagnerAttack found, and the clean ones where it found none."""
+    attack = foolbox.attacks.L2CarliniWagnerAttack(
+        binary_search_steps=searches, steps=iterations, stepsize=rate, initial_const=constant, abort_early=False
+    )
+    _, x_adv, success = attack(foolbox.PyTorchModel(model, bounds=(0, 1)), x, y, epsilons=None)
+    return torch.where(success[:, None, None, None], x_adv, x)
