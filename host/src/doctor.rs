@@ -2,6 +2,7 @@
 
 mod attack;
 mod checklist;
+mod differences;
 mod gradient;
 mod model;
 mod sample;

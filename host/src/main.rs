@@ -33,6 +33,7 @@ enum Command {
 }
 
 fn main() {
+    one_thread_in_candle();
     let cli = Cli::parse();
     console::log(cli.verbose);
     // A panic comes out of the worker as an error of one line.
@@ -42,6 +43,16 @@ fn main() {
         eval::EXIT_FAILED
     });
     std::process::exit(code);
+}
+
+/// candle 0.11 runs large element-wise operations on one spinning pool a library, behind a lock that makes the host's
+/// workers wait for each other. Every worker computes on its own thread instead, unless the user says otherwise.
+fn one_thread_in_candle() {
+    const VARIABLE: &str = "CANDLE_NUM_THREADS";
+    if std::env::var_os(VARIABLE).is_none() {
+        // SAFETY: the first thing `main` does: no other thread runs that could read the environment.
+        unsafe { std::env::set_var(VARIABLE, "1") };
+    }
 }
 
 fn run(command: Command) -> Result<i32> {

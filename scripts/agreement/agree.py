@@ -45,7 +45,7 @@ class Agreement:
         """One line; `met` is None for what could not be checked."""
         verdict = {True: "ok", False: "FAILED", None: "not checked"}[met]
         self.failed += met is False
-        print(f"{check:<34} {figure:<46} {goal:<22} {verdict}", flush=True)
+        print(f"{check:<40} {figure:<44} {goal:<22} {verdict}", flush=True)
 
     def pipelines(self):
         """X and AdvAE in front of X, as far as there are weights."""

@@ -1,8 +1,11 @@
 //! Speed of the kernels on one thread, beside the processor's peak measured in the same run.
 //!
 //! ```text
-//! cargo bench -p advae-nn --bench kernels [-- batch]
+//! CANDLE_NUM_THREADS=1 cargo bench -p advae-nn --bench kernels [-- batch]
 //! ```
+//!
+//! Gradients are timed as a caller sees them, tape included: candle fills zeros and adds each gradient to them.
+//! The variable keeps candle from doing so on a pool of its own.
 //!
 //! GFLOPS count a multiplication and an addition as two, of the direct algorithm; the share is that of
 //! the fused multiply-add peak. Times are the best of several runs.

@@ -9,7 +9,7 @@
 //! - [`Weights`] hands out named [`Param`]s, from a safetensors file or a seeded initialisation.
 //! - [`Conv2d`], [`Linear`], [`BatchNorm2d`], [`Dropout`] are layers; [`conv2d`], [`relu`],
 //!   [`max_pool2d`], [`cross_entropy`], ... are plain functions of tensors.
-//! - [`vjp`] runs a tape backward from a cotangent; [`Adam`] updates parameters in place.
+//! - [`vjp()`] runs a tape backward from a cotangent; [`Adam`] updates parameters in place.
 //!
 //! Results depend neither on the batch a sample is in, nor on its place there, nor on the number of
 //! threads ([`with_threads`]): the order of every sum is fixed.

@@ -1,5 +1,7 @@
 //! Every operator against central differences in f64, by our kernels and composed of candle's.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use advae_nn::*;

@@ -1,5 +1,7 @@
 //! Values of the kernels: against naive loops, and the same for any batch and any number of threads.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use advae_nn::*;

@@ -1,5 +1,7 @@
 //! Layers: normalisation by hand, dropout's keys, and gradients at their parameters.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::collections::HashSet;

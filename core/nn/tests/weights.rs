@@ -1,5 +1,7 @@
 //! Weight files, initialisation, and the optimiser.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use advae_nn::*;

@@ -1,20 +1,13 @@
 //! Gradients through the plugin's tapes.
 
-use super::Patient;
 use super::checklist::{Checklist, Finding};
 use super::model::{input, same_rows};
 use super::sample::{IDS, difference, images, scale, signed};
+use super::{Patient, differences};
 use crate::model::{Model, Tape};
 use crate::tensor::{Call, Tensor};
 use advae_abi::info::{BackwardRule, Construct, Kind};
 use anyhow::{Context, Result};
-
-/// Relative error from which on a gradient is wrong.
-const LIMIT: f64 = 1e-2;
-/// Lengths of the steps. Long ones bend, short ones drown in rounding: the best one counts.
-const STEPS: [f64; 4] = [0.3, 0.1, 0.03, 0.01];
-/// Directions a sample.
-const ROUNDS: u64 = 3;
 
 /// Checks every backward rule, and the tapes.
 pub fn examine(list: &mut Checklist, patient: &Patient) -> Result<()> {
@@ -49,7 +42,7 @@ fn rules(model: &Model) -> Vec<BackwardRule> {
 
 fn check_rule(model: &Model, rule: BackwardRule) -> Result<Finding> {
     if rule == BackwardRule::Exact {
-        return differences(model);
+        return differences::examine(model);
     }
     let (x, call) = (images(IDS.len(), input(model)), Call::craft(0, &IDS));
     let (y, tape) = model.forward_tape(&call, &x)?;
@@ -68,76 +61,10 @@ fn check_rule(model: &Model, rule: BackwardRule) -> Result<Finding> {
     })
 }
 
-fn backward(tape: &Tape, call: &Call, cotangent: &Tensor) -> Result<Tensor> {
+/// The input gradient.
+pub fn backward(tape: &Tape, call: &Call, cotangent: &Tensor) -> Result<Tensor> {
     let gradient = tape.backward(call, cotangent)?;
     gradient.context("the tape gave no input gradient, though no parameter gradients were asked for")
-}
-
-/// Compares with central differences along random directions, one a sample and round.
-fn differences(model: &Model) -> Result<Finding> {
-    let mut errors = vec![];
-    for round in 0..ROUNDS {
-        errors.extend(round_of_differences(model, round)?);
-    }
-    errors.sort_by(f64::total_cmp);
-    // A direction may cross a kink of the network: the median does not mind.
-    let (median, worst) = (errors[errors.len() / 2], errors[errors.len() - 1]);
-    Ok(Finding::expect(
-        median <= LIMIT,
-        format!(
-            "off by {median:.1e} (median of {} directions), {worst:.1e} (worst)",
-            errors.len()
-        ),
-        "it is not the derivative of the output: check every operator's backward pass",
-    ))
-}
-
-/// Relative error of every sample's slope along its direction.
-fn round_of_differences(model: &Model, round: u64) -> Result<Vec<f64>> {
-    let (x, call) = (images(IDS.len(), input(model)), Call::craft(round, &IDS));
-    let (y, tape) = model.forward_tape(&call, &x)?;
-    let cotangent = signed(&y.shape, 10 + round);
-    let gradient = backward(&tape, &call, &cotangent)?;
-    let direction = unit(signed(&x.shape, 20 + round));
-    let mut best = vec![f64::INFINITY; x.rows()];
-    for step in STEPS {
-        let up = dots(&model.forward(&call, &moved(&x, &direction, step))?, &cotangent);
-        let down = dots(&model.forward(&call, &moved(&x, &direction, -step))?, &cotangent);
-        for (i, slope) in dots(&gradient, &direction).into_iter().enumerate() {
-            let measured = (up[i] - down[i]) / (2. * step);
-            // What a random direction is expected to see of a gradient of this length.
-            let typical = (dot(gradient.row(i), gradient.row(i)) / x.row_len() as f64).sqrt();
-            let size = slope.abs().max(measured.abs()).max(typical);
-            let error = if size > 0. { (slope - measured).abs() / size } else { 0. };
-            best[i] = best[i].min(error);
-        }
-    }
-    Ok(best)
-}
-
-fn dot(a: &[f32], b: &[f32]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
-}
-
-fn dots(a: &Tensor, b: &Tensor) -> Vec<f64> {
-    (0..a.rows()).map(|i| dot(a.row(i), b.row(i))).collect()
-}
-
-/// Every sample's direction brought to unit length.
-fn unit(mut direction: Tensor) -> Tensor {
-    for i in 0..direction.rows() {
-        let length = dot(direction.row(i), direction.row(i)).sqrt() as f32;
-        let row: Vec<f32> = direction.row(i).iter().map(|v| v / length).collect();
-        direction.set_row(i, &row);
-    }
-    direction
-}
-
-fn moved(x: &Tensor, direction: &Tensor, step: f64) -> Tensor {
-    let mut moved = direction.clone();
-    moved.scale(step as f32);
-    moved.add(x);
-    moved
 }
 
 fn batch(model: &Model) -> Result<Finding> {

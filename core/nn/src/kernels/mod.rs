@@ -2,6 +2,7 @@
 //! [`with_threads`](crate::with_threads) allows more; generic over `f32` and `f64`.
 
 pub(crate) mod conv;
+pub(crate) mod conv_weights;
 pub(crate) mod elementwise;
 pub(crate) mod linear;
 pub(crate) mod matmul;
@@ -28,7 +29,7 @@ pub(crate) trait Real: WithDType + scratch::Pooled + Default {
     fn mul_add(self, b: Self, c: Self) -> Self;
     /// `self` if `keep`, else 0, without a branch.
     fn keep_if(self, keep: bool) -> Self;
-    /// The larger of two, or NaN if one is NaN.
+    /// The larger of two, or NaN if one is NaN, without a branch.
     fn larger(self, other: Self) -> Self;
 }
 
@@ -51,8 +52,8 @@ impl Real for f32 {
     }
     #[inline(always)]
     fn larger(self, other: f32) -> f32 {
-        let larger = if self > other { self } else { other };
-        if self.is_nan() { self } else { larger }
+        let mine = (self > other) | self.is_nan();
+        f32::from_bits(self.keep_if(mine).to_bits() | other.keep_if(!mine).to_bits())
     }
 }
 
@@ -75,8 +76,8 @@ impl Real for f64 {
     }
     #[inline(always)]
     fn larger(self, other: f64) -> f64 {
-        let larger = if self > other { self } else { other };
-        if self.is_nan() { self } else { larger }
+        let mine = (self > other) | self.is_nan();
+        f64::from_bits(self.keep_if(mine).to_bits() | other.keep_if(!mine).to_bits())
     }
 }
 

@@ -1,7 +1,7 @@
 //! Per-channel affine maps and batch normalisation of `[N, C, H * W]`. Sums run image by image, in
 //! order. Bound by memory.
 
-use super::conv::sum_of;
+use super::tile::sum_of;
 use super::{Real, simd};
 
 /// Batch `[n, c, area]` of channels.

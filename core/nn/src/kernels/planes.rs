@@ -6,6 +6,8 @@
 //! the image is first dealt out into `d * d` planes by the remainders of row and column. Bound by memory.
 
 use super::Real;
+use super::scratch::with_scratch;
+use super::tile::WIDTH;
 
 /// Geometry of one convolution, for a batch of `n` images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +118,7 @@ pub(crate) struct Planes {
 
 impl Planes {
     /// Elements of all planes.
-    pub fn len(&self) -> usize {
+    fn len(&self) -> usize {
         self.channels * self.rows.phases * self.columns.phases * self.rows.len * self.columns.len
     }
 
@@ -131,8 +133,18 @@ impl Planes {
         (plane * self.rows.len + row.1) * self.columns.len + column.1
     }
 
+    /// Lends `f` the planes of one image, with the room behind them that tiles reach into.
+    pub fn lend<T: Real>(&self, image: &[T], f: impl FnOnce(&[T])) {
+        let len = self.len();
+        with_scratch(len + WIDTH, |buffer| {
+            self.fill(image, &mut buffer[..len]);
+            buffer[len..].fill(T::ZERO);
+            f(buffer);
+        });
+    }
+
     /// Deals the image `x` `[channels, rows, columns]` out into `planes`.
-    pub fn fill<T: Real>(&self, x: &[T], planes: &mut [T]) {
+    fn fill<T: Real>(&self, x: &[T], planes: &mut [T]) {
         let (rows, columns) = (self.rows, self.columns);
         let mut planes = planes.chunks_exact_mut(rows.len * columns.len);
         for image in x.chunks_exact(rows.size * columns.size) {

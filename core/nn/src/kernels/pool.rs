@@ -1,5 +1,8 @@
-//! Max pooling and nearest-neighbour upsampling, and their gradients. Bound by memory.
+//! Max pooling and nearest-neighbour upsampling, and their gradients. Bound by memory: on `[16, 32, 28, 28]` in
+//! f32 the bench `kernels` gives 26 and 30 GB/s for the outputs, where a copy in cache moves 78, and 5 to 9 for
+//! the gradients, most of which is the tape's own adding.
 
+use super::tile::LANES;
 use super::{Real, fused};
 
 /// `planes` images of `h` by `w`, in blocks of `k` by `k`.
@@ -52,12 +55,34 @@ fused!(fn max_of_pairs<T: Real>(w: usize, x: &[T], y: &mut [T]) = max_of_pairs_b
 fn max_of_pairs_by<T: Real, const FMA: bool>(w: usize, x: &[T], y: &mut [T]) {
     for (rows, y) in x.chunks_exact(2 * w).zip(y.chunks_exact_mut(w / 2)) {
         let (top, bottom) = rows.split_at(w);
-        let pairs = top.as_chunks::<2>().0.iter().zip(bottom.as_chunks::<2>().0);
-        for (y, (top, bottom)) in y.iter_mut().zip(pairs) {
-            let ([a, b], [c, d]) = (*top, *bottom);
-            *y = a.larger(c).larger(b.larger(d));
+        let (top, bottom) = (top.as_chunks::<2>().0, bottom.as_chunks::<2>().0);
+        if y.len() < LANES {
+            for (y, (top, bottom)) in y.iter_mut().zip(top.iter().zip(bottom)) {
+                *y = max_of_four(top, bottom);
+            }
+        }
+        for j in windows(y.len()) {
+            let (top, bottom) = (&top[j..j + LANES], &bottom[j..j + LANES]);
+            let mut max = [T::ZERO; LANES];
+            for l in 0..LANES {
+                max[l] = max_of_four(&top[l], &bottom[l]);
+            }
+            y[j..j + LANES].copy_from_slice(&max);
         }
     }
+}
+
+#[inline(always)]
+fn max_of_four<T: Real>([a, b]: &[T; 2], [c, d]: &[T; 2]) -> T {
+    a.larger(*c).larger(b.larger(*d))
+}
+
+/// Where windows of one vector begin that cover `0..len`, the last two overlapping; none if it is shorter.
+/// What a window writes does not depend on what is there, so that overlaps do no harm; and a scalar loop over
+/// the rest would branch on the data.
+fn windows(len: usize) -> impl Iterator<Item = usize> {
+    let last = len.checked_sub(LANES);
+    last.into_iter().flat_map(|last| (0..last).step_by(LANES).chain([last]))
 }
 
 /// Gives each block's gradient to its largest element `y`, the first of equals (row by row).
@@ -95,24 +120,34 @@ fused!(fn give_to_pairs<T: Real>(
     dx: &mut [T]
 ) = give_to_pairs_by);
 
-/// One plane of blocks of 2 by 2.
+/// One plane of blocks of 2 by 2, upper and lower rows in loops of their own: one loop has too many arrays to
+/// vectorise well.
 #[inline(always)]
 fn give_to_pairs_by<T: Real, const FMA: bool>(w: usize, x: &[T], y: &[T], dy: &[T], dx: &mut [T]) {
     let outputs = y.chunks_exact(w / 2).zip(dy.chunks_exact(w / 2));
     let rows = x.chunks_exact(2 * w).zip(dx.chunks_exact_mut(2 * w));
     for ((x, dx), (y, dy)) in rows.zip(outputs) {
-        let (top, bottom) = x.split_at(w);
-        let (dtop, dbottom) = dx.split_at_mut(w);
-        let pairs = top.as_chunks::<2>().0.iter().zip(bottom.as_chunks::<2>().0);
-        let dtop = dtop.as_chunks_mut::<2>().0.iter_mut();
-        let dpairs = dtop.zip(dbottom.as_chunks_mut::<2>().0);
-        for (((top, bottom), (dtop, dbottom)), (y, g)) in pairs.zip(dpairs).zip(y.iter().zip(dy)) {
-            let (y, g) = (*y, *g);
-            let ([a, b], [c, d]) = (top.map(|x| x == y), bottom.map(|x| x == y));
-            *dtop = [g.keep_if(a), g.keep_if(b & !a)];
-            *dbottom = [g.keep_if(c & !(a | b)), g.keep_if(d & !(a | b | c))];
+        let ((top, bottom), (dtop, dbottom)) = (x.split_at(w), dx.split_at_mut(w));
+        let (top, bottom) = (
+            &top.as_chunks::<2>().0[..y.len()],
+            &bottom.as_chunks::<2>().0[..y.len()],
+        );
+        let outputs = || y.iter().zip(dy);
+        for ((x, dx), (y, g)) in top.iter().zip(dtop.as_chunks_mut::<2>().0).zip(outputs()) {
+            *dx = give_to_pair(x, false, *y, *g);
+        }
+        let rows = bottom.iter().zip(top).zip(dbottom.as_chunks_mut::<2>().0);
+        for (((x, above), dx), (y, g)) in rows.zip(outputs()) {
+            *dx = give_to_pair(x, (above[0] == *y) | (above[1] == *y), *y, *g);
         }
     }
+}
+
+/// Gives `g` to the first of a pair that is `y`, unless it is given already.
+#[inline(always)]
+fn give_to_pair<T: Real>([left, right]: &[T; 2], given: bool, y: T, g: T) -> [T; 2] {
+    let (left, right) = (*left == y, *right == y);
+    [g.keep_if(left & !given), g.keep_if(right & !(left | given))]
 }
 
 /// Repeats each element of `x` `[planes, h / k, w / k]` into a block of `[planes, h, w]`.

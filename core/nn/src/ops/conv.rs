@@ -4,7 +4,7 @@ use candle_core::{Result, Shape, Tensor, bail};
 
 use super::adapter::Parametric;
 use crate::kernels::planes::Geometry;
-use crate::kernels::{Real, conv};
+use crate::kernels::{Real, conv, conv_weights};
 
 /// What surrounds an image that is convolved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,11 +89,11 @@ impl Parametric for Conv {
     }
 
     fn weight_gradient<T: Real>(&self, x: &[T], dy: &[T]) -> Vec<T> {
-        conv::weight_gradient(&self.0, x, dy)
+        conv_weights::weight_gradient(&self.0, x, dy)
     }
 
     fn bias_gradient<T: Real>(&self, dy: &[T]) -> Vec<T> {
-        conv::bias_gradient(&self.0, dy)
+        conv_weights::bias_gradient(&self.0, dy)
     }
 
     fn compose(&self, x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {

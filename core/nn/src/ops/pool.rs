@@ -23,11 +23,11 @@ pub fn max_pool2d(x: &Tensor, k: usize) -> Result<Tensor> {
 /// Each element of `x` `[N, C, H, W]` repeated `factor` times both ways: `[N, C, factor H, factor W]`.
 ///
 /// # Errors
-/// When `x` has not four axes or `factor` is 0.
+/// When `x` has not four axes, or the result's images are empty.
 pub fn upsample_nearest2d(x: &Tensor, factor: usize) -> Result<Tensor> {
     let (n, c, h, w) = x.dims4()?;
-    if factor == 0 {
-        bail!("upsample_nearest2d: the factor must be at least 1");
+    if factor * h * w == 0 {
+        bail!("upsample_nearest2d: a {h}x{w} image by {factor} is empty");
     }
     let blocks = Blocks {
         planes: n * c,

@@ -1,0 +1,57 @@
+//! The template crates of `examples/`, built as a third party builds them: outside the workspace.
+#![allow(dead_code)]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// The templates.
+pub const NAMES: [&str; 4] = ["classifier", "purifier", "attack", "threat_model"];
+
+/// Folder of `libmy_classifier.so` and the others, built once a test program: candle takes minutes the first time.
+pub fn dir() -> &'static Path {
+    static DIR: OnceLock<PathBuf> = OnceLock::new();
+    DIR.get_or_init(|| {
+        NAMES.map(build);
+        target().join("debug")
+    })
+}
+
+/// The template's only file.
+pub fn source(name: &str) -> String {
+    std::fs::read_to_string(examples().join(name).join("src/lib.rs")).expect("a template has a src/lib.rs")
+}
+
+fn target() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("examples")
+}
+
+fn workspace() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+fn examples() -> PathBuf {
+    workspace().join("examples")
+}
+
+/// Builds a copy of a template with the versions of the workspace's lock file.
+fn build(name: &str) {
+    let (from, to) = (examples().join(name), target().join("sources").join(name));
+    std::fs::create_dir_all(to.join("src")).expect("the target folder can be written");
+    for entry in std::fs::read_dir(from.join("src")).expect("a template has a folder src").flatten() {
+        std::fs::copy(entry.path(), to.join("src").join(entry.file_name())).expect("a file can be copied");
+    }
+    let sdk = workspace().join("core/sdk").canonicalize().expect("the sdk is there");
+    let manifest = std::fs::read_to_string(from.join("Cargo.toml")).expect("a template has a manifest");
+    let manifest = manifest.replace("../../core/sdk", &sdk.display().to_string());
+    std::fs::write(to.join("Cargo.toml"), manifest).expect("a manifest can be written");
+    std::fs::copy(workspace().join("Cargo.lock"), to.join("Cargo.lock")).expect("a file can be copied");
+    let output = Command::new(env!("CARGO"))
+        .args(["build", "--target-dir"])
+        .arg(target())
+        .current_dir(&to)
+        .env("CARGO_PROFILE_DEV_DEBUG", "false")
+        .output()
+        .expect("cargo does not start");
+    assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+}
