@@ -3,6 +3,8 @@
 #[path = "common/fixtures.rs"]
 mod fixtures;
 
+#![allow(clippy::unwrap_used)]
+
 use std::process::Command;
 
 /// Exit code, and the checklist.

@@ -47,9 +47,13 @@ def torchattacks_pgd(model, x, y, epsilon, step_size=0.01, steps=40):
 
 @batched
 def foolbox_cw(model, x, y, constant, searches, rate, iterations):
-    """The images that L2CarliniWagnerAttack found, and the clean ones where it found none."""
+    """The images that L2CarliniWagnerAttack found, and the clean ones where it found none.
+
+    For those it returns a black image, and calls it a success where the model does not take it for the label.
+    """
     attack = foolbox.attacks.L2CarliniWagnerAttack(
         binary_search_steps=searches, steps=iterations, stepsize=rate, initial_const=constant, abort_early=False
     )
-    _, x_adv, success = attack(foolbox.PyTorchModel(model, bounds=(0, 1)), x, y, epsilons=None)
-    return torch.where(success[:, None, None, None], x_adv, x)
+    x_adv, _, _ = attack(foolbox.PyTorchModel(model, bounds=(0, 1)), x, y, epsilons=None)
+    failed = (x_adv == 0).flatten(1).all(1)
+    return torch.where(failed[:, None, None, None], x, x_adv)

@@ -38,6 +38,16 @@ pub struct Sums {
     pub seconds: f64,
 }
 
+/// A checkpoint as it was read.
+pub struct Checkpoint {
+    /// Where the run stood.
+    pub position: Position,
+    /// Weights, a safetensors blob.
+    pub weights: Vec<u8>,
+    /// The optimiser's state.
+    pub state: Vec<u8>,
+}
+
 /// The folder of a run.
 pub struct Folder(PathBuf);
 
@@ -74,11 +84,11 @@ impl Folder {
     /// # Errors
     /// Where a file cannot be written.
     pub fn save(&self, position: &Position, weights: &[u8], state: &[u8]) -> Result<()> {
-        let old = self.load().ok().flatten();
+        let old = self.load().ok().flatten().map(|old| old.position);
         self.write(&weights_name(position), weights)?;
         self.write(&state_name(position), state)?;
         self.write("checkpoint.json", serde_json::to_string_pretty(position)?.as_bytes())?;
-        if let Some((old, ..)) = old.filter(|(old, ..)| old.step != position.step) {
+        if let Some(old) = old.filter(|old| old.step != position.step) {
             // The old files are of no more use; failing to delete them loses nothing.
             let _ = std::fs::remove_file(self.file(&weights_name(&old)));
             let _ = std::fs::remove_file(self.file(&state_name(&old)));
@@ -90,7 +100,7 @@ impl Folder {
     ///
     /// # Errors
     /// Where it is not readable.
-    pub fn load(&self) -> Result<Option<(Position, Vec<u8>, Vec<u8>)>> {
+    pub fn load(&self) -> Result<Option<Checkpoint>> {
         let path = self.file("checkpoint.json");
         if !path.exists() {
             return Ok(None);
@@ -102,7 +112,11 @@ impl Folder {
         let position: Position = serde_json::from_slice(&read("checkpoint.json")?)
             .with_context(|| format!("'{}' is not readable: remove it to start anew", path.display()))?;
         let (weights, state) = (read(&weights_name(&position))?, read(&state_name(&position))?);
-        Ok(Some((position, weights, state)))
+        Ok(Some(Checkpoint {
+            position,
+            weights,
+            state,
+        }))
     }
 }
 
@@ -136,10 +150,10 @@ mod tests {
         assert!(folder.load().unwrap().is_none());
         folder.save(&position(1), b"w1", b"s1").unwrap();
         folder.save(&position(2), b"w2", b"s2").unwrap();
-        let (found, weights, state) = folder.load().unwrap().unwrap();
+        let found = folder.load().unwrap().unwrap();
         assert_eq!(
-            (found.step, weights.as_slice(), state.as_slice()),
-            (2, b"w2".as_slice(), b"s2".as_slice())
+            (found.position.step, found.weights, found.state),
+            (2, b"w2".to_vec(), b"s2".to_vec())
         );
         assert!(!folder.file("checkpoint-1.safetensors").exists());
         std::fs::remove_dir_all(path).unwrap();

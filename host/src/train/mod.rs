@@ -6,7 +6,7 @@ mod recipe;
 mod schedule;
 mod trainer;
 
-pub use checkpoint::{Folder, Position, Sums};
+pub use checkpoint::{Checkpoint, Folder, Position, Sums};
 pub use recipe::Recipe;
 pub use schedule::{Rules, Schedule};
 pub use trainer::{EpochLog, Observer, Outcome, Trainer};

@@ -144,7 +144,7 @@ impl Recipe {
     pub fn learning_rate_at(&self, epoch: usize) -> Option<f64> {
         let share = epoch as f64 / self.epochs.saturating_sub(1).max(1) as f64;
         (self.final_learning_rate > 0.)
-            .then(|| self.learning_rate + share * (self.final_learning_rate - self.learning_rate))
+            .then_some(self.learning_rate + share * (self.final_learning_rate - self.learning_rate))
     }
 
     /// The attack's radius at a step: a linear ramp from the start of training.

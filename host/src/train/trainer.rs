@@ -185,16 +185,16 @@ impl Trainer {
             sums: Sums::default(),
             recipe,
         };
-        let Some((position, weights, state)) = folder.load()?.filter(|_| resume) else {
+        let Some(found) = folder.load()?.filter(|_| resume) else {
             return Ok(fresh);
         };
         ensure!(
-            position.recipe == fresh.recipe,
+            found.position.recipe == fresh.recipe,
             "the checkpoint is of another recipe: resume with the recipe it was started with, or train into another folder"
         );
-        self.trainable.load_weights(&weights)?;
-        self.trainable.load_state(&state)?;
-        Ok(position)
+        self.trainable.load_weights(&found.weights)?;
+        self.trainable.load_state(&found.state)?;
+        Ok(found.position)
     }
 
     fn checkpoint(&self, position: &Position, folder: &Folder) -> Result<()> {
