@@ -1,9 +1,8 @@
 //! `doctor` passes sound plugins and finds what is wrong with the others.
+#![allow(clippy::unwrap_used)]
 
 #[path = "common/fixtures.rs"]
 mod fixtures;
-
-#![allow(clippy::unwrap_used)]
 
 use std::process::Command;
 

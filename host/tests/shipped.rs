@@ -1,0 +1,194 @@
+//! The plugins that ship, on real images, through the real binary.
+#![allow(clippy::unwrap_used)]
+
+#[path = "common/plugins.rs"]
+mod plugins;
+
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_advae-host"));
+    command
+        .arg("eval")
+        .args(args)
+        .env("ADVAE_PLUGIN_PATH", plugins::plugin_dir());
+    command
+}
+
+fn eval(args: &[&str]) -> Output {
+    let output = command(args).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    output
+}
+
+/// Sample rows of a results file by cell and sample, without what differs from run to run.
+fn rows(path: &Path) -> BTreeMap<(String, u64), Value> {
+    let text = std::fs::read_to_string(path).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let samples = lines.filter(|line| line["type"] == "sample").map(|mut row| {
+        row.as_object_mut().unwrap().remove("seconds");
+        ((row["cell"].to_string(), row["id"].as_u64().unwrap()), row)
+    });
+    samples.collect()
+}
+
+/// Share of the samples for which a row's key is true.
+fn share(rows: &BTreeMap<(String, u64), Value>, key: &str) -> f64 {
+    rows.values().filter(|row| row[key] == true).count() as f64 / rows.len() as f64
+}
+
+fn results(args: &[&str]) -> BTreeMap<(String, u64), Value> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("results.jsonl");
+    eval(&[args, &["--out", path.to_str().unwrap()]].concat());
+    rows(&path)
+}
+
+#[test]
+fn attacks_do_not_depend_on_batches_or_threads() {
+    let cell = [
+        "--classifier",
+        "model_x.so",
+        "--purifier",
+        "advae.so",
+        "--samples",
+        "19",
+        "--attack",
+        "fgsm",
+        "--attack",
+        "pgd:steps=5,restarts=2",
+        "--attack",
+        "pgd:norm=l2,steps=5",
+        "--attack",
+        "cw:iterations=20",
+    ];
+    let one = results(&[&cell[..], &["--batch", "1", "--threads", "1"]].concat());
+    assert_eq!(one.len(), 19 * 4 * 2);
+    for layout in [["--batch", "16", "--threads", "2"], ["--batch", "7", "--threads", "1"]] {
+        assert_eq!(results(&[&cell[..], &layout].concat()), one, "{layout:?}");
+    }
+}
+
+#[test]
+fn the_shipped_classifiers_are_accurate_and_undefended() {
+    for (classifier, accuracy) in [
+        ("model_x", 0.985),
+        ("model_a", 0.985),
+        ("model_b", 0.98),
+        ("model_c", 0.985),
+        ("model_d", 0.97),
+    ] {
+        let rows = results(&[
+            "--classifier",
+            classifier,
+            "--attack",
+            "pgd:steps=10,relative_step_size=0.1",
+            "--samples",
+            "400",
+        ]);
+        assert!(
+            share(&rows, "clean_correct") >= accuracy,
+            "{classifier} {}",
+            share(&rows, "clean_correct")
+        );
+        assert!(share(&rows, "robust") <= 0.2, "{classifier} {}", share(&rows, "robust"));
+    }
+}
+
+#[test]
+fn advae_withstands_what_breaks_the_classifier_it_was_trained_with() {
+    let args = [
+        "--classifier",
+        "model_x",
+        "--purifier",
+        "advae",
+        "--samples",
+        "100",
+        "--attack",
+        "pgd",
+        "--threat-model",
+    ];
+    let white_box = results(&[&args[..], &["white_box"]].concat());
+    let oblivious = results(&[&args[..], &["oblivious"]].concat());
+    assert!(share(&white_box, "clean_correct") >= 0.95);
+    assert!(share(&white_box, "robust") >= 0.7, "{}", share(&white_box, "robust"));
+    assert!(share(&oblivious, "robust") >= share(&white_box, "robust"));
+}
+
+#[test]
+fn more_steps_and_larger_balls_never_help_the_defence() {
+    let robust = |attack: &str| {
+        let rows = results(&[
+            "--classifier",
+            "model_x",
+            "--purifier",
+            "advae",
+            "--threat-model",
+            "white_box",
+            "--samples",
+            "60",
+            "--attack",
+            attack,
+        ]);
+        share(&rows, "robust")
+    };
+    let (fgsm, few, many) = (robust("fgsm"), robust("pgd:steps=10"), robust("pgd:steps=40"));
+    assert!(
+        many <= few && many <= fgsm,
+        "fgsm {fgsm}, 10 steps {few}, 40 steps {many}"
+    );
+    assert!(
+        robust("pgd:epsilon=0.9,steps=20,step_size=0.1") <= 0.2,
+        "a ball that holds every image must break the defence"
+    );
+}
+
+/// Ctrl-C in the middle of a long attack leaves a readable file, and the same command goes on from there.
+#[test]
+fn an_interrupted_run_goes_on_where_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, whole) = (dir.path().join("results.jsonl"), dir.path().join("whole.jsonl"));
+    let cell = |path: &Path| {
+        let path = path.to_str().unwrap().to_string();
+        let args = [
+            "--classifier",
+            "model_d",
+            "--samples",
+            "300",
+            "--threads",
+            "1",
+            "--batch",
+            "4",
+            "--attack",
+            "cw:iterations=60,abort=false",
+            "--out",
+        ];
+        args.into_iter().map(String::from).chain([path]).collect::<Vec<_>>()
+    };
+    let text = cell(&path);
+    let args: Vec<&str> = text.iter().map(String::as_str).collect();
+    let mut running = command(&args).spawn().unwrap();
+    let waiting = Instant::now();
+    let started = || std::fs::read_to_string(&path).is_ok_and(|text| text.lines().count() > 4);
+    while !started() && waiting.elapsed() < Duration::from_secs(120) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let interrupted = Command::new("kill")
+        .args(["-INT", &running.id().to_string()])
+        .status()
+        .unwrap();
+    assert!(interrupted.success());
+    assert_eq!(running.wait().unwrap().code(), Some(130));
+    let part = rows(&path);
+    assert!(!part.is_empty() && part.len() < 300, "{} rows", part.len());
+
+    eval(&[&args[..], &["--resume"]].concat());
+    let text = cell(&whole);
+    eval(&text.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(rows(&path), rows(&whole));
+}

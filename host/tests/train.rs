@@ -1,0 +1,161 @@
+//! Training through real shared libraries.
+#![allow(clippy::unwrap_used)]
+
+#[path = "common/plugins.rs"]
+mod plugins;
+
+use advae_data::Dataset;
+use advae_host::train::{EpochLog, Folder, Observer, Outcome, Position, Recipe, Trainer};
+use anyhow::Result;
+use plugins::plugin;
+
+/// Keeps the logs, and stops after so many steps.
+struct Watch {
+    logs: Vec<EpochLog>,
+    stop_after: Option<u64>,
+}
+
+impl Observer for Watch {
+    fn step(&mut self, position: &Position, _: usize, _: f64) -> bool {
+        Some(position.step) != self.stop_after
+    }
+
+    fn epoch(&mut self, log: &EpochLog) -> Result<()> {
+        self.logs.push(log.clone());
+        Ok(())
+    }
+}
+
+fn digits(n: usize) -> (Dataset, Dataset) {
+    let data = advae_data::load("mnist-1k", None).unwrap();
+    (data.take(n), data.select(&(900..960).collect::<Vec<_>>()))
+}
+
+fn path(name: &str) -> String {
+    plugin(name).to_str().unwrap().to_string()
+}
+
+/// Trains in a folder, stopping where asked; gives the logs of the epochs that ended.
+fn train(
+    recipe: &Recipe,
+    folder: &Folder,
+    threads: usize,
+    stop_after: Option<u64>,
+    resume: bool,
+) -> (Outcome, Vec<EpochLog>) {
+    let (training, validation) = digits(320);
+    let trainer = Trainer::new(recipe.clone(), training, validation, threads).unwrap();
+    let mut watch = Watch {
+        logs: vec![],
+        stop_after,
+    };
+    let outcome = trainer.run(folder, resume, &mut watch).unwrap();
+    (outcome, watch.logs)
+}
+
+fn losses(logs: &[EpochLog]) -> Vec<(f64, f64, f64)> {
+    logs.iter()
+        .map(|log| (log.train_loss, log.validation_loss, log.clean_accuracy))
+        .collect()
+}
+
+fn adversarial() -> Recipe {
+    Recipe {
+        classifier: path("model_d") + "@clean",
+        purifier: Some(path("advae")),
+        attack: Some(format!("{}:steps=2,relative_step_size=0.5", path("pgd"))),
+        epsilon: 0.1,
+        clean_weight: 1.,
+        lambda: 0.1,
+        epochs: 2,
+        batch_size: 64,
+        seed: 3,
+        ..Recipe::default()
+    }
+}
+
+/// Stopped in the middle of an epoch and resumed: the very weights and losses of an uninterrupted run.
+#[test]
+fn a_resumed_run_is_the_uninterrupted_run() {
+    let clean = Recipe {
+        classifier: path("model_d"),
+        epochs: 2,
+        batch_size: 64,
+        ..Recipe::default()
+    };
+    for recipe in [clean, adversarial()] {
+        let dir = tempfile::tempdir().unwrap();
+        let (whole, parts) = (
+            Folder::open(&dir.path().join("whole")).unwrap(),
+            Folder::open(&dir.path().join("parts")).unwrap(),
+        );
+        let (outcome, logs) = train(&recipe, &whole, 2, None, false);
+        assert_eq!((outcome, logs.len()), (Outcome::Finished, 2));
+
+        assert_eq!(train(&recipe, &parts, 2, Some(3), false).0, Outcome::Interrupted);
+        let (outcome, resumed) = train(&recipe, &parts, 1, None, true);
+        assert_eq!(outcome, Outcome::Finished);
+        assert_eq!(losses(&resumed), losses(&logs));
+        let weights = |folder: &Folder| std::fs::read(folder.file("weights.safetensors")).unwrap();
+        assert!(weights(&whole) == weights(&parts), "the weights differ");
+    }
+}
+
+#[test]
+fn training_learns() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = Recipe {
+        classifier: path("model_d"),
+        epochs: 6,
+        batch_size: 32,
+        ..Recipe::default()
+    };
+    let (_, logs) = train(&recipe, &Folder::open(dir.path()).unwrap(), 2, None, false);
+    assert!(logs[5].train_loss < 0.5 * logs[0].train_loss);
+    assert!(logs[5].clean_accuracy > 0.7, "{}", logs[5].clean_accuracy);
+
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = Recipe {
+        epochs: 6,
+        lambda: 0.,
+        ..adversarial()
+    };
+    let (_, logs) = train(&recipe, &Folder::open(dir.path()).unwrap(), 2, None, false);
+    assert!(logs[5].train_loss < logs[0].train_loss, "{:?}", losses(&logs));
+    assert!(logs[5].robust_accuracy.unwrap() > logs[0].robust_accuracy.unwrap());
+}
+
+#[test]
+fn another_recipe_cannot_resume_a_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = Folder::open(dir.path()).unwrap();
+    train(&adversarial(), &folder, 2, Some(1), false);
+    let (training, validation) = digits(320);
+    let other = Recipe {
+        learning_rate: 0.5,
+        ..adversarial()
+    };
+    let trainer = Trainer::new(other, training, validation, 1).unwrap();
+    let error = trainer
+        .run(
+            &folder,
+            true,
+            &mut Watch {
+                logs: vec![],
+                stop_after: None,
+            },
+        )
+        .unwrap_err();
+    assert!(error.to_string().contains("another recipe"), "{error:#}");
+}
+
+#[test]
+fn what_cannot_be_trained_says_so() {
+    let (training, validation) = digits(64);
+    let recipe = Recipe {
+        purifier: Some(path("identity")),
+        ..adversarial()
+    };
+    let error = Trainer::new(recipe, training, validation, 1).err().unwrap();
+    assert!(format!("{error:#}").contains("no trainable parameters"), "{error:#}");
+}
