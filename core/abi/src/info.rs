@@ -82,7 +82,7 @@ pub struct Description {
 }
 
 /// A request to a constructor.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Construct {
     /// Settings; what is absent has its default, an unknown key is an error.
     #[serde(default)]
@@ -96,6 +96,17 @@ pub struct Construct {
     /// Backward rule the evaluator chose for a purifier; absent: the purifier's own first.
     #[serde(default)]
     pub backward: Option<BackwardRule>,
+}
+
+impl Default for Construct {
+    fn default() -> Self {
+        Self {
+            config: Default::default(),
+            weights: WeightSource::Default,
+            device: cpu(),
+            backward: None,
+        }
+    }
 }
 
 fn cpu() -> String {

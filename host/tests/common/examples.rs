@@ -12,7 +12,7 @@ pub const NAMES: [&str; 4] = ["classifier", "purifier", "attack", "threat_model"
 pub fn dir() -> &'static Path {
     static DIR: OnceLock<PathBuf> = OnceLock::new();
     DIR.get_or_init(|| {
-        NAMES.map(build);
+        NAMES.iter().for_each(|name| build(name));
         target().join("debug")
     })
 }
@@ -38,7 +38,10 @@ fn examples() -> PathBuf {
 fn build(name: &str) {
     let (from, to) = (examples().join(name), target().join("sources").join(name));
     std::fs::create_dir_all(to.join("src")).expect("the target folder can be written");
-    for entry in std::fs::read_dir(from.join("src")).expect("a template has a folder src").flatten() {
+    for entry in std::fs::read_dir(from.join("src"))
+        .expect("a template has a folder src")
+        .flatten()
+    {
         std::fs::copy(entry.path(), to.join("src").join(entry.file_name())).expect("a file can be copied");
     }
     let sdk = workspace().join("core/sdk").canonicalize().expect("the sdk is there");
@@ -53,5 +56,9 @@ fn build(name: &str) {
         .env("CARGO_PROFILE_DEV_DEBUG", "false")
         .output()
         .expect("cargo does not start");
-    assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{name}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }

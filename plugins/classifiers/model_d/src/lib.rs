@@ -1,3 +1,6 @@
 //! Classifier D of the AdvAE paper as a plugin.
 
-advae_sdk::export_plugin! { classifier: mnist_models::ModelD }
+advae_sdk::export_plugin! {
+    classifier: mnist_models::ModelD,
+    weights: { "clean" => include_bytes!("../weights/clean.safetensors") },
+}
