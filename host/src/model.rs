@@ -53,8 +53,9 @@ impl Model {
         let kind = plugin.manifest.kind;
         if !matches!(kind, Kind::Classifier | Kind::Purifier) {
             bail!(
-                "plugin '{}' is a {kind}: a classifier or a purifier is needed here",
-                plugin.file_name()
+                "plugin '{}' is {}: a classifier or a purifier is needed here",
+                plugin.file_name(),
+                kind.with_article()
             );
         }
         let json = serde_json::to_string(request)?;

@@ -252,7 +252,7 @@ fn a_plugin_of_another_kind() {
     let path = fixtures::plugin("noise").display().to_string();
     Scene::new().refused(
         &path,
-        &["'libplain_noise.so' is a attack, not a classifier: give it with --attack"],
+        &["'libplain_noise.so' is an attack, not a classifier: give it with --attack"],
     );
 }
 

@@ -18,6 +18,18 @@ pub enum Kind {
     ThreatModel,
 }
 
+impl Kind {
+    /// The kind with its article, for sentences.
+    pub fn with_article(self) -> &'static str {
+        match self {
+            Self::Classifier => "a classifier",
+            Self::Purifier => "a purifier",
+            Self::Attack => "an attack",
+            Self::ThreatModel => "a threat model",
+        }
+    }
+}
+
 impl std::fmt::Display for Kind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {

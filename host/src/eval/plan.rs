@@ -116,6 +116,11 @@ pub fn load_model(text: &str, kind: Kind, device: &str, backward: Option<Backwar
         backward,
     };
     let model = Model::construct(&plugin, &request).with_context(|| format!("'{text}'"))?;
+    if model.info().parameters > 0 && model.info().weights.starts_with("init:") {
+        eprintln!(
+            "warning: '{label}' is untrained, its weights are a seeded initialisation: name some, {label}@SET or {label}@FILE.safetensors"
+        );
+    }
     Ok(LoadedModel {
         label,
         plugin,

@@ -70,8 +70,10 @@ impl Plugin {
         let kind = self.manifest.kind;
         ensure!(
             kind == expected,
-            "plugin '{}' is a {kind}, not a {expected}: {}",
+            "plugin '{}' is {}, not {}: {}",
             self.file_name(),
+            kind.with_article(),
+            expected.with_article(),
             remedy(kind)
         );
         Ok(())

@@ -80,7 +80,8 @@ impl Warning {
             }
         };
         if a.same_defence(b) && a.budget() == b.budget() {
-            let single_step = a.passes <= 2 && b.passes >= 10 && a.epsilon.is_some();
+            // An attack that never asked for a gradient says nothing of gradients.
+            let single_step = a.passes <= 2 && b.passes >= 10 && a.epsilon.is_some() && b.zero_gradients.is_some();
             return (single_step && first < second && differ()).then(|| Self::SingleStepStronger {
                 cell: a.name(),
                 single: first,
