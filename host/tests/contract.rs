@@ -73,7 +73,7 @@ fn a_plugin_of_a_contract_with_one_method_fewer() {
         .unwrap_err();
     assert_eq!(
         format!("{error:#}"),
-        "classifier 'plain_linear': this model exposes no features"
+        "classifier 'fewer_linear': this model exposes no features"
     );
 }
 
