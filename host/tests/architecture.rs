@@ -1,4 +1,5 @@
 //! The invariants of ARCHITECTURE.md: who may depend on whom.
+#![allow(clippy::unwrap_used)]
 
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};

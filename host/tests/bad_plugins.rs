@@ -1,4 +1,5 @@
 //! Bad plugins: each gives one clear line and exit code 2, and costs no result that is already there.
+#![allow(clippy::unwrap_used)]
 
 #[path = "common/fixtures.rs"]
 mod fixtures;

@@ -1,5 +1,6 @@
 //! The contract across versions, compilers and dependencies: a plugin built against an older or a newer contract, by
 //! another compiler, or without candle, works in `eval`.
+#![allow(clippy::unwrap_used)]
 
 #[path = "common/fixtures.rs"]
 mod fixtures;

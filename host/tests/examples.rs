@@ -1,4 +1,5 @@
 //! The templates of `examples/`: short, built outside the workspace, and giving the figure their first line promises.
+#![allow(clippy::unwrap_used)]
 
 #[path = "common/examples.rs"]
 mod examples;
@@ -29,9 +30,9 @@ fn eval(args: &[&str]) -> (Option<i32>, Vec<Value>) {
 fn promised(name: &str) -> f64 {
     let source = examples::source(name);
     let line = source.lines().next().unwrap();
-    let words = line.split(" %").next().unwrap().split(' ');
+    let mut words = line.split(" %").next().unwrap().split(' ');
     words
-        .last()
+        .next_back()
         .unwrap()
         .parse()
         .unwrap_or_else(|_| panic!("{name} promises no figure: {line}"))

@@ -1,5 +1,6 @@
 //! The gradient through a purifier's and a classifier's `.so` is that of one graph over both networks, and that of
 //! central differences.
+#![allow(clippy::unwrap_used)]
 
 #[path = "common/plugins.rs"]
 mod plugins;

@@ -1,5 +1,6 @@
 //! A third party's attack appears in `eval` when its file is put on the plugin path, and an attack vanishes with its
 //! file. The host's binary stays as it is.
+#![allow(clippy::unwrap_used)]
 
 #[path = "common/fixtures.rs"]
 mod fixtures;

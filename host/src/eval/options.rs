@@ -47,7 +47,7 @@ impl From<Backward> for BackwardRule {
     }
 }
 
-/// Flags of `eval`. A plugin is NAME[@WEIGHTS][:key=value,...], where NAME is a path or is looked for in
+/// Flags of `eval`. A plugin is `NAME[@WEIGHTS][:key=value,...]`, where NAME is a path or is looked for in
 /// $ADVAE_PLUGIN_PATH, then beside the executable.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
