@@ -27,6 +27,7 @@ pub mod weights;
 
 pub use adam::Adam;
 pub use gradcheck::{GradcheckOptions, GradcheckReport, gradcheck};
+pub use kernels::vector::with_portable_kernels;
 pub use layers::{BatchNorm2d, Conv2d, Dropout, Linear};
 pub use ops::*;
 pub use param::{Param, save_safetensors, save_safetensors_f16};

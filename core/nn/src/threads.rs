@@ -15,6 +15,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rayon::prelude::*;
 
+use crate::kernels::vector::{portable, with_portable_kernels};
+
 thread_local! {
     static THREADS: Cell<usize> = const { Cell::new(1) };
 }
@@ -46,9 +48,14 @@ pub(crate) fn for_each_chunk<T: Send>(out: &mut [T], len: usize, f: impl Fn(usiz
     }
     match pool(threads().min(out.len().div_ceil(len))) {
         None => out.chunks_mut(len).enumerate().for_each(|(i, c)| f(i, c)),
-        Some(pool) => pool.install(|| {
-            out.par_chunks_mut(len).enumerate().for_each(|(i, c)| f(i, c));
-        }),
+        Some(pool) => {
+            let portable = portable();
+            let f = |(i, chunk)| match portable {
+                true => with_portable_kernels(|| f(i, chunk)),
+                false => f(i, chunk),
+            };
+            pool.install(|| out.par_chunks_mut(len).enumerate().for_each(f));
+        }
     }
 }
 

@@ -1,111 +1,222 @@
-//! Weight and bias gradients of a convolution: products of the output's gradient with the shifted planes of the
-//! input (see [`planes`](super::planes)). Bound by compute: 71 % of the peak at 32 -> 32 channels, 28 x 28, 3 x 3
-//! and at 64 -> 64, 14 x 14, by the bench `kernels`; 13 % with one input channel, where turning `dy` over costs
-//! more than the products.
+//! Weight and bias gradients of convolutions and fully connected layers. Bound by compute: tiles of six (four) terms
+//! by 16 channels stay in registers while places pass; in the transformed domain where Winograd applies.
+//!
+//! Images are taken in chunks of fixed size, whose sums are added in order: the number of threads changes nothing.
 
-use super::planes::Geometry;
+use super::conv::border;
+use super::direct::{CHUNK, Chunk, Grid, Places};
+use super::frame::{Border, Frame, NARROW, PANEL};
+use super::geometry::Geometry;
+use super::layout::import;
 use super::scratch::with_scratch;
-use super::tile::{LANES, TAPS, outer, sum_of};
-use super::{Real, fused};
+use super::vector::{LANES, Vector};
+use super::winograd::{self, Tiling};
+use super::{Real, Task};
 use crate::threads::for_each_chunk;
 
-/// Images whose weight gradients are summed before they join the others. Part of the result: do not
-/// change it lightly.
-const CHUNK: usize = 8;
+/// Images whose gradients are summed before they join the others. Part of the result: do not change it lightly.
+const IMAGES: usize = 8;
 
-/// `dw` `[Cout, Cin, kh, kw]`, summed over the batch in chunks of fixed size and order.
-pub(crate) fn weight_gradient<T: Real>(g: &Geometry, x: &[T], dy: &[T]) -> Vec<T> {
-    match g.c_out {
-        0..=LANES => weight_gradient_by::<T, 1>(g, x, dy),
-        _ => weight_gradient_by::<T, 2>(g, x, dy),
-    }
-}
+/// Rows of a tile.
+const ROWS: usize = 6;
 
-/// The same, `V` vectors of output channels at a time.
-fn weight_gradient_by<T: Real, const V: usize>(g: &Geometry, x: &[T], dy: &[T]) -> Vec<T> {
-    let (planes, mut taps) = g.input_planes();
-    taps.resize(g.k().next_multiple_of(TAPS), 0);
-    let width = V * LANES;
-    let len = g.c_out.div_ceil(width) * taps.len() * width;
-    // [chunks, channel blocks, taps, channels of a block]
-    let mut partial = vec![T::ZERO; g.n.div_ceil(CHUNK) * len];
-    for_each_chunk(&mut partial, len, |chunk, dw| {
-        let dw = vectors_mut::<T, V>(dw);
-        for n in chunk * CHUNK..((chunk + 1) * CHUNK).min(g.n) {
-            let dy = &dy[n * g.out_len()..][..g.out_len()];
-            planes.lend(&x[n * g.in_len()..][..g.in_len()], |x| {
-                with_scratch(g.out_area() * width, |panel| {
-                    let blocks = dy.chunks(width * g.out_area());
-                    for (dy, dw) in blocks.zip(dw.chunks_mut(taps.len())) {
-                        transpose(width, dy, panel);
-                        let panel = vectors_mut::<T, V>(panel);
-                        add_products::<T, V>([g.w_out, planes.pitch()], x, panel, &taps, dw);
-                    }
-                });
-            });
-        }
+/// `dw` `[c_out, c_in, kh, kw]`, summed over a batch, from `x` `[n, c_in, h, w]` and `dy` `[n, c_out, h_out, w_out]`.
+pub(crate) fn weight_gradient<T: Real>(g: &Geometry, n: usize, x: &[T], dy: &[T]) -> Vec<T> {
+    let rule = Rule::new(g);
+    let len = rule.sums();
+    let mut partial = vec![T::ZERO; n.div_ceil(IMAGES) * len];
+    let [x_len, dy_len] = [g.input(), g.output()].map(|shape| shape.iter().product::<usize>());
+    for_each_chunk(&mut partial, len, |chunk, sums| {
+        let images = IMAGES.min(n - chunk * IMAGES);
+        let part = chunk * IMAGES..chunk * IMAGES + images;
+        let [x, dy] = [(x, x_len), (dy, dy_len)].map(|(values, len)| &values[part.start * len..part.end * len]);
+        rule.add(images, x, dy, sums);
     });
-    let sum = sum_chunks(partial, len);
-    let mut dw = Vec::with_capacity(g.c_out * g.k());
-    for co in 0..g.c_out {
-        let block = &sum[co / width * taps.len() * width..];
-        dw.extend((0..g.k()).map(|k| block[k * width + co % width]));
+    rule.finish(&sum_chunks(partial, len))
+}
+
+/// How the gradient of one shape is summed.
+struct Rule<'a> {
+    g: &'a Geometry,
+    x: Frame,
+    dy: Frame,
+    /// Offsets of the terms, in whole tiles; none in the transformed domain.
+    offsets: Option<Vec<usize>>,
+}
+
+impl<'a> Rule<'a> {
+    fn new(g: &'a Geometry) -> Self {
+        let x = Frame::new(g.input(), border(g));
+        let transformed = g.three_by_three() && g.c_in > NARROW;
+        let whole = |size: usize| size.next_multiple_of(4) - size;
+        let beyond = Border {
+            bottom: whole(g.h_out),
+            right: whole(g.w_out),
+            ..Border::default()
+        };
+        let dy = Frame::channels_last(g.output(), if transformed { beyond } else { Border::default() });
+        let [channel, row, column] = x.strides();
+        let offsets = (!transformed).then(|| {
+            let mut offsets = Vec::new();
+            for ci in 0..g.c_in {
+                for r in 0..g.kh {
+                    offsets.extend((0..g.kw).map(|s| ci * channel + r * row + s * column));
+                }
+            }
+            offsets.resize(offsets.len().next_multiple_of(ROWS), 0);
+            offsets
+        });
+        Self { g, x, dy, offsets }
     }
-    dw
+
+    /// Elements of the sums.
+    fn sums(&self) -> usize {
+        match &self.offsets {
+            Some(offsets) => offsets.len() * self.dy.channels(),
+            None => winograd::gradient_len(self.x.channels(), self.dy.channels()),
+        }
+    }
+
+    /// Adds the gradient of some images.
+    fn add<T: Real>(&self, images: usize, x: &[T], dy: &[T], sums: &mut [T]) {
+        let [x_len, dy_len] = [self.x.len(), self.dy.len()];
+        with_scratch(images * (x_len + dy_len), |scratch: &mut [T]| {
+            scratch.fill(T::ZERO);
+            let (inputs, gradients) = scratch.split_at_mut(images * x_len);
+            for (image, map) in x.chunks_exact(x.len() / images).zip(inputs.chunks_exact_mut(x_len)) {
+                import(&self.x, image, map);
+            }
+            for (image, map) in dy.chunks_exact(dy.len() / images).zip(gradients.chunks_exact_mut(dy_len)) {
+                import(&self.dy, image, map);
+            }
+            let (source, dy) = (inputs.as_ptr(), gradients.as_ptr());
+            let [_, row, column] = self.x.strides();
+            let [_, dy_row, dy_column] = self.dy.strides();
+            let (c_in, c_out) = (self.x.channels(), self.dy.channels());
+            let base = self.x.corner(self.g.top, self.g.left);
+            let steps = [dy_len, dy_row, dy_column];
+            // SAFETY: the frames have the borders that these kernels read, and the scratch holds `images` maps of both.
+            unsafe {
+                match &self.offsets {
+                    None => T::dispatch(winograd::Gradient {
+                        tiling: Tiling {
+                            h: self.g.h_out,
+                            w: self.g.w_out,
+                            row,
+                            column,
+                            base,
+                            image: x_len,
+                        },
+                        images,
+                        c_in,
+                        c_out,
+                        source,
+                        dy,
+                        steps,
+                        sums,
+                    }),
+                    Some(offsets) => T::dispatch(Gradient {
+                        offsets,
+                        grid: Grid {
+                            h: self.g.h_out,
+                            w: self.g.w_out,
+                            row: self.g.stride * row,
+                            column: self.g.stride * column,
+                            base,
+                            image: x_len,
+                        },
+                        images,
+                        source,
+                        dy,
+                        steps,
+                        columns: c_out,
+                        sums,
+                    }),
+                }
+            }
+        });
+    }
+
+    /// The weight's gradient from the sums of all chunks.
+    fn finish<T: Real>(&self, sums: &[T]) -> Vec<T> {
+        let g = self.g;
+        let (c_in, c_out) = (self.x.channels(), self.dy.channels());
+        let mut dw = Vec::with_capacity(g.c_out * g.c_in * g.taps());
+        for co in 0..g.c_out {
+            match self.offsets {
+                Some(_) => dw.extend((0..g.c_in * g.taps()).map(|k| sums[k * c_out + co])),
+                None => (0..g.c_in).for_each(|ci| {
+                    let taps = winograd::weight_gradient(sums, [c_in, c_out], ci, co);
+                    dw.extend_from_slice(taps.as_flattened());
+                }),
+            }
+        }
+        dw
+    }
 }
 
-/// The slice in groups of `V` vectors.
-fn vectors_mut<T, const V: usize>(values: &mut [T]) -> &mut [[[T; LANES]; V]] {
-    values.as_chunks_mut::<LANES>().0.as_chunks_mut::<V>().0
+/// `sums[k][co] += sum over the places of source[start + offsets[k]] dy[place][co]`.
+struct Gradient<'a, T> {
+    offsets: &'a [usize],
+    grid: Grid,
+    images: usize,
+    source: *const T,
+    dy: *const T,
+    steps: [usize; 3],
+    columns: usize,
+    sums: &'a mut [T],
 }
 
-fused!(fn add_products<T: Real, const V: usize>(
-    sizes: [usize; 2],
-    x: &[T],
-    dy: &[[[T; LANES]; V]],
-    taps: &[usize],
-    dw: &mut [[[T; LANES]; V]]
-) = add_products_by);
-
-/// Adds `sum_p x[taps[k] + p] dy[p]` to `dw[k]`, for the positions `p` of one image: rows of `w_out`, which
-/// are `pitch` apart in `x`.
-#[inline(always)]
-fn add_products_by<T: Real, const V: usize, const FMA: bool>(
-    [w_out, pitch]: [usize; 2],
-    x: &[T],
-    dy: &[[[T; LANES]; V]],
-    taps: &[usize],
-    dw: &mut [[[T; LANES]; V]],
-) {
-    let tiles = taps.as_chunks::<TAPS>().0.iter();
-    for (taps, dw) in tiles.zip(dw.as_chunks_mut::<TAPS>().0) {
-        for (y, dy) in dy.chunks_exact(w_out).enumerate() {
-            let a = taps.map(|tap| &x[tap + y * pitch..tap + y * pitch + w_out]);
-            outer::<T, V, FMA>(dw, a, dy);
+impl<T: Real> Task<T> for Gradient<'_, T> {
+    /// # Safety
+    /// Every term of every place lies in the source, every place in `dy`; offsets come in whole tiles.
+    #[inline(always)]
+    unsafe fn run<V: Vector<T = T>>(self) {
+        let mut chunk = Chunk::default();
+        let mut places = Places::new(&self.grid, self.images, false);
+        let mut gradients = [0; CHUNK];
+        let sums = self.sums.as_mut_ptr();
+        loop {
+            places.fill(&mut chunk);
+            if chunk.len == 0 {
+                return;
+            }
+            let [image, row, column] = self.steps;
+            for (at, place) in gradients.iter_mut().zip(&chunk.places[..chunk.len]) {
+                *at = place.image * image + place.y * row + place.x * column;
+            }
+            for j in (0..self.columns).step_by(PANEL) {
+                for (i, offsets) in self.offsets.chunks_exact(ROWS).enumerate() {
+                    // SAFETY: the caller's.
+                    unsafe {
+                        let rows: [*const T; ROWS] = std::array::from_fn(|r| self.source.add(offsets[r]));
+                        let to = |r: usize| sums.add((i * ROWS + r) * self.columns + j);
+                        let mut tile: [[V; 2]; ROWS] = std::array::from_fn(|r| [V::load(to(r)), V::load(to(r).add(LANES))]);
+                        for (start, at) in chunk.starts[..chunk.len].iter().zip(&gradients) {
+                            let dy = self.dy.add(at + j);
+                            let dy = [V::load(dy), V::load(dy.add(LANES))];
+                            for (sum, row) in tile.iter_mut().zip(rows) {
+                                let a = V::splat(*row.add(*start));
+                                *sum = [a.mul_add(dy[0], sum[0]), a.mul_add(dy[1], sum[1])];
+                            }
+                        }
+                        for (r, sum) in tile.iter().enumerate() {
+                            sum[0].store(to(r));
+                            sum[1].store(to(r).add(LANES));
+                        }
+                    }
+                }
+            }
         }
     }
 }
 
-/// Turns at most `width` channels `[channels, positions]` into `[positions, width]`, with zeros where
-/// there are fewer channels.
-fn transpose<T: Real>(width: usize, dy: &[T], panel: &mut [T]) {
-    let area = panel.len() / width;
-    if dy.len() < panel.len() {
-        panel.fill(T::ZERO);
-    }
-    for (c, channel) in dy.chunks_exact(area).enumerate() {
-        for (out, value) in panel.chunks_exact_mut(width).zip(channel) {
-            out[c] = *value;
-        }
-    }
-}
-
-/// `db` `[Cout]`, summed over the batch and the positions.
-pub(crate) fn bias_gradient<T: Real>(g: &Geometry, dy: &[T]) -> Vec<T> {
-    let mut db = vec![T::ZERO; g.c_out];
-    for image in dy.chunks(g.out_len().max(1)) {
-        for (sum, channel) in db.iter_mut().zip(image.chunks(g.out_area())) {
-            *sum += sum_of(channel);
+/// `db` `[c_out]`, summed over the batch and the places of `dy` `[n, c_out, area]`.
+pub(crate) fn bias_gradient<T: Real>(c_out: usize, area: usize, dy: &[T]) -> Vec<T> {
+    let mut db = vec![T::ZERO; c_out];
+    for image in dy.chunks((c_out * area).max(1)) {
+        for (sum, channel) in db.iter_mut().zip(image.chunks(area)) {
+            *sum += super::sum_of(channel);
         }
     }
     db

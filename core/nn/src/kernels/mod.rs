@@ -1,17 +1,24 @@
 //! Loops over plain slices: they know shapes, not tensors. Single-threaded unless
 //! [`with_threads`](crate::with_threads) allows more; generic over `f32` and `f64`.
 
+pub(crate) mod batch;
 pub(crate) mod conv;
 pub(crate) mod conv_weights;
+pub(crate) mod direct;
 pub(crate) mod elementwise;
-pub(crate) mod linear;
-pub(crate) mod matmul;
+pub(crate) mod frame;
+pub(crate) mod geometry;
+pub(crate) mod layout;
+pub(crate) mod narrow;
 pub(crate) mod norm;
-pub(crate) mod planes;
 pub(crate) mod pool;
 pub(crate) mod rows;
 pub(crate) mod scratch;
-pub(crate) mod tile;
+pub(crate) mod sink;
+pub(crate) mod vector;
+pub(crate) mod winograd;
+
+pub(crate) use vector::Task;
 
 use candle_core::WithDType;
 
@@ -31,6 +38,11 @@ pub(crate) trait Real: WithDType + scratch::Pooled + Default {
     fn keep_if(self, keep: bool) -> Self;
     /// The larger of two, or NaN if one is NaN, without a branch.
     fn larger(self, other: Self) -> Self;
+    /// Runs a kernel with the best vectors there are.
+    ///
+    /// # Safety
+    /// As for [`Task::run`].
+    unsafe fn dispatch(task: impl Task<Self>);
 }
 
 impl Real for f32 {
@@ -54,6 +66,11 @@ impl Real for f32 {
     fn larger(self, other: f32) -> f32 {
         let mine = (self > other) | self.is_nan();
         f32::from_bits(self.keep_if(mine).to_bits() | other.keep_if(!mine).to_bits())
+    }
+    #[inline(always)]
+    unsafe fn dispatch(task: impl Task<f32>) {
+        // SAFETY: the caller's.
+        unsafe { vector::dispatch_f32(task) }
     }
 }
 
@@ -79,13 +96,18 @@ impl Real for f64 {
         let mine = (self > other) | self.is_nan();
         f64::from_bits(self.keep_if(mine).to_bits() | other.keep_if(!mine).to_bits())
     }
+    #[inline(always)]
+    unsafe fn dispatch(task: impl Task<f64>) {
+        // SAFETY: the caller's.
+        unsafe { vector::dispatch_f64(task) }
+    }
 }
 
 /// Runs a loop compiled for the widest vectors this processor has. `f` must be a closure, so that it is
 /// inlined into the code that uses them.
 #[inline(always)]
 pub(crate) fn simd<R>(f: impl FnOnce() -> R) -> R {
-    if has_fma() {
+    if has_fma() && !vector::portable() {
         // SAFETY: the processor has the features, as just checked.
         unsafe { with_fma(f) }
     } else {
@@ -129,4 +151,19 @@ pub(crate) fn has_fma() -> bool {
 #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
 unsafe fn with_fma<R>(f: impl FnOnce() -> R) -> R {
     f()
+}
+
+/// Sum of a slice, in eight interleaved parts, so that it vectorises.
+#[inline(always)]
+pub(crate) fn sum_of<T: Real>(values: &[T]) -> T {
+    let mut lanes = [T::ZERO; 8];
+    let (chunks, rest) = values.as_chunks::<8>();
+    for chunk in chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane += *value;
+        }
+    }
+    let v = lanes;
+    let sum = ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+    rest.iter().fold(sum, |sum, value| sum + *value)
 }

@@ -1,8 +1,8 @@
 //! Per-channel affine maps and batch normalisation of `[N, C, H * W]`. Sums run image by image, in
 //! order. Bound by memory.
 
-use super::tile::sum_of;
-use super::{Real, simd};
+
+use super::{Real, simd, sum_of};
 
 /// Batch `[n, c, area]` of channels.
 #[derive(Clone, Copy, Debug)]

@@ -3,8 +3,8 @@
 use candle_core::{Result, Shape, Tensor, bail};
 
 use super::adapter::Parametric;
-use crate::kernels::planes::Geometry;
-use crate::kernels::{Real, conv, conv_weights};
+use crate::kernels::geometry::Geometry;
+use crate::kernels::{Real, batch, conv_weights};
 
 /// What surrounds an image that is convolved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +52,6 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, stride: usize,
         bail!("conv2d: a {kh}x{kw} kernel does not fit into a {h}x{w} image");
     };
     let geometry = Geometry {
-        n,
         c_in,
         h,
         w,
@@ -65,39 +64,38 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, stride: usize,
         h_out,
         w_out,
     };
-    Conv(geometry).apply(x, weight, bias)
+    Conv(n, geometry).apply(x, weight, bias)
 }
 
-struct Conv(Geometry);
+/// Batch, shape.
+struct Conv(usize, Geometry);
 
 impl Parametric for Conv {
     const NAME: &'static str = "conv2d";
 
     fn shape(&self, _: &Shape) -> Shape {
-        let Geometry {
-            n, c_out, h_out, w_out, ..
-        } = self.0;
-        Shape::from((n, c_out, h_out, w_out))
+        let [c, h, w] = self.1.output();
+        Shape::from((self.0, c, h, w))
     }
 
     fn forward<T: Real>(&self, x: &[T], w: &[T], b: Option<&[T]>) -> Vec<T> {
-        conv::forward(&self.0, x, w, b)
+        batch::forward(&self.1, self.0, x, w, b)
     }
 
     fn input_gradient<T: Real>(&self, _: &[T], w: &[T], dy: &[T]) -> Vec<T> {
-        conv::input_gradient(&self.0, w, dy)
+        batch::input_gradient(&self.1, self.0, w, dy)
     }
 
     fn weight_gradient<T: Real>(&self, x: &[T], dy: &[T]) -> Vec<T> {
-        conv_weights::weight_gradient(&self.0, x, dy)
+        conv_weights::weight_gradient(&self.1, self.0, x, dy)
     }
 
     fn bias_gradient<T: Real>(&self, dy: &[T]) -> Vec<T> {
-        conv_weights::bias_gradient(&self.0, dy)
+        conv_weights::bias_gradient(self.1.c_out, self.1.h_out * self.1.w_out, dy)
     }
 
     fn compose(&self, x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
-        let g = &self.0;
+        let g = &self.1;
         let x = fit(x, 2, g.top, (g.h_out - 1) * g.stride + g.kh)?;
         let x = fit(&x, 3, g.left, (g.w_out - 1) * g.stride + g.kw)?;
         let y = x.conv2d(w, 0, g.stride, 1, 1)?;

@@ -3,7 +3,8 @@
 use candle_core::{Result, Shape, Tensor, bail};
 
 use super::adapter::Parametric;
-use crate::kernels::{Real, linear as kernel};
+use crate::kernels::geometry::Geometry;
+use crate::kernels::{Real, batch, conv_weights};
 
 /// `x weight^T + bias` for `x` `[N, in]`, `weight` `[out, in]`, `bias` `[out]`: `[N, out]`.
 ///
@@ -20,7 +21,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
             weight.dims()
         );
     }
-    Linear([n, inputs, outputs]).apply(x, weight, bias)
+    Linear(n, Geometry::linear([inputs, 1, 1], outputs)).apply(x, weight, bias)
 }
 
 /// `x` `[N, ...]` as `[N, the rest]`.
@@ -28,31 +29,30 @@ pub fn flatten(x: &Tensor) -> Result<Tensor> {
     x.flatten_from(1)
 }
 
-/// Batch, inputs, outputs.
-struct Linear([usize; 3]);
+/// Batch, shape.
+struct Linear(usize, Geometry);
 
 impl Parametric for Linear {
     const NAME: &'static str = "linear";
 
     fn shape(&self, _: &Shape) -> Shape {
-        let [n, _, outputs] = self.0;
-        Shape::from((n, outputs))
+        Shape::from((self.0, self.1.c_out))
     }
 
     fn forward<T: Real>(&self, x: &[T], w: &[T], b: Option<&[T]>) -> Vec<T> {
-        kernel::forward(self.0, x, w, b)
+        batch::forward(&self.1, self.0, x, w, b)
     }
 
     fn input_gradient<T: Real>(&self, _: &[T], w: &[T], dy: &[T]) -> Vec<T> {
-        kernel::input_gradient(self.0, w, dy)
+        batch::input_gradient(&self.1, self.0, w, dy)
     }
 
     fn weight_gradient<T: Real>(&self, x: &[T], dy: &[T]) -> Vec<T> {
-        kernel::weight_gradient(self.0, x, dy)
+        conv_weights::weight_gradient(&self.1, self.0, x, dy)
     }
 
     fn bias_gradient<T: Real>(&self, dy: &[T]) -> Vec<T> {
-        kernel::bias_gradient(self.0[2], dy)
+        conv_weights::bias_gradient(self.1.c_out, 1, dy)
     }
 
     fn compose(&self, x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {

@@ -1,0 +1,262 @@
+//! Products of patches with a matrix of weights: convolutions of any kernel and stride, their input gradients, fully
+//! connected layers. Bound by compute: a tile of 6 places by 16 channels keeps twelve chains of fused multiply-adds
+//! going, at eight loads for twelve operations.
+//!
+//! A patch is never copied: term `k` of a place is the element `offsets[k]` after the place's first. Terms are taken
+//! in blocks whose weights stay in the first-level cache while the places of a chunk pass; sums wait in between in
+//! memory, exactly, so that an element is the same sum in the same order wherever the cuts fall.
+
+use super::frame::PANEL;
+use super::sink::{Place, Sink};
+use super::vector::{LANES, Vector};
+use super::{Real, Task};
+
+/// Places whose sums are kept at a time.
+pub(crate) const CHUNK: usize = 96;
+
+/// Terms whose weights are used for all places of a chunk before the next ones: 16 KiB in `f32`.
+const BLOCK: usize = 256;
+
+/// Weights `[terms, columns]`, in panels of 16 columns, and where the terms lie.
+#[derive(Clone, Debug)]
+pub(crate) struct Direct<T> {
+    offsets: Vec<usize>,
+    /// `[panels, terms, PANEL]`.
+    packed: Vec<T>,
+    panels: usize,
+}
+
+/// The places a product is taken at: those of a map of outputs, each `row` and `column` apart in the source.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grid {
+    pub h: usize,
+    pub w: usize,
+    pub row: usize,
+    pub column: usize,
+    /// Where the first patch begins.
+    pub base: usize,
+    /// Elements between the maps of a batch.
+    pub image: usize,
+}
+
+impl<T: Real> Direct<T> {
+    /// Packs `weight(term, column)`.
+    pub fn new(offsets: Vec<usize>, columns: usize, weight: impl Fn(usize, usize) -> T) -> Self {
+        let panels = columns.div_ceil(PANEL);
+        let mut packed = vec![T::ZERO; panels * offsets.len() * PANEL];
+        for (panel, values) in packed.chunks_exact_mut((offsets.len() * PANEL).max(1)).enumerate() {
+            let width = PANEL.min(columns - panel * PANEL);
+            for (term, row) in values.chunks_exact_mut(PANEL).enumerate() {
+                for (j, value) in row[..width].iter_mut().enumerate() {
+                    *value = weight(term, panel * PANEL + j);
+                }
+            }
+        }
+        Self {
+            offsets,
+            packed,
+            panels,
+        }
+    }
+
+    /// Columns, the padding's included.
+    pub fn columns(&self) -> usize {
+        self.panels * PANEL
+    }
+}
+
+/// One product over a batch.
+pub(crate) struct Product<'a, T, S> {
+    pub direct: &'a Direct<T>,
+    pub grid: Grid,
+    pub images: usize,
+    pub source: *const T,
+    pub sink: S,
+}
+
+impl<T: Real, S: Sink<T>> Task<T> for Product<'_, T, S> {
+    /// # Safety
+    /// Every patch of the grid lies in the source, and the sink takes every place and column of it.
+    #[inline(always)]
+    unsafe fn run<V: Vector<T = T>>(self) {
+        let mut chunk = Chunk::default();
+        let mut places = Places::new(&self.grid, self.images, S::BLOCKS);
+        let mut sums = [T::ZERO; CHUNK * PANEL];
+        loop {
+            places.fill(&mut chunk);
+            if chunk.len == 0 {
+                return;
+            }
+            for panel in 0..self.direct.panels {
+                // SAFETY: the caller's; `sums` has room for a chunk.
+                unsafe {
+                    self.sums::<V>(panel, &chunk, &mut sums);
+                    self.drain::<V>(panel, &chunk, &sums);
+                }
+            }
+        }
+    }
+}
+
+impl<T: Real, S: Sink<T>> Product<'_, T, S> {
+    /// `sums[i][j] = sum_k source[starts[i] + offsets[k]] weight[k][j]` for the columns of one panel.
+    #[inline(always)]
+    unsafe fn sums<V: Vector<T = T>>(&self, panel: usize, chunk: &Chunk, sums: &mut [T; CHUNK * PANEL]) {
+        let terms = self.direct.offsets.len();
+        let packed = &self.direct.packed[panel * terms * PANEL..][..terms * PANEL];
+        for from in (0..terms).step_by(BLOCK) {
+            let block = Terms {
+                offsets: self.direct.offsets[from..].as_ptr(),
+                weights: packed[from * PANEL..].as_ptr(),
+                count: BLOCK.min(terms - from),
+                resume: from > 0,
+            };
+            let mut i = 0;
+            while i < chunk.len {
+                let to = sums[i * PANEL..].as_mut_ptr();
+                let starts = &chunk.starts[i..chunk.len];
+                // SAFETY: the caller's; there are as many starts and sums as rows.
+                i += unsafe {
+                    match starts.len() {
+                        6.. => tile::<V, 6>(self.source, starts, &block, to),
+                        4.. => tile::<V, 4>(self.source, starts, &block, to),
+                        2.. => tile::<V, 2>(self.source, starts, &block, to),
+                        _ => tile::<V, 1>(self.source, starts, &block, to),
+                    }
+                };
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn drain<V: Vector<T = T>>(&self, panel: usize, chunk: &Chunk, sums: &[T; CHUNK * PANEL]) {
+        let sums = sums.as_ptr();
+        let places = chunk.places[..chunk.len].iter().enumerate();
+        for j in [0, LANES] {
+            let c = panel * PANEL + j;
+            // SAFETY: the caller's.
+            unsafe {
+                let at = |i: usize| V::load(sums.add(i * PANEL + j));
+                if S::BLOCKS {
+                    for (i, place) in places.clone().step_by(4) {
+                        self.sink.block(*place, c, [at(i), at(i + 1), at(i + 2), at(i + 3)]);
+                    }
+                } else {
+                    for (i, place) in places.clone() {
+                        self.sink.place(*place, c, at(i));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A block of terms.
+struct Terms<T> {
+    offsets: *const usize,
+    /// `[count, PANEL]`.
+    weights: *const T,
+    count: usize,
+    /// Whether earlier blocks have left sums.
+    resume: bool,
+}
+
+/// The sums of `M` places over a block of terms, `PANEL` columns; returns `M`.
+#[inline(always)]
+unsafe fn tile<V: Vector, const M: usize>(source: *const V::T, starts: &[usize], terms: &Terms<V::T>, to: *mut V::T) -> usize {
+    // SAFETY: the caller's: every term of every place lies in the source; `to` has `M` rows.
+    unsafe {
+        let rows: [*const V::T; M] = std::array::from_fn(|r| source.add(*starts.get_unchecked(r)));
+        let mut sums = [[V::splat(V::T::ZERO); 2]; M];
+        if terms.resume {
+            for (r, sum) in sums.iter_mut().enumerate() {
+                *sum = [V::load(to.add(r * PANEL)), V::load(to.add(r * PANEL + LANES))];
+            }
+        }
+        for k in 0..terms.count {
+            let offset = *terms.offsets.add(k);
+            let weights = terms.weights.add(k * PANEL);
+            let w = [V::load(weights), V::load(weights.add(LANES))];
+            for (sum, row) in sums.iter_mut().zip(rows) {
+                let a = V::splat(*row.add(offset));
+                *sum = [a.mul_add(w[0], sum[0]), a.mul_add(w[1], sum[1])];
+            }
+        }
+        for (r, sum) in sums.iter().enumerate() {
+            sum[0].store(to.add(r * PANEL));
+            sum[1].store(to.add(r * PANEL + LANES));
+        }
+    }
+    M
+}
+
+/// Places of one chunk, and where their patches begin.
+pub(crate) struct Chunk {
+    pub starts: [usize; CHUNK],
+    pub places: [Place; CHUNK],
+    pub len: usize,
+}
+
+impl Default for Chunk {
+    fn default() -> Self {
+        Self {
+            starts: [0; CHUNK],
+            places: [Place::default(); CHUNK],
+            len: 0,
+        }
+    }
+}
+
+/// The places of a grid over a batch, in order; in 2 x 2 blocks if `step` is 2.
+pub(crate) struct Places<'a> {
+    grid: &'a Grid,
+    images: usize,
+    h: usize,
+    w: usize,
+    step: usize,
+    next: Place,
+}
+
+impl<'a> Places<'a> {
+    pub fn new(grid: &'a Grid, images: usize, blocks: bool) -> Self {
+        let step = 1 + usize::from(blocks);
+        let (h, w) = (grid.h / step, grid.w / step);
+        Self {
+            grid,
+            images: if h * w == 0 { 0 } else { images },
+            h,
+            w,
+            step,
+            next: Place::default(),
+        }
+    }
+
+    /// The next places; none at the end.
+    #[inline(always)]
+    pub fn fill(&mut self, chunk: &mut Chunk) {
+        let (row, column) = (self.grid.row, self.grid.column);
+        chunk.len = 0;
+        while self.next.image < self.images && chunk.len < CHUNK {
+            let Place { image, y, x } = self.next;
+            let start = self.grid.base + image * self.grid.image + self.step * (y * row + x * column);
+            let mut put = |start| {
+                chunk.starts[chunk.len] = start;
+                chunk.places[chunk.len] = self.next;
+                chunk.len += 1;
+            };
+            put(start);
+            if self.step == 2 {
+                put(start + column);
+                put(start + row);
+                put(start + row + column);
+            }
+            self.next.x += 1;
+            if self.next.x == self.w {
+                self.next = Place { image, y: y + 1, x: 0 };
+                if self.next.y == self.h {
+                    self.next = Place { image: image + 1, y: 0, x: 0 };
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! What becomes of a kernel's results while they are still in registers.
+
+use super::frame::Frame;
+use super::Real;
+use super::vector::{LANES, Vector};
+
+/// A place in a batch of maps; of 2 x 2 blocks where a [`Sink`] takes those.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Place {
+    pub image: usize,
+    pub y: usize,
+    pub x: usize,
+}
+
+/// Takes results in vectors of eight channels from `c` on.
+///
+/// # Safety
+/// Kernels call a sink with places and channels of the map that it was made for, each once.
+pub(crate) trait Sink<T: Real> {
+    /// Whether it takes 2 x 2 blocks instead of single places. Rows and columns that fill no block are left out.
+    const BLOCKS: bool;
+    /// One place.
+    unsafe fn place<V: Vector<T = T>>(&self, at: Place, c: usize, v: V) {
+        let _ = (at, c, v);
+    }
+    /// One block, row by row; `at` counts blocks.
+    unsafe fn block<V: Vector<T = T>>(&self, at: Place, c: usize, v: [V; 4]) {
+        let _ = (at, c, v);
+    }
+}
+
+/// A batch of maps to write to.
+#[derive(Clone, Copy)]
+pub(crate) struct Maps<T> {
+    first: *mut T,
+    image: usize,
+    row: usize,
+    column: usize,
+}
+
+impl<T> Maps<T> {
+    /// The maps of `frame` in `values`, one after the other; channels last.
+    pub fn new(values: &mut [T], frame: &Frame) -> Self {
+        let [_, row, column] = frame.strides();
+        // SAFETY: the first place lies inside the first map, and `values` holds one at least or nothing is written.
+        let first = unsafe { values.as_mut_ptr().add(frame.at(0, 0)) };
+        Self {
+            first,
+            image: frame.len(),
+            row,
+            column,
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn at(&self, at: Place, c: usize) -> *mut T {
+        // SAFETY: a sink is called with places of the map.
+        unsafe { self.first.add(at.image * self.image + at.y * self.row + at.x * self.column + c) }
+    }
+}
+
+/// A byte (`LANES` bits) or eight bytes for every vector of a batch of maps `[h, w, channels]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Marks<M> {
+    first: *mut M,
+    h: usize,
+    w: usize,
+    vectors: usize,
+}
+
+impl<M> Marks<M> {
+    /// Marks for the maps of `frame`.
+    pub fn new(marks: &mut [M], frame: &Frame) -> Self {
+        Self {
+            first: marks.as_mut_ptr(),
+            h: frame.h,
+            w: frame.w,
+            vectors: frame.channels() / LANES,
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn at(&self, at: Place, c: usize) -> *mut M {
+        let place = (at.image * self.h + at.y) * self.w + at.x;
+        // SAFETY: a sink is called with places of the map.
+        unsafe { self.first.add(place * self.vectors + c / LANES) }
+    }
+}
+
+/// Forward: adds the bias, takes the positive part if `RELU`, stores, and keeps what was positive.
+#[derive(Clone, Copy)]
+pub(crate) struct Store<T, const RELU: bool> {
+    pub bias: *const T,
+    pub to: Maps<T>,
+    pub positive: Option<Marks<u8>>,
+}
+
+impl<T: Real, const RELU: bool> Sink<T> for Store<T, RELU> {
+    const BLOCKS: bool = false;
+    #[inline(always)]
+    unsafe fn place<V: Vector<T = T>>(&self, at: Place, c: usize, v: V) {
+        // SAFETY: a place and channels of the map; the bias has as many.
+        unsafe {
+            let mut v = v.add(V::load(self.bias.add(c)));
+            if RELU {
+                if let Some(positive) = &self.positive {
+                    *positive.at(at, c) = v.positive();
+                }
+                v = v.relu();
+            }
+            v.store(self.to.at(at, c));
+        }
+    }
+}
+
+/// Forward: the same with `RELU`, each place stored four times, in a map twice as high and wide.
+#[derive(Clone, Copy)]
+pub(crate) struct StoreUpsampled<T> {
+    pub bias: *const T,
+    pub to: Maps<T>,
+    pub positive: Option<Marks<u8>>,
+}
+
+impl<T: Real> Sink<T> for StoreUpsampled<T> {
+    const BLOCKS: bool = false;
+    #[inline(always)]
+    unsafe fn place<V: Vector<T = T>>(&self, at: Place, c: usize, v: V) {
+        // SAFETY: as above; the larger map has four places for each.
+        unsafe {
+            let v = v.add(V::load(self.bias.add(c)));
+            if let Some(positive) = &self.positive {
+                *positive.at(at, c) = v.positive();
+            }
+            let v = v.relu();
+            let to = self.to.at(Place { y: 2 * at.y, x: 2 * at.x, ..at }, c);
+            for to in [to, to.add(self.to.column), to.add(self.to.row), to.add(self.to.row + self.to.column)] {
+                v.store(to);
+            }
+        }
+    }
+}
+
+/// Forward: adds the bias, takes the positive part if `RELU`, stores the largest of each block, and keeps which it was.
+#[derive(Clone, Copy)]
+pub(crate) struct StorePooled<T, const RELU: bool> {
+    pub bias: *const T,
+    pub to: Maps<T>,
+    pub largest: Option<Marks<u64>>,
+}
+
+impl<T: Real, const RELU: bool> Sink<T> for StorePooled<T, RELU> {
+    const BLOCKS: bool = true;
+    #[inline(always)]
+    unsafe fn block<V: Vector<T = T>>(&self, at: Place, c: usize, v: [V; 4]) {
+        // SAFETY: as above.
+        unsafe {
+            let bias = V::load(self.bias.add(c));
+            let (max, index) = V::largest::<RELU>([v[0].add(bias), v[1].add(bias), v[2].add(bias), v[3].add(bias)]);
+            if let Some(largest) = &self.largest {
+                *largest.at(at, c) = index;
+            }
+            max.store(self.to.at(at, c));
+        }
+    }
+}
+
+/// Stores, or adds to what is there.
+#[derive(Clone, Copy)]
+pub(crate) struct Plain<T, const ADD: bool>(pub Maps<T>);
+
+impl<T: Real, const ADD: bool> Sink<T> for Plain<T, ADD> {
+    const BLOCKS: bool = false;
+    #[inline(always)]
+    unsafe fn place<V: Vector<T = T>>(&self, at: Place, c: usize, v: V) {
+        // SAFETY: as above.
+        unsafe {
+            let to = self.0.at(at, c);
+            if ADD { V::load(to).add(v) } else { v }.store(to);
+        }
+    }
+}
+
+/// Backward through `relu`: what was positive passes.
+#[derive(Clone, Copy)]
+pub(crate) struct Masked<T> {
+    pub positive: Marks<u8>,
+    pub to: Maps<T>,
+}
+
+impl<T: Real> Sink<T> for Masked<T> {
+    const BLOCKS: bool = false;
+    #[inline(always)]
+    unsafe fn place<V: Vector<T = T>>(&self, at: Place, c: usize, v: V) {
+        // SAFETY: as above.
+        unsafe { v.keep(*self.positive.at(at, c)).store(self.to.at(at, c)) }
+    }
+}
+
+/// Backward through pooling, and `relu` before it: the largest of each block takes it all.
+#[derive(Clone, Copy)]
+pub(crate) struct Unpooled<T> {
+    pub largest: Marks<u64>,
+    pub to: Maps<T>,
+}
+
+impl<T: Real> Sink<T> for Unpooled<T> {
+    const BLOCKS: bool = false;
+    #[inline(always)]
+    unsafe fn place<V: Vector<T = T>>(&self, at: Place, c: usize, v: V) {
+        // SAFETY: as above; the larger map has four places for each.
+        unsafe {
+            let largest = *self.largest.at(at, c);
+            let to = self.to.at(Place { y: 2 * at.y, x: 2 * at.x, ..at }, c);
+            v.select(largest, 0).store(to);
+            v.select(largest, 1).store(to.add(self.to.column));
+            v.select(largest, 2).store(to.add(self.to.row));
+            v.select(largest, 3).store(to.add(self.to.row + self.to.column));
+        }
+    }
+}
+
+/// Backward through upsampling, and `relu` before it: the sum of each block.
+#[derive(Clone, Copy)]
+pub(crate) struct Summed<T> {
+    pub positive: Marks<u8>,
+    pub to: Maps<T>,
+}
+
+impl<T: Real> Sink<T> for Summed<T> {
+    const BLOCKS: bool = true;
+    #[inline(always)]
+    unsafe fn block<V: Vector<T = T>>(&self, at: Place, c: usize, v: [V; 4]) {
+        // SAFETY: as above.
+        unsafe {
+            let sum = v[0].add(v[1]).add(v[2].add(v[3]));
+            sum.keep(*self.positive.at(at, c)).store(self.to.at(at, c));
+        }
+    }
+}

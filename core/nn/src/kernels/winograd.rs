@@ -1,0 +1,439 @@
+//! Convolution of 3 x 3 taps and stride 1 by Winograd's F(4 x 4, 3 x 3) (Lavin and Gray 2015): 36 multiplications
+//! for 16 outputs instead of 144. Bound by compute: the 36 products are tiles of fused multiply-adds, the transforms
+//! are additions on vectors of eight channels, and all of a block of 24 tiles stays in the second-level cache.
+//!
+//! Rounding: the transforms use the points 0, +-1, +-2, so that an output differs from the direct sum by some 1e-6 of
+//! the largest in `f32`. Every tile is transformed by itself: its result does not depend on the others.
+
+use super::frame::PANEL;
+use super::scratch::with_scratch;
+use super::sink::{Place, Sink};
+use super::vector::{LANES, Vector};
+use super::{Real, Task};
+use candle_core::WithDType;
+
+/// Tiles whose 36 products are made together.
+const TILES: usize = 24;
+
+/// Products of one tile.
+const POINTS: usize = 36;
+
+/// Apart, beyond their length, for the sets of numbers of the 36 points: powers of two would share cache lines.
+const SKEW: usize = 16;
+
+/// Weight transform: `G g G^T`.
+const G: [[f64; 3]; 6] = [
+    [1. / 4., 0., 0.],
+    [-1. / 6., -1. / 6., -1. / 6.],
+    [-1. / 6., 1. / 6., -1. / 6.],
+    [1. / 24., 1. / 12., 1. / 6.],
+    [1. / 24., -1. / 12., 1. / 6.],
+    [0., 0., 1.],
+];
+
+/// Transformed weights: `[POINTS, panels, c_in, PANEL]`.
+#[derive(Clone, Debug)]
+pub(crate) struct Winograd<T> {
+    c_in: usize,
+    panels: usize,
+    packed: Vec<T>,
+}
+
+/// The outputs of a batch of maps, and the source.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tiling {
+    /// Rows and columns of outputs.
+    pub h: usize,
+    pub w: usize,
+    /// Steps between rows and places of the source.
+    pub row: usize,
+    pub column: usize,
+    /// Where the first patch begins.
+    pub base: usize,
+    /// Elements between maps.
+    pub image: usize,
+}
+
+impl Tiling {
+    /// Tiles down and across.
+    fn counts(&self) -> [usize; 2] {
+        [self.h.div_ceil(4), self.w.div_ceil(4)]
+    }
+
+    /// The place, in tiles, of tile number `i`.
+    fn place(&self, i: usize) -> Place {
+        let [down, across] = self.counts();
+        let (image, rest) = (i / (down * across), i % (down * across));
+        Place {
+            image,
+            y: rest / across,
+            x: rest % across,
+        }
+    }
+
+    /// Where the 6 x 6 patch of a tile begins.
+    fn start(&self, tile: Place) -> usize {
+        self.base + tile.image * self.image + 4 * (tile.y * self.row + tile.x * self.column)
+    }
+}
+
+impl<T: Real> Winograd<T> {
+    /// Transforms `weight(co, ci, r, s)`; `c_in` as stored, a multiple of eight.
+    pub fn new(c_in: usize, [c_out, used]: [usize; 2], weight: impl Fn(usize, usize, usize, usize) -> T) -> Self {
+        let panels = c_out.div_ceil(PANEL);
+        let mut packed = vec![T::ZERO; POINTS * panels * c_in * PANEL];
+        for co in 0..c_out {
+            for ci in 0..used {
+                let taps = std::array::from_fn(|r| std::array::from_fn(|s| weight(co, ci, r, s).to_f64()));
+                let transformed = transform_weight(&taps);
+                for (point, value) in transformed.as_flattened().iter().enumerate() {
+                    let row = (point * panels + co / PANEL) * c_in + ci;
+                    packed[row * PANEL + co % PANEL] = T::from_f64(*value);
+                }
+            }
+        }
+        Self { c_in, panels, packed }
+    }
+
+    /// Columns, the padding's included.
+    pub fn columns(&self) -> usize {
+        self.panels * PANEL
+    }
+}
+
+/// `G g G^T`.
+fn transform_weight(g: &[[f64; 3]; 3]) -> [[f64; 6]; 6] {
+    let half: [[f64; 3]; 6] = G.map(|row| std::array::from_fn(|s| (0..3).map(|r| row[r] * g[r][s]).sum()));
+    half.map(|row| G.map(|by| (0..3).map(|s| row[s] * by[s]).sum()))
+}
+
+/// `G^T u G`: the gradient at the weight from the one at its transform.
+fn untransform_weight(u: &[[f64; 6]; 6]) -> [[f64; 3]; 3] {
+    let half: [[f64; 6]; 3] = std::array::from_fn(|r| std::array::from_fn(|j| (0..6).map(|i| G[i][r] * u[i][j]).sum()));
+    half.map(|row| std::array::from_fn(|s| (0..6).map(|j| row[j] * G[j][s]).sum()))
+}
+
+/// One convolution over a batch.
+pub(crate) struct Convolve<'a, T, S> {
+    pub winograd: &'a Winograd<T>,
+    pub tiling: Tiling,
+    pub images: usize,
+    pub source: *const T,
+    pub sink: S,
+}
+
+impl<T: Real, S: Sink<T>> Task<T> for Convolve<'_, T, S> {
+    /// # Safety
+    /// The patches of all tiles, whole ones, lie in the source; the sink takes every place and channel.
+    #[inline(always)]
+    unsafe fn run<V: Vector<T = T>>(self) {
+        let (c_in, c_out) = (self.winograd.c_in, self.winograd.columns());
+        let [down, across] = self.tiling.counts();
+        let total = self.images * down * across;
+        let (step_in, step_out) = (TILES * c_in + SKEW, TILES * c_out + SKEW);
+        with_scratch(POINTS * (step_in + step_out), |scratch: &mut [T]| {
+            let (inputs, outputs) = scratch.split_at_mut(POINTS * step_in);
+            let (inputs, outputs) = (inputs.as_mut_ptr(), outputs.as_mut_ptr());
+            for from in (0..total).step_by(TILES) {
+                let count = TILES.min(total - from);
+                // SAFETY: the caller's; the scratch holds `TILES` tiles of every point.
+                unsafe {
+                    for t in 0..count {
+                        let patch = self.source.add(self.tiling.start(self.tiling.place(from + t)));
+                        transform_input::<V>(patch, [self.tiling.row, self.tiling.column], c_in, inputs.add(t * c_in), step_in);
+                    }
+                    let plane = self.winograd.panels * c_in * PANEL;
+                    for point in 0..POINTS {
+                        let weights = self.winograd.packed.as_ptr().add(point * plane);
+                        multiply::<V>([count, c_in, self.winograd.panels], inputs.add(point * step_in), weights, outputs.add(point * step_out));
+                    }
+                    for t in 0..count {
+                        let tile = self.tiling.place(from + t);
+                        for c in (0..c_out).step_by(LANES) {
+                            self.give(tile, c, transform_output::<V>(outputs.add(t * c_out + c), step_out));
+                        }
+                    }
+                }
+            }
+        });
+    }
+}
+
+impl<T: Real, S: Sink<T>> Convolve<'_, T, S> {
+    /// Hands on the places of a tile that lie on the map.
+    #[inline(always)]
+    unsafe fn give<V: Vector<T = T>>(&self, tile: Place, c: usize, v: [[V; 4]; 4]) {
+        let step = 1 + usize::from(S::BLOCKS);
+        let size = 4 / step;
+        let (y, x) = (tile.y * size, tile.x * size);
+        let rows = (self.tiling.h / step).saturating_sub(y).min(size);
+        let columns = (self.tiling.w / step).saturating_sub(x).min(size);
+        for i in 0..size {
+            for j in 0..size {
+                if i >= rows || j >= columns {
+                    continue;
+                }
+                let at = Place {
+                    image: tile.image,
+                    y: y + i,
+                    x: x + j,
+                };
+                // SAFETY: the place lies on the map.
+                unsafe {
+                    if S::BLOCKS {
+                        let (a, b) = (2 * i, 2 * j);
+                        self.sink.block(at, c, [v[a][b], v[a][b + 1], v[a + 1][b], v[a + 1][b + 1]]);
+                    } else {
+                        self.sink.place(at, c, v[i][j]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `B^T d B` of one 6 x 6 patch, eight channels at a time.
+#[inline(always)]
+unsafe fn transform_input<V: Vector>(patch: *const V::T, [row, column]: [usize; 2], c_in: usize, to: *mut V::T, step: usize) {
+    for c in (0..c_in).step_by(LANES) {
+        // SAFETY: the caller's: the patch lies in the source, `to` has room for every point.
+        unsafe {
+            let mut half = [[V::splat(V::T::ZERO); 6]; 6];
+            for x in 0..6 {
+                let d = std::array::from_fn(|y| V::load(patch.add(y * row + x * column + c)));
+                for (half, v) in half.iter_mut().zip(input_points(d)) {
+                    half[x] = v;
+                }
+            }
+            for (y, half) in half.into_iter().enumerate() {
+                for (x, v) in input_points(half).into_iter().enumerate() {
+                    v.store(to.add((y * 6 + x) * step + c));
+                }
+            }
+        }
+    }
+}
+
+/// `B^T d`.
+#[inline(always)]
+unsafe fn input_points<V: Vector>(d: [V; 6]) -> [V; 6] {
+    // SAFETY: arithmetic only.
+    unsafe {
+        let by = |k: f64| V::splat(V::T::from_f64(k));
+        let a = d[2].mul_add(by(-4.), d[4]);
+        let b = d[1].mul_add(by(-4.), d[3]);
+        let c = d[4].sub(d[2]);
+        let e = d[3].sub(d[1]);
+        [
+            d[0].mul_add(by(4.), d[2].mul_add(by(-5.), d[4])),
+            a.add(b),
+            a.sub(b),
+            e.mul_add(by(2.), c),
+            e.mul_add(by(-2.), c),
+            d[1].mul_add(by(4.), d[3].mul_add(by(-5.), d[5])),
+        ]
+    }
+}
+
+/// `A^T m A` of eight channels of one tile.
+#[inline(always)]
+unsafe fn transform_output<V: Vector>(m: *const V::T, step: usize) -> [[V; 4]; 4] {
+    // SAFETY: the caller's: `m` holds every point.
+    unsafe {
+        let mut half = [[V::splat(V::T::ZERO); 6]; 4];
+        for x in 0..6 {
+            let column = std::array::from_fn(|y| V::load(m.add((y * 6 + x) * step)));
+            for (half, v) in half.iter_mut().zip(output_points(column)) {
+                half[x] = v;
+            }
+        }
+        half.map(|row| output_points(row))
+    }
+}
+
+/// `A^T m`.
+#[inline(always)]
+unsafe fn output_points<V: Vector>(m: [V; 6]) -> [V; 4] {
+    // SAFETY: arithmetic only.
+    unsafe {
+        let by = |k: f64| V::splat(V::T::from_f64(k));
+        let (s1, d1) = (m[1].add(m[2]), m[1].sub(m[2]));
+        let (s2, d2) = (m[3].add(m[4]), m[3].sub(m[4]));
+        [
+            m[0].add(s1).add(s2),
+            d2.mul_add(by(2.), d1),
+            s2.mul_add(by(4.), s1),
+            d2.mul_add(by(8.), d1).add(m[5]),
+        ]
+    }
+}
+
+/// `A d`: the transpose of [`output_points`].
+#[inline(always)]
+unsafe fn gradient_points<V: Vector>(d: [V; 4]) -> [V; 6] {
+    // SAFETY: arithmetic only.
+    unsafe {
+        let by = |k: f64| V::splat(V::T::from_f64(k));
+        let zero = by(0.);
+        let (even, odd) = (d[0].add(d[2]), d[1].add(d[3]));
+        let (even4, odd8) = (d[2].mul_add(by(4.), d[0]), d[3].mul_add(by(8.), d[1].mul_add(by(2.), zero)));
+        [d[0], even.add(odd), even.sub(odd), even4.add(odd8), even4.sub(odd8), d[3]]
+    }
+}
+
+/// `to[i][j] = sum_k a[i][k] w[k][j]` for `rows` of `a`, and panels of `w` one after the other.
+#[inline(always)]
+unsafe fn multiply<V: Vector>([rows, terms, panels]: [usize; 3], a: *const V::T, weights: *const V::T, to: *mut V::T) {
+    let columns = panels * PANEL;
+    for panel in 0..panels {
+        // SAFETY: the caller's.
+        unsafe {
+            let weights = weights.add(panel * terms * PANEL);
+            let mut i = 0;
+            while i < rows {
+                let (a, to) = (a.add(i * terms), to.add(i * columns + panel * PANEL));
+                i += match rows - i {
+                    6.. => tile::<V, 6>(terms, a, weights, to, columns),
+                    4.. => tile::<V, 4>(terms, a, weights, to, columns),
+                    2.. => tile::<V, 2>(terms, a, weights, to, columns),
+                    _ => tile::<V, 1>(terms, a, weights, to, columns),
+                };
+            }
+        }
+    }
+}
+
+/// `M` rows of a product, one panel; returns `M`.
+#[inline(always)]
+unsafe fn tile<V: Vector, const M: usize>(terms: usize, a: *const V::T, weights: *const V::T, to: *mut V::T, columns: usize) -> usize {
+    // SAFETY: the caller's.
+    unsafe {
+        let rows: [*const V::T; M] = std::array::from_fn(|r| a.add(r * terms));
+        let mut sums = [[V::splat(V::T::ZERO); 2]; M];
+        for k in 0..terms {
+            let w = [V::load(weights.add(k * PANEL)), V::load(weights.add(k * PANEL + LANES))];
+            for (sum, row) in sums.iter_mut().zip(rows) {
+                let a = V::splat(*row.add(k));
+                *sum = [a.mul_add(w[0], sum[0]), a.mul_add(w[1], sum[1])];
+            }
+        }
+        for (r, sum) in sums.iter().enumerate() {
+            sum[0].store(to.add(r * columns));
+            sum[1].store(to.add(r * columns + LANES));
+        }
+    }
+    M
+}
+
+/// Adds the weight gradient of a batch to sums in the transformed domain, `[POINTS, c_in, c_out]` as stored: for every
+/// point the product of the transformed inputs with `A dy A^T`.
+pub(crate) struct Gradient<'a, T> {
+    /// Of the forward pass.
+    pub tiling: Tiling,
+    pub images: usize,
+    /// Channels as stored.
+    pub c_in: usize,
+    pub c_out: usize,
+    pub source: *const T,
+    /// The output's gradient: a map of `4 * tiles` rows and columns at least, zero beyond the output.
+    pub dy: *const T,
+    /// Its steps: maps, rows, places.
+    pub steps: [usize; 3],
+    pub sums: &'a mut [T],
+}
+
+impl<T: Real> Task<T> for Gradient<'_, T> {
+    /// # Safety
+    /// As for [`Convolve`]; `dy` has a place for every place of a tile.
+    #[inline(always)]
+    unsafe fn run<V: Vector<T = T>>(self) {
+        let (c_in, c_out) = (self.c_in, self.c_out);
+        let [down, across] = self.tiling.counts();
+        let total = self.images * down * across;
+        let (step_in, step_out) = (TILES * c_in + SKEW, TILES * c_out + SKEW);
+        let sums = self.sums.as_mut_ptr();
+        with_scratch(POINTS * (step_in + step_out), |scratch: &mut [T]| {
+            let (inputs, gradients) = scratch.split_at_mut(POINTS * step_in);
+            let (inputs, gradients) = (inputs.as_mut_ptr(), gradients.as_mut_ptr());
+            for from in (0..total).step_by(TILES) {
+                let count = TILES.min(total - from);
+                // SAFETY: the caller's.
+                unsafe {
+                    for t in 0..count {
+                        let tile = self.tiling.place(from + t);
+                        let patch = self.source.add(self.tiling.start(tile));
+                        transform_input::<V>(patch, [self.tiling.row, self.tiling.column], c_in, inputs.add(t * c_in), step_in);
+                        let [image, row, column] = self.steps;
+                        let dy = self.dy.add(tile.image * image + 4 * (tile.y * row + tile.x * column));
+                        transform_gradient::<V>(dy, [row, column], c_out, gradients.add(t * c_out), step_out);
+                    }
+                    for point in 0..POINTS {
+                        let (a, b) = (inputs.add(point * step_in), gradients.add(point * step_out));
+                        outer::<V>([count, c_in, c_out], a, b, sums.add(point * c_in * c_out));
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// `A d A^T` of one 4 x 4 tile of gradients.
+#[inline(always)]
+unsafe fn transform_gradient<V: Vector>(dy: *const V::T, [row, column]: [usize; 2], c_out: usize, to: *mut V::T, step: usize) {
+    for c in (0..c_out).step_by(LANES) {
+        // SAFETY: the caller's.
+        unsafe {
+            let mut half = [[V::splat(V::T::ZERO); 4]; 6];
+            for x in 0..4 {
+                let d = std::array::from_fn(|y| V::load(dy.add(y * row + x * column + c)));
+                for (half, v) in half.iter_mut().zip(gradient_points(d)) {
+                    half[x] = v;
+                }
+            }
+            for (y, half) in half.into_iter().enumerate() {
+                for (x, v) in gradient_points(half).into_iter().enumerate() {
+                    v.store(to.add((y * 6 + x) * step + c));
+                }
+            }
+        }
+    }
+}
+
+/// `sums[i][j] += sum_t a[t][i] b[t][j]`, tiles of 4 by 16.
+#[inline(always)]
+unsafe fn outer<V: Vector>([count, rows, columns]: [usize; 3], a: *const V::T, b: *const V::T, sums: *mut V::T) {
+    const ROWS: usize = 4;
+    for j in (0..columns).step_by(PANEL) {
+        for i in (0..rows).step_by(ROWS) {
+            // SAFETY: the caller's; both counts are multiples of the tile's.
+            unsafe {
+                let to = |r: usize| sums.add((i + r) * columns + j);
+                let mut tile: [[V; 2]; ROWS] = std::array::from_fn(|r| [V::load(to(r)), V::load(to(r).add(LANES))]);
+                for t in 0..count {
+                    let b = b.add(t * columns + j);
+                    let b = [V::load(b), V::load(b.add(LANES))];
+                    for (r, sum) in tile.iter_mut().enumerate() {
+                        let a = V::splat(*a.add(t * rows + i + r));
+                        *sum = [a.mul_add(b[0], sum[0]), a.mul_add(b[1], sum[1])];
+                    }
+                }
+                for (r, sum) in tile.iter().enumerate() {
+                    sum[0].store(to(r));
+                    sum[1].store(to(r).add(LANES));
+                }
+            }
+        }
+    }
+}
+
+/// Elements of the sums of a [`Gradient`].
+pub(crate) fn gradient_len(c_in: usize, c_out: usize) -> usize {
+    POINTS * c_in * c_out
+}
+
+/// The gradient at the weight of input channel `ci` and output channel `co` from the sums of a [`Gradient`].
+pub(crate) fn weight_gradient<T: Real>(sums: &[T], [c_in, c_out]: [usize; 2], ci: usize, co: usize) -> [[T; 3]; 3] {
+    let at = |point: usize| sums[(point * c_in + ci) * c_out + co].to_f64();
+    let u = std::array::from_fn(|i| std::array::from_fn(|j| at(i * 6 + j)));
+    untransform_weight(&u).map(|row| row.map(T::from_f64))
+}
