@@ -92,11 +92,13 @@ impl Adam {
         let moments = moments.or_insert_with(|| Moments::zeros(grad.len()));
         let var = param.var();
         if var.device().is_cpu() && var.dtype() == DType::F32 {
-            return var.inplace_op1(&InPlace {
+            var.inplace_op1(&InPlace {
                 rule,
                 grad,
                 moments: RefCell::new(moments),
-            });
+            })?;
+            param.changed();
+            return Ok(());
         }
         let mut values = var.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
         rule.apply(&mut values, &grad, moments);

@@ -2,6 +2,8 @@
 
 use candle_core::{Device, Result, Tensor, bail};
 
+use crate::kernels::geometry::Geometry;
+use crate::ops::conv::geometry;
 use crate::ops::norm::{batch_norm, channel_affine};
 use crate::pass::bernoulli;
 use crate::{Init, Padding, Param, Pass, Weights, conv2d, linear};
@@ -57,6 +59,16 @@ impl Conv2d {
         })
     }
 
+    /// The convolution of maps `[C, H, W]`.
+    pub(crate) fn geometry(&self, [c, h, w]: [usize; 3]) -> Result<Geometry> {
+        geometry([c, h, w], self.weight.var().dims(), self.stride, self.padding)
+    }
+
+    /// Weight and bias.
+    pub(crate) fn params(&self) -> [&Param; 2] {
+        [&self.weight, &self.bias]
+    }
+
     /// `x` `[N, in, H, W]` to `[N, out, Hout, Wout]`.
     pub fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
         let (weight, bias) = (self.weight.tensor(pass), self.bias.tensor(pass));
@@ -85,6 +97,17 @@ impl Linear {
             weight: weights.param("weight", &[outputs, inputs], init)?,
             bias: weights.param("bias", &[outputs], Init::Zeros)?,
         })
+    }
+
+    /// Inputs and outputs.
+    pub(crate) fn sizes(&self) -> [usize; 2] {
+        let dims = self.weight.var().dims();
+        [dims[1], dims[0]]
+    }
+
+    /// Weight and bias.
+    pub(crate) fn params(&self) -> [&Param; 2] {
+        [&self.weight, &self.bias]
     }
 
     /// `x` `[N, in]` to `[N, out]`.
@@ -125,8 +148,8 @@ impl BatchNorm2d {
     /// `x` `[N, C, H, W]`, normalised by the running statistics; in a training pass by the batch's own
     /// mean and biased variance, which then move the running ones (the variance as its unbiased estimate).
     pub fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
-        let (weight, bias) = (self.weight.tensor(pass), self.bias.tensor(pass));
         if pass.train {
+            let (weight, bias) = (self.weight.tensor(pass), self.bias.tensor(pass));
             let (y, mean, var) = batch_norm(x, &weight, &bias, Self::EPSILON)?;
             let (n, _, h, w) = x.dims4()?;
             let count = (n * h * w) as f64;
@@ -134,10 +157,26 @@ impl BatchNorm2d {
             update(&self.running_var, &(var * (count / (count - 1.0).max(1.0)))?)?;
             return Ok(y);
         }
-        let deviation = (self.running_var.tensor(pass) + Self::EPSILON)?.sqrt()?;
-        let scale = (weight / deviation)?;
-        let shift = (bias - (self.running_mean.tensor(pass) * &scale)?)?;
+        let [scale, shift] = self.affine(pass)?;
         channel_affine(x, &scale, &shift)
+    }
+
+    /// Scale and shift `[channels]` by the running statistics.
+    pub(crate) fn affine(&self, pass: &Pass) -> Result<[Tensor; 2]> {
+        let deviation = (self.running_var.tensor(pass) + Self::EPSILON)?.sqrt()?;
+        let scale = (self.weight.tensor(pass) / deviation)?;
+        let shift = (self.bias.tensor(pass) - (self.running_mean.tensor(pass) * &scale)?)?;
+        Ok([scale, shift])
+    }
+
+    /// Number of channels.
+    pub(crate) fn channels(&self) -> usize {
+        self.weight.var().elem_count()
+    }
+
+    /// Everything that evaluation depends on.
+    pub(crate) fn params(&self) -> [&Param; 4] {
+        [&self.weight, &self.bias, &self.running_mean, &self.running_var]
     }
 }
 

@@ -18,6 +18,7 @@ pub mod adam;
 pub mod gradcheck;
 mod kernels;
 pub mod layers;
+pub mod net;
 pub mod ops;
 pub mod param;
 pub mod pass;
@@ -29,6 +30,7 @@ pub use adam::Adam;
 pub use gradcheck::{GradcheckOptions, GradcheckReport, gradcheck};
 pub use kernels::vector::with_portable_kernels;
 pub use layers::{BatchNorm2d, Conv2d, Dropout, Linear};
+pub use net::{Net, NetBuilder};
 pub use ops::*;
 pub use param::{Param, save_safetensors, save_safetensors_f16};
 pub use pass::{Pass, Phase, key_rng};
@@ -36,5 +38,5 @@ pub use threads::{threads, with_threads};
 pub use vjp::vjp;
 pub use weights::{Init, Weights};
 
-/// Result of every fallible function of this crate.
-pub use candle_core::Result;
+/// Tensor, and result of every fallible function of this crate.
+pub use candle_core::{Result, Tensor};

@@ -1,6 +1,7 @@
 //! Named parameters, and files of them.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::{DType, Result, Tensor, Var, bail};
 use safetensors::{Dtype, tensor::TensorView};
@@ -18,12 +19,18 @@ struct Inner {
     name: String,
     var: Var,
     trainable: bool,
+    version: AtomicU64,
 }
 
 impl Param {
     pub(crate) fn new(name: String, value: &Tensor, trainable: bool) -> Result<Param> {
         let var = Var::from_tensor(value)?;
-        let inner = Inner { name, var, trainable };
+        let inner = Inner {
+            name,
+            var,
+            trainable,
+            version: AtomicU64::new(0),
+        };
         Ok(Param { inner: Arc::new(inner) })
     }
 
@@ -32,7 +39,17 @@ impl Param {
         &self.inner.name
     }
 
-    /// The variable that holds it.
+    /// Grows with every change of the value by this crate; what was computed from an older value is out of date.
+    pub(crate) fn version(&self) -> u64 {
+        self.inner.version.load(Ordering::Acquire)
+    }
+
+    /// To be called after every change of the value.
+    pub(crate) fn changed(&self) {
+        self.inner.version.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The variable that holds it. To change its value, use [`Param::set`]: networks keep weights in forms of their own.
     pub fn var(&self) -> &Var {
         &self.inner.var
     }
@@ -69,7 +86,9 @@ impl Param {
             .to_dtype(self.var().dtype())?
             .to_device(self.var().device())?
             .contiguous()?;
-        self.var().set(&value)
+        self.var().set(&value)?;
+        self.changed();
+        Ok(())
     }
 }
 

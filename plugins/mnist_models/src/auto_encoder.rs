@@ -1,6 +1,6 @@
 //! The auto-encoder that purifies MNIST images.
 
-use advae_sdk::nn::{BatchNorm2d, Conv2d, Padding, max_pool2d, relu, sigmoid, upsample_nearest2d};
+use advae_sdk::nn::{BatchNorm2d, Conv2d, Net, NetBuilder, Padding};
 use advae_sdk::prelude::*;
 
 /// The paper's auto-encoder: 28,609 parameters, of which 128 are running statistics.
@@ -8,11 +8,7 @@ use advae_sdk::prelude::*;
 /// Two encoder blocks [c3-32 same, BN, ReLU, maxpool 2] give a code of 7x7x32; two decoder blocks [c3-32 same, ReLU,
 /// nearest upsample 2] without batch norm and c3-1 same with a sigmoid give the purified image. (The paper's "3
 /// channels" of the last layer is a slip for MNIST.)
-pub struct AutoEncoder {
-    encoder: [(Conv2d, BatchNorm2d); 2],
-    decoder: [Conv2d; 2],
-    output: Conv2d,
-}
+pub struct AutoEncoder(Net);
 
 impl Purifier for AutoEncoder {
     type Settings = NoSettings;
@@ -20,28 +16,28 @@ impl Purifier for AutoEncoder {
     const THREADING: Threading = Threading::Caller;
 
     fn new(_: NoSettings, weights: &Weights) -> Result<Self> {
+        let mut net = NetBuilder::new(crate::INPUT);
         let conv = |name: &str, from, to| Conv2d::new(&weights.pp(name), from, to, 3, 1, Padding::Same);
-        let norm = |name: &str| BatchNorm2d::new(&weights.pp(name), 32);
-        Ok(Self {
-            encoder: [
-                (conv("enc1", 1, 32)?, norm("bn1")?),
-                (conv("enc2", 32, 32)?, norm("bn2")?),
-            ],
-            decoder: [conv("dec1", 32, 32)?, conv("dec2", 32, 32)?],
-            output: conv("out", 32, 1)?,
-        })
+        let mut x = net.input(); // [1, 28, 28]
+        for (name, norm, from) in [("enc1", "bn1", 1), ("enc2", "bn2", 32)] {
+            x = net.conv2d(x, &conv(name, from, 32)?)?;
+            x = net.batch_norm(x, &BatchNorm2d::new(&weights.pp(norm), 32)?)?;
+            x = net.relu(x);
+            x = net.max_pool2d(x, 2)?;
+        }
+        // [32, 7, 7]
+        for name in ["dec1", "dec2"] {
+            x = net.conv2d(x, &conv(name, 32, 32)?)?;
+            x = net.relu(x);
+            x = net.upsample_nearest2d(x, 2)?;
+        }
+        x = net.conv2d(x, &conv("out", 32, 1)?)?;
+        let x = net.sigmoid(x); // [1, 28, 28]
+        Ok(Self(net.build(x)?))
     }
 
     fn purify(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
-        let mut x = x.clone(); // [N, 1, 28, 28]
-        for (conv, norm) in &self.encoder {
-            x = max_pool2d(&relu(&norm.forward(pass, &conv.forward(pass, &x)?)?)?, 2)?;
-        }
-        // [N, 32, 7, 7]
-        for conv in &self.decoder {
-            x = upsample_nearest2d(&relu(&conv.forward(pass, &x)?)?, 2)?;
-        }
-        sigmoid(&self.output.forward(pass, &x)?) // [N, 1, 28, 28]
+        self.0.forward(pass, x)
     }
 }
 

@@ -1,27 +1,50 @@
 //! The classifiers. ReLU follows every convolution and every hidden linear layer; weights are Glorot-uniform, biases 0.
 
-use advae_sdk::nn::{Conv2d, Dropout, Linear, Padding, flatten, max_pool2d, relu};
+use advae_sdk::nn::net::Node;
+use advae_sdk::nn::{Conv2d, Dropout, Linear, Net, NetBuilder, Padding};
 use advae_sdk::prelude::*;
 
-fn conv(
-    weights: &Weights,
-    name: &str,
-    from: usize,
-    to: usize,
-    kernel: usize,
-    stride: usize,
-    padding: Padding,
-) -> Result<Conv2d> {
-    Conv2d::new(&weights.pp(name), from, to, kernel, stride, padding)
+/// A network under construction: names its layers.
+struct Layers<'a> {
+    net: NetBuilder,
+    weights: &'a Weights,
 }
 
-fn linear(weights: &Weights, name: &str, from: usize, to: usize) -> Result<Linear> {
-    Linear::new(&weights.pp(name), from, to)
+impl Layers<'_> {
+    /// Convolution and ReLU.
+    fn conv(&mut self, name: &str, x: Node, to: usize, kernel: usize, stride: usize, padding: Padding) -> Result<Node> {
+        let [from, ..] = self.net.shape(x);
+        let layer = Conv2d::new(&self.weights.pp(name), from, to, kernel, stride, padding)?;
+        let x = self.net.conv2d(x, &layer)?;
+        Ok(self.net.relu(x))
+    }
+
+    fn linear(&mut self, name: &str, x: Node, to: usize) -> Result<Node> {
+        let from = self.net.shape(x).iter().product();
+        self.net.linear(x, &Linear::new(&self.weights.pp(name), from, to)?)
+    }
+
+    /// Fully connected layer and ReLU.
+    fn hidden(&mut self, name: &str, x: Node, to: usize) -> Result<Node> {
+        let x = self.linear(name, x, to)?;
+        Ok(self.net.relu(x))
+    }
+
+    /// Dropout with probability `p`, the model's number `stream`.
+    fn dropout(&mut self, x: Node, p: f64, stream: u64) -> Node {
+        self.net.dropout(x, Dropout::new(p, stream))
+    }
 }
 
-/// What the five have in common: the plugin's side of a network, given as features and a last linear layer.
+/// A classifier given by its penultimate layer and the name of its last, linear one.
 macro_rules! classifier {
-    ($model:ty) => {
+    ($(#[$doc:meta])* $model:ident, $last:literal, |$net:ident, $x:ident| $penultimate:expr) => {
+        $(#[$doc])*
+        pub struct $model {
+            features: Net,
+            logits: Net,
+        }
+
         impl Classifier for $model {
             type Settings = NoSettings;
             const INPUT: [usize; 3] = crate::INPUT;
@@ -29,176 +52,80 @@ macro_rules! classifier {
             const THREADING: Threading = Threading::Caller;
 
             fn new(_: NoSettings, weights: &Weights) -> Result<Self> {
-                <$model>::build(weights)
+                let mut $net = Layers { net: NetBuilder::new(crate::INPUT), weights };
+                let $x = $net.net.input();
+                let features = $penultimate;
+                let features = $net.net.flatten(features);
+                let logits = $net.linear($last, features, crate::CLASSES)?;
+                Ok(Self { features: $net.net.build(features)?, logits: $net.net.build(logits)? })
             }
 
             fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
-                self.logits.forward(pass, &self.penultimate(pass, x)?)
+                self.logits.forward(pass, x)
             }
 
             fn features(&self, pass: &Pass, x: &Tensor) -> Result<Option<Tensor>> {
-                self.penultimate(pass, x).map(Some)
+                self.features.forward(pass, x).map(Some)
             }
         }
     };
 }
 
-/// X: c3-32, c3-32, maxpool 2, c3-64, c3-64, maxpool 2 (all valid), FC200, dropout .5, FC200, FC10. 312,202 parameters.
-pub struct ModelX {
-    convs: [Conv2d; 4],
-    hidden: [Linear; 2],
-    dropout: Dropout,
-    logits: Linear,
-}
-
-classifier!(ModelX);
-
-impl ModelX {
-    fn build(weights: &Weights) -> Result<Self> {
-        let conv = |name: &str, from, to| conv(weights, name, from, to, 3, 1, Padding::Valid);
-        Ok(Self {
-            convs: [
-                conv("conv1", 1, 32)?,
-                conv("conv2", 32, 32)?,
-                conv("conv3", 32, 64)?,
-                conv("conv4", 64, 64)?,
-            ],
-            hidden: [linear(weights, "fc1", 1024, 200)?, linear(weights, "fc2", 200, 200)?],
-            dropout: Dropout::new(0.5, 1),
-            logits: linear(weights, "fc3", 200, 10)?,
-        })
-    }
-
-    fn penultimate(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
-        let [conv1, conv2, conv3, conv4] = &self.convs;
-        let x = relu(&conv1.forward(pass, x)?)?; // [N, 32, 26, 26]
-        let x = max_pool2d(&relu(&conv2.forward(pass, &x)?)?, 2)?; // [N, 32, 12, 12]
-        let x = relu(&conv3.forward(pass, &x)?)?; // [N, 64, 10, 10]
-        let x = max_pool2d(&relu(&conv4.forward(pass, &x)?)?, 2)?; // [N, 64, 4, 4]
-        let x = relu(&self.hidden[0].forward(pass, &flatten(&x)?)?)?;
-        relu(&self.hidden[1].forward(pass, &self.dropout.forward(pass, &x)?)?) // [N, 200]
+classifier! {
+    /// X: c3-32, c3-32, maxpool 2, c3-64, c3-64, maxpool 2 (all valid), FC200, dropout .5, FC200, FC10. 312,202 parameters.
+    ModelX, "fc3", |net, x| {
+        let x = net.conv("conv1", x, 32, 3, 1, Padding::Valid)?; // [32, 26, 26]
+        let x = net.conv("conv2", x, 32, 3, 1, Padding::Valid)?;
+        let x = net.net.max_pool2d(x, 2)?; // [32, 12, 12]
+        let x = net.conv("conv3", x, 64, 3, 1, Padding::Valid)?; // [64, 10, 10]
+        let x = net.conv("conv4", x, 64, 3, 1, Padding::Valid)?;
+        let x = net.net.max_pool2d(x, 2)?; // [64, 4, 4]
+        let x = net.hidden("fc1", x, 200)?;
+        let x = net.dropout(x, 0.5, 1);
+        net.hidden("fc2", x, 200)?
     }
 }
 
-/// A: c5-64 same, c5-64 stride 2 valid, dropout .25, FC128, dropout .5, FC10. 1,285,194 parameters.
-pub struct ModelA {
-    convs: [Conv2d; 2],
-    hidden: Linear,
-    dropouts: [Dropout; 2],
-    logits: Linear,
-}
-
-classifier!(ModelA);
-
-impl ModelA {
-    fn build(weights: &Weights) -> Result<Self> {
-        Ok(Self {
-            convs: [
-                conv(weights, "conv1", 1, 64, 5, 1, Padding::Same)?,
-                conv(weights, "conv2", 64, 64, 5, 2, Padding::Valid)?,
-            ],
-            hidden: linear(weights, "fc1", 9216, 128)?,
-            dropouts: [Dropout::new(0.25, 1), Dropout::new(0.5, 2)],
-            logits: linear(weights, "fc2", 128, 10)?,
-        })
-    }
-
-    fn penultimate(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
-        let x = relu(&self.convs[0].forward(pass, x)?)?; // [N, 64, 28, 28]
-        let x = relu(&self.convs[1].forward(pass, &x)?)?; // [N, 64, 12, 12]
-        let x = self.dropouts[0].forward(pass, &flatten(&x)?)?;
-        let x = relu(&self.hidden.forward(pass, &x)?)?;
-        self.dropouts[1].forward(pass, &x) // [N, 128]
+classifier! {
+    /// A: c5-64 same, c5-64 stride 2 valid, dropout .25, FC128, dropout .5, FC10. 1,285,194 parameters.
+    ModelA, "fc2", |net, x| {
+        let x = net.conv("conv1", x, 64, 5, 1, Padding::Same)?; // [64, 28, 28]
+        let x = net.conv("conv2", x, 64, 5, 2, Padding::Valid)?; // [64, 12, 12]
+        let x = net.dropout(x, 0.25, 1);
+        let x = net.hidden("fc1", x, 128)?;
+        net.dropout(x, 0.5, 2)
     }
 }
 
-/// B: dropout .2 on the input, c8-64 stride 2 same, c6-128 stride 2 valid, c5-128 valid, dropout .5, FC10. 710,218 parameters.
-pub struct ModelB {
-    convs: [Conv2d; 3],
-    dropouts: [Dropout; 2],
-    logits: Linear,
-}
-
-classifier!(ModelB);
-
-impl ModelB {
-    fn build(weights: &Weights) -> Result<Self> {
-        Ok(Self {
-            convs: [
-                conv(weights, "conv1", 1, 64, 8, 2, Padding::Same)?,
-                conv(weights, "conv2", 64, 128, 6, 2, Padding::Valid)?,
-                conv(weights, "conv3", 128, 128, 5, 1, Padding::Valid)?,
-            ],
-            dropouts: [Dropout::new(0.2, 1), Dropout::new(0.5, 2)],
-            logits: linear(weights, "fc1", 128, 10)?,
-        })
-    }
-
-    fn penultimate(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
-        let x = self.dropouts[0].forward(pass, x)?;
-        let x = relu(&self.convs[0].forward(pass, &x)?)?; // [N, 64, 14, 14]
-        let x = relu(&self.convs[1].forward(pass, &x)?)?; // [N, 128, 5, 5]
-        let x = relu(&self.convs[2].forward(pass, &x)?)?; // [N, 128, 1, 1]
-        self.dropouts[1].forward(pass, &flatten(&x)?) // [N, 128]
+classifier! {
+    /// B: dropout .2 on the input, c8-64 stride 2 same, c6-128 stride 2 valid, c5-128 valid, dropout .5, FC10. 710,218 parameters.
+    ModelB, "fc1", |net, x| {
+        let x = net.dropout(x, 0.2, 1);
+        let x = net.conv("conv1", x, 64, 8, 2, Padding::Same)?; // [64, 14, 14]
+        let x = net.conv("conv2", x, 128, 6, 2, Padding::Valid)?; // [128, 5, 5]
+        let x = net.conv("conv3", x, 128, 5, 1, Padding::Valid)?; // [128, 1, 1]
+        net.dropout(x, 0.5, 2)
     }
 }
 
-/// C: c3-128 same, c3-64 stride 2 valid, dropout .25, FC128, dropout .5, FC10. 1,460,938 parameters.
-pub struct ModelC {
-    convs: [Conv2d; 2],
-    hidden: Linear,
-    dropouts: [Dropout; 2],
-    logits: Linear,
-}
-
-classifier!(ModelC);
-
-impl ModelC {
-    fn build(weights: &Weights) -> Result<Self> {
-        Ok(Self {
-            convs: [
-                conv(weights, "conv1", 1, 128, 3, 1, Padding::Same)?,
-                conv(weights, "conv2", 128, 64, 3, 2, Padding::Valid)?,
-            ],
-            hidden: linear(weights, "fc1", 10816, 128)?,
-            dropouts: [Dropout::new(0.25, 1), Dropout::new(0.5, 2)],
-            logits: linear(weights, "fc2", 128, 10)?,
-        })
-    }
-
-    fn penultimate(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
-        let x = relu(&self.convs[0].forward(pass, x)?)?; // [N, 128, 28, 28]
-        let x = relu(&self.convs[1].forward(pass, &x)?)?; // [N, 64, 13, 13]
-        let x = self.dropouts[0].forward(pass, &flatten(&x)?)?;
-        let x = relu(&self.hidden.forward(pass, &x)?)?;
-        self.dropouts[1].forward(pass, &x) // [N, 128]
+classifier! {
+    /// C: c3-128 same, c3-64 stride 2 valid, dropout .25, FC128, dropout .5, FC10. 1,460,938 parameters.
+    ModelC, "fc2", |net, x| {
+        let x = net.conv("conv1", x, 128, 3, 1, Padding::Same)?; // [128, 28, 28]
+        let x = net.conv("conv2", x, 64, 3, 2, Padding::Valid)?; // [64, 13, 13]
+        let x = net.dropout(x, 0.25, 1);
+        let x = net.hidden("fc1", x, 128)?;
+        net.dropout(x, 0.5, 2)
     }
 }
 
-/// D: FC200, dropout .5, FC200, dropout .5, FC10. 199,210 parameters.
-pub struct ModelD {
-    hidden: [Linear; 2],
-    dropouts: [Dropout; 2],
-    logits: Linear,
-}
-
-classifier!(ModelD);
-
-impl ModelD {
-    fn build(weights: &Weights) -> Result<Self> {
-        Ok(Self {
-            hidden: [linear(weights, "fc1", 784, 200)?, linear(weights, "fc2", 200, 200)?],
-            dropouts: [Dropout::new(0.5, 1), Dropout::new(0.5, 2)],
-            logits: linear(weights, "fc3", 200, 10)?,
-        })
-    }
-
-    fn penultimate(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
-        let mut x = flatten(x)?; // [N, 784]
-        for (linear, dropout) in self.hidden.iter().zip(&self.dropouts) {
-            x = dropout.forward(pass, &relu(&linear.forward(pass, &x)?)?)?;
-        }
-        Ok(x) // [N, 200]
+classifier! {
+    /// D: FC200, dropout .5, FC200, dropout .5, FC10. 199,210 parameters.
+    ModelD, "fc3", |net, x| {
+        let x = net.hidden("fc1", x, 200)?;
+        let x = net.dropout(x, 0.5, 1);
+        let x = net.hidden("fc2", x, 200)?;
+        net.dropout(x, 0.5, 2)
     }
 }
 

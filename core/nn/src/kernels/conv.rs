@@ -33,7 +33,7 @@ impl<T: Real> Kernel<T> {
     /// The convolution itself. `source` is the layout of the inputs, with [`border`] at least; `weight` is
     /// `[c_out, c_in, kh, kw]`.
     pub fn forward(g: &Geometry, source: &Frame, weight: &[T]) -> Self {
-        if g.c_out <= NARROW && g.stride == 1 {
+        if g.c_out <= NARROW && g.dense() {
             return Self::Narrow(Narrow::forward(g, source, weight));
         }
         let corner = source.corner(g.top, g.left);

@@ -14,16 +14,20 @@ pub(crate) fn relu_gradient<T: Real>(x: &[T], dy: &[T]) -> Vec<T> {
     zip(x, dy, |v, g| if v > T::ZERO { g } else { T::ZERO })
 }
 
-/// `1 / (1 + e^-x)`, computed without overflow.
+/// `1 / (1 + e^-x)` of every element.
 pub(crate) fn sigmoid<T: Real>(x: &[T]) -> Vec<T> {
-    map(x, |v| {
-        if v >= T::ZERO {
-            T::ONE / (T::ONE + (T::ZERO - v).exp())
-        } else {
-            let e = v.exp();
-            e / (T::ONE + e)
-        }
-    })
+    map(x, logistic)
+}
+
+/// `1 / (1 + e^-v)`, computed without overflow.
+#[inline]
+pub(crate) fn logistic<T: Real>(v: T) -> T {
+    if v >= T::ZERO {
+        T::ONE / (T::ONE + (T::ZERO - v).exp())
+    } else {
+        let e = v.exp();
+        e / (T::ONE + e)
+    }
 }
 
 /// `dy y (1 - y)`.

@@ -21,7 +21,8 @@ pub(crate) struct Geometry {
 }
 
 impl Geometry {
-    /// The fully connected layer from `[c, h, w]` to `outputs`, as one patch as large as the map.
+    /// The fully connected layer from `[c, h, w]` to `outputs`, as one patch as large as the map. The stride makes every
+    /// place a remainder of its own, reached by one tap.
     pub fn linear([c_in, h, w]: [usize; 3], outputs: usize) -> Geometry {
         Geometry {
             c_in,
@@ -30,7 +31,7 @@ impl Geometry {
             c_out: outputs,
             kh: h,
             kw: w,
-            stride: 1,
+            stride: h.max(w),
             top: 0,
             left: 0,
             h_out: 1,
@@ -56,6 +57,11 @@ impl Geometry {
     /// Index in a weight `[c_out, c_in, kh, kw]`.
     pub fn weight(&self, co: usize, ci: usize, r: usize, s: usize) -> usize {
         ((co * self.c_in + ci) * self.kh + r) * self.kw + s
+    }
+
+    /// Whether neighbouring patches begin at neighbouring places, or there is one patch only.
+    pub fn dense(&self) -> bool {
+        self.stride == 1 || (self.h_out, self.w_out) == (1, 1)
     }
 
     /// Whether the fast algorithm for 3 x 3 taps of stride 1 applies.

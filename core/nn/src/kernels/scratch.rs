@@ -41,3 +41,29 @@ pub(crate) fn with_scratch<T: Pooled + Default, R>(len: usize, f: impl FnOnce(&m
     T::give(buffer);
     result
 }
+
+/// A buffer of this thread's pool, given back when dropped. For kernels, whose closures would be compiled for the
+/// least of processors.
+pub(crate) struct Scratch<T: Pooled>(Vec<T>);
+
+impl<T: Pooled + Default> Scratch<T> {
+    /// At least `len` elements, whose contents are whatever was left there.
+    pub fn new(len: usize) -> Self {
+        let mut buffer = T::take();
+        if buffer.len() < len {
+            buffer.resize(len, T::default());
+        }
+        Self(buffer)
+    }
+
+    /// Its elements.
+    pub fn as_mut_ptr(&mut self) -> *mut T {
+        self.0.as_mut_ptr()
+    }
+}
+
+impl<T: Pooled> Drop for Scratch<T> {
+    fn drop(&mut self) {
+        T::give(std::mem::take(&mut self.0));
+    }
+}

@@ -6,7 +6,7 @@
 //! the largest in `f32`. Every tile is transformed by itself: its result does not depend on the others.
 
 use super::frame::PANEL;
-use super::scratch::with_scratch;
+use super::scratch::Scratch;
 use super::sink::{Place, Sink};
 use super::vector::{LANES, Vector};
 use super::{Real, Task};
@@ -131,31 +131,30 @@ impl<T: Real, S: Sink<T>> Task<T> for Convolve<'_, T, S> {
         let [down, across] = self.tiling.counts();
         let total = self.images * down * across;
         let (step_in, step_out) = (TILES * c_in + SKEW, TILES * c_out + SKEW);
-        with_scratch(POINTS * (step_in + step_out), |scratch: &mut [T]| {
-            let (inputs, outputs) = scratch.split_at_mut(POINTS * step_in);
-            let (inputs, outputs) = (inputs.as_mut_ptr(), outputs.as_mut_ptr());
-            for from in (0..total).step_by(TILES) {
-                let count = TILES.min(total - from);
-                // SAFETY: the caller's; the scratch holds `TILES` tiles of every point.
-                unsafe {
-                    for t in 0..count {
-                        let patch = self.source.add(self.tiling.start(self.tiling.place(from + t)));
-                        transform_input::<V>(patch, [self.tiling.row, self.tiling.column], c_in, inputs.add(t * c_in), step_in);
-                    }
-                    let plane = self.winograd.panels * c_in * PANEL;
-                    for point in 0..POINTS {
-                        let weights = self.winograd.packed.as_ptr().add(point * plane);
-                        multiply::<V>([count, c_in, self.winograd.panels], inputs.add(point * step_in), weights, outputs.add(point * step_out));
-                    }
-                    for t in 0..count {
-                        let tile = self.tiling.place(from + t);
-                        for c in (0..c_out).step_by(LANES) {
-                            self.give(tile, c, transform_output::<V>(outputs.add(t * c_out + c), step_out));
-                        }
+        let mut scratch = Scratch::new(POINTS * (step_in + step_out));
+        let inputs: *mut T = scratch.as_mut_ptr();
+        let outputs = inputs.wrapping_add(POINTS * step_in);
+        for from in (0..total).step_by(TILES) {
+            let count = TILES.min(total - from);
+            // SAFETY: the caller's; the scratch holds `TILES` tiles of every point.
+            unsafe {
+                for t in 0..count {
+                    let patch = self.source.add(self.tiling.start(self.tiling.place(from + t)));
+                    transform_input::<V>(patch, [self.tiling.row, self.tiling.column], c_in, inputs.add(t * c_in), step_in);
+                }
+                let plane = self.winograd.panels * c_in * PANEL;
+                for point in 0..POINTS {
+                    let weights = self.winograd.packed.as_ptr().add(point * plane);
+                    multiply::<V>([count, c_in, self.winograd.panels], inputs.add(point * step_in), weights, outputs.add(point * step_out));
+                }
+                for t in 0..count {
+                    let tile = self.tiling.place(from + t);
+                    for c in (0..c_out).step_by(LANES) {
+                        self.give(tile, c, transform_output::<V>(outputs.add(t * c_out + c), step_out));
                     }
                 }
             }
-        });
+        }
     }
 }
 
@@ -200,7 +199,10 @@ unsafe fn transform_input<V: Vector>(patch: *const V::T, [row, column]: [usize; 
         unsafe {
             let mut half = [[V::splat(V::T::ZERO); 6]; 6];
             for x in 0..6 {
-                let d = std::array::from_fn(|y| V::load(patch.add(y * row + x * column + c)));
+                let mut d = [V::splat(V::T::ZERO); 6];
+                for (y, d) in d.iter_mut().enumerate() {
+                    *d = V::load(patch.add(y * row + x * column + c));
+                }
                 for (half, v) in half.iter_mut().zip(input_points(d)) {
                     half[x] = v;
                 }
@@ -242,12 +244,15 @@ unsafe fn transform_output<V: Vector>(m: *const V::T, step: usize) -> [[V; 4]; 4
     unsafe {
         let mut half = [[V::splat(V::T::ZERO); 6]; 4];
         for x in 0..6 {
-            let column = std::array::from_fn(|y| V::load(m.add((y * 6 + x) * step)));
+            let mut column = [V::splat(V::T::ZERO); 6];
+            for (y, v) in column.iter_mut().enumerate() {
+                *v = V::load(m.add((y * 6 + x) * step));
+            }
             for (half, v) in half.iter_mut().zip(output_points(column)) {
                 half[x] = v;
             }
         }
-        half.map(|row| output_points(row))
+        [output_points(half[0]), output_points(half[1]), output_points(half[2]), output_points(half[3])]
     }
 }
 
@@ -352,28 +357,27 @@ impl<T: Real> Task<T> for Gradient<'_, T> {
         let total = self.images * down * across;
         let (step_in, step_out) = (TILES * c_in + SKEW, TILES * c_out + SKEW);
         let sums = self.sums.as_mut_ptr();
-        with_scratch(POINTS * (step_in + step_out), |scratch: &mut [T]| {
-            let (inputs, gradients) = scratch.split_at_mut(POINTS * step_in);
-            let (inputs, gradients) = (inputs.as_mut_ptr(), gradients.as_mut_ptr());
-            for from in (0..total).step_by(TILES) {
-                let count = TILES.min(total - from);
-                // SAFETY: the caller's.
-                unsafe {
-                    for t in 0..count {
-                        let tile = self.tiling.place(from + t);
-                        let patch = self.source.add(self.tiling.start(tile));
-                        transform_input::<V>(patch, [self.tiling.row, self.tiling.column], c_in, inputs.add(t * c_in), step_in);
-                        let [image, row, column] = self.steps;
-                        let dy = self.dy.add(tile.image * image + 4 * (tile.y * row + tile.x * column));
-                        transform_gradient::<V>(dy, [row, column], c_out, gradients.add(t * c_out), step_out);
-                    }
-                    for point in 0..POINTS {
-                        let (a, b) = (inputs.add(point * step_in), gradients.add(point * step_out));
-                        outer::<V>([count, c_in, c_out], a, b, sums.add(point * c_in * c_out));
-                    }
+        let mut scratch = Scratch::new(POINTS * (step_in + step_out));
+        let inputs: *mut T = scratch.as_mut_ptr();
+        let gradients = inputs.wrapping_add(POINTS * step_in);
+        for from in (0..total).step_by(TILES) {
+            let count = TILES.min(total - from);
+            // SAFETY: the caller's.
+            unsafe {
+                for t in 0..count {
+                    let tile = self.tiling.place(from + t);
+                    let patch = self.source.add(self.tiling.start(tile));
+                    transform_input::<V>(patch, [self.tiling.row, self.tiling.column], c_in, inputs.add(t * c_in), step_in);
+                    let [image, row, column] = self.steps;
+                    let dy = self.dy.add(tile.image * image + 4 * (tile.y * row + tile.x * column));
+                    transform_gradient::<V>(dy, [row, column], c_out, gradients.add(t * c_out), step_out);
+                }
+                for point in 0..POINTS {
+                    let (a, b) = (inputs.add(point * step_in), gradients.add(point * step_out));
+                    outer::<V>([count, c_in, c_out], a, b, sums.add(point * c_in * c_out));
                 }
             }
-        });
+        }
     }
 }
 
@@ -385,7 +389,10 @@ unsafe fn transform_gradient<V: Vector>(dy: *const V::T, [row, column]: [usize; 
         unsafe {
             let mut half = [[V::splat(V::T::ZERO); 4]; 6];
             for x in 0..4 {
-                let d = std::array::from_fn(|y| V::load(dy.add(y * row + x * column + c)));
+                let mut d = [V::splat(V::T::ZERO); 4];
+                for (y, d) in d.iter_mut().enumerate() {
+                    *d = V::load(dy.add(y * row + x * column + c));
+                }
                 for (half, v) in half.iter_mut().zip(gradient_points(d)) {
                     half[x] = v;
                 }

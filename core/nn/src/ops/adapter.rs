@@ -28,9 +28,14 @@ impl Drop for Restore {
     }
 }
 
+/// Whether this thread composes its operators.
+pub(crate) fn composed() -> bool {
+    COMPOSED.get()
+}
+
 /// Whether our kernels can compute with `x`.
 fn has_kernels(x: &Tensor) -> bool {
-    x.device().is_cpu() && matches!(x.dtype(), DType::F32 | DType::F64) && !COMPOSED.get()
+    x.device().is_cpu() && matches!(x.dtype(), DType::F32 | DType::F64) && !composed()
 }
 
 /// Evaluates an expression with `$T` standing for the float type that `$dtype` names.
@@ -212,7 +217,7 @@ fn wanted<T: Real>(at: &Tensor, gradient: impl FnOnce() -> Result<Vec<T>>) -> Re
     Tensor::from_vec(gradient()?, at.shape(), &Device::Cpu).map(Some)
 }
 
-fn stored<T: Real>(values: Vec<T>) -> CpuStorage {
+pub(crate) fn stored<T: Real>(values: Vec<T>) -> CpuStorage {
     T::to_cpu_storage_owned(values)
 }
 
@@ -222,7 +227,7 @@ fn storage_dtype(storage: &CpuStorage) -> DType {
 }
 
 /// The elements of a contiguous tensor.
-fn slice<'a, T: Real>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
+pub(crate) fn slice<'a, T: Real>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
     let values = T::cpu_storage_as_slice(storage)?;
     match layout.contiguous_offsets() {
         Some((begin, end)) => Ok(&values[begin..end]),

@@ -36,22 +36,29 @@ impl Padding {
 /// # Errors
 /// When the shapes do not fit each other, or the kernel does not fit the image.
 pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, stride: usize, padding: Padding) -> Result<Tensor> {
-    let (n, c_in, h, w) = x.dims4()?;
-    let (c_out, c_weight, kh, kw) = weight.dims4()?;
-    let bias_dims = bias.map_or(c_out, Tensor::elem_count);
-    if c_weight != c_in || bias_dims != c_out || stride == 0 || kh * kw == 0 {
-        bail!(
-            "conv2d of {:?} with weight {:?}, bias of {bias_dims} and stride {stride}: these do not fit",
-            x.dims(),
-            weight.dims()
-        );
+    let (n, c, h, w) = x.dims4()?;
+    let geometry = geometry([c, h, w], weight.dims(), stride, padding)?;
+    let bias_dims = bias.map_or(geometry.c_out, Tensor::elem_count);
+    if bias_dims != geometry.c_out {
+        bail!("conv2d with weight {:?} and a bias of {bias_dims}: these do not fit", weight.dims());
+    }
+    Conv(n, geometry).apply(x, weight, bias)
+}
+
+/// The convolution of maps `[C, H, W]` with a weight of these extents.
+pub(crate) fn geometry([c_in, h, w]: [usize; 3], weight: &[usize], stride: usize, padding: Padding) -> Result<Geometry> {
+    let [c_out, c_weight, kh, kw] = *weight else {
+        bail!("conv2d with a weight of shape {weight:?}: it must have four axes");
+    };
+    if c_weight != c_in || stride == 0 || kh * kw == 0 {
+        bail!("conv2d of maps {:?} with weight {weight:?} and stride {stride}: these do not fit", [c_in, h, w]);
     }
     let rows = padding.resolve(h, kh, stride);
     let columns = padding.resolve(w, kw, stride);
     let (Some((top, h_out)), Some((left, w_out))) = (rows, columns) else {
         bail!("conv2d: a {kh}x{kw} kernel does not fit into a {h}x{w} image");
     };
-    let geometry = Geometry {
+    Ok(Geometry {
         c_in,
         h,
         w,
@@ -63,8 +70,7 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, stride: usize,
         left,
         h_out,
         w_out,
-    };
-    Conv(n, geometry).apply(x, weight, bias)
+    })
 }
 
 /// Batch, shape.

@@ -3,7 +3,7 @@
 
 mod activation;
 pub(crate) mod adapter;
-mod conv;
+pub(crate) mod conv;
 mod linear;
 mod loss;
 pub(crate) mod norm;
