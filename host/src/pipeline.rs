@@ -33,6 +33,11 @@ impl Pipeline {
         self.classifier.info().random || self.purifier.as_ref().is_some_and(|p| p.info().random)
     }
 
+    /// The models, in the order that images pass them.
+    pub fn models(&self) -> impl Iterator<Item = &Model> {
+        self.purifier.iter().chain([&self.classifier])
+    }
+
     /// Shape of one image.
     ///
     /// # Errors

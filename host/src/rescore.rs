@@ -7,10 +7,10 @@ use crate::pipeline::Pipeline;
 use crate::report::{Report, Summary};
 use crate::results::{CellConfig, CellHeader, ModelConfig, PluginConfig, Row};
 use crate::score::{Batch, Limits, Scorer};
-use crate::tensor::Tensor;
+use crate::tensor::{Call, Tensor};
 use crate::workers::{Layout, for_each};
-use advae_abi::info::{Kind, NormKind, Threading};
-use advae_data::npz::Saved;
+use advae_abi::info::{Kind, NormKind};
+use advae_data::npz::{Logits, Saved};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use serde_json::Map;
@@ -43,6 +43,9 @@ pub struct ScoreArgs {
     /// Threads [default: all cores]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    /// Write the logits of every file's clean and adversarial images, as `NAME.logits.npz`
+    #[arg(long, value_name = "DIR")]
+    logits: Option<PathBuf>,
     /// How the report is printed
     #[arg(long, default_value = "table")]
     format: Format,
@@ -85,7 +88,13 @@ fn score_file(args: &ScoreArgs, path: &Path) -> Result<CellOutcome> {
         &limits,
         pipeline.random(),
     );
-    let rows = rows(args, &header, pipeline, &limits, &saved)?;
+    let images = Images::new(args, &pipeline, &saved)?;
+    if let Some(dir) = &args.logits {
+        let name = format!("{}.logits.npz", path.file_stem().unwrap_or_default().to_string_lossy());
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot make the folder '{}'", dir.display()))?;
+        images.logits(&header, &pipeline)?.write(&dir.join(name))?;
+    }
+    let rows = images.rows(&header, pipeline, &limits)?;
     Ok(CellOutcome {
         header,
         rows,
@@ -209,57 +218,89 @@ fn unknown(name: &str, classifier: &ModelConfig) -> CellHeader {
     }
 }
 
-fn rows(args: &ScoreArgs, header: &CellHeader, pipeline: Pipeline, limits: &Limits, saved: &Saved) -> Result<Vec<Row>> {
-    let originals = saved.originals.as_ref();
-    let originals = originals.context("it holds no clean images 'x': distances cannot be measured: add that array")?;
-    let models = pipeline.purifier.iter().chain([&pipeline.classifier]);
-    let internal = models
-        .into_iter()
-        .any(|model| model.info().threading == Threading::Internal);
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let layout = Layout::new(args.threads.unwrap_or(cores).max(1), None, internal);
-    let scorer = Scorer {
-        pipeline,
-        seed: header.config.seed,
-        draws: header.config.draws,
-        call_threads: layout.call_threads,
-    };
-    let samples: Vec<usize> = (0..saved.ids.len()).collect();
-    let batches = layout.cut(&samples);
-    let len: usize = saved.shape.iter().product();
-    let images = |pixels: &[f32], batch: &[usize]| {
-        let [c, h, w] = saved.shape;
-        let data = batch
-            .iter()
-            .flat_map(|i| &pixels[i * len..(i + 1) * len])
-            .copied()
-            .collect();
+/// The images of a file, and how they are spread over workers.
+struct Images<'a> {
+    saved: &'a Saved,
+    originals: &'a [f32],
+    layout: Layout,
+    samples: Vec<usize>,
+}
+
+impl<'a> Images<'a> {
+    fn new(args: &ScoreArgs, pipeline: &Pipeline, saved: &'a Saved) -> Result<Self> {
+        let originals = saved.originals.as_ref();
+        let originals =
+            originals.context("it holds no clean images 'x': distances cannot be measured: add that array")?;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Self {
+            saved,
+            originals,
+            layout: Layout::of(pipeline.models(), args.threads.unwrap_or(cores).max(1), None),
+            samples: (0..saved.ids.len()).collect(),
+        })
+    }
+
+    /// Ids of a batch.
+    fn ids(&self, batch: &[usize]) -> Vec<u64> {
+        batch.iter().map(|i| self.saved.ids[*i]).collect()
+    }
+
+    /// Images of a batch, out of those of all samples.
+    fn select(&self, pixels: &[f32], batch: &[usize]) -> Tensor {
+        let [c, h, w] = self.saved.shape;
+        let image = |i: &usize| &pixels[i * c * h * w..(i + 1) * c * h * w];
         Tensor {
             shape: vec![batch.len(), c, h, w],
-            data,
+            data: batch.iter().flat_map(image).copied().collect(),
         }
-    };
-    let rows = for_each(layout.workers, batches.len(), |i| {
-        let start = std::time::Instant::now();
-        let ids = batches[i].iter().map(|i| saved.ids[*i]).collect();
-        let y = batches[i].iter().map(|i| saved.labels[*i]).collect();
-        let batch = Batch {
-            ids,
-            x: images(originals, batches[i]),
-            y,
+    }
+
+    /// Logits of all images, on the first draw of a random defence.
+    fn logits(&self, header: &CellHeader, pipeline: &Pipeline) -> Result<Logits> {
+        let batches = self.layout.cut(&self.samples);
+        let of = |pixels: &[f32]| -> Result<Vec<f32>> {
+            let parts = for_each(self.layout.workers, batches.len(), |i| {
+                let ids = self.ids(batches[i]);
+                let call = Call::score(header.config.seed, &ids).with_threads(self.layout.call_threads);
+                Ok(pipeline.forward(&call, &self.select(pixels, batches[i]))?.data)
+            });
+            Ok(parts?.concat())
         };
-        let clean = scorer.classify(&batch)?;
-        let perturbed = Perturbed {
-            x_adv: images(&saved.images, batches[i]),
-            found: None,
-            targets: None,
+        Ok(Logits {
+            ids: self.saved.ids.clone(),
+            clean: of(self.originals)?,
+            adversarial: of(&self.saved.images)?,
+        })
+    }
+
+    fn rows(&self, header: &CellHeader, pipeline: Pipeline, limits: &Limits) -> Result<Vec<Row>> {
+        let scorer = Scorer {
+            pipeline,
+            seed: header.config.seed,
+            draws: header.config.draws,
+            call_threads: self.layout.call_threads,
         };
-        let mut rows = scorer.score(&header.key, limits, &batch, &clean, &perturbed)?;
-        let seconds = start.elapsed().as_secs_f64() / (layout.workers * rows.len()) as f64;
-        rows.iter_mut().for_each(|row| row.seconds = seconds);
-        Ok(rows)
-    })?;
-    Ok(rows.into_iter().flatten().collect())
+        let batches = self.layout.cut(&self.samples);
+        let rows = for_each(self.layout.workers, batches.len(), |i| {
+            let start = std::time::Instant::now();
+            let batch = Batch {
+                ids: self.ids(batches[i]),
+                x: self.select(self.originals, batches[i]),
+                y: batches[i].iter().map(|i| self.saved.labels[*i]).collect(),
+            };
+            let clean = scorer.classify(&batch)?;
+            let perturbed = Perturbed {
+                x_adv: self.select(&self.saved.images, batches[i]),
+                found: None,
+                targets: None,
+            };
+            let mut rows = scorer.score(&header.key, limits, &batch, &clean, &perturbed)?;
+            let seconds = start.elapsed().as_secs_f64() / (self.layout.workers * rows.len()) as f64;
+            rows.iter_mut().for_each(|row| row.seconds = seconds);
+            Ok(rows)
+        })?;
+        Ok(rows.into_iter().flatten().collect())
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Worker threads: each takes micro-batches until none is left.
 
+use crate::model::Model;
+use advae_abi::info::{ModelInfo, Threading};
 use anyhow::{Result, anyhow};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{Builder, ScopedJoinHandle};
@@ -19,9 +21,12 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Many workers with small batches; or one worker with large ones, where a plugin threads by itself.
-    pub fn new(threads: usize, batch: Option<usize>, internal: bool) -> Self {
-        match internal {
+    /// For calls of these models: many workers with small batches, as large as the model that wants the largest says;
+    /// or one worker with large ones, where a plugin threads by itself.
+    pub fn of<'a>(models: impl Iterator<Item = &'a Model>, threads: usize, batch: Option<usize>) -> Self {
+        let infos: Vec<&ModelInfo> = models.map(Model::info).collect();
+        let wanted = infos.iter().filter_map(|info| info.batch).max();
+        match infos.iter().any(|info| info.threading == Threading::Internal) {
             true => Self {
                 workers: 1,
                 batch: batch.unwrap_or(128),
@@ -29,16 +34,16 @@ impl Layout {
             },
             false => Self {
                 workers: threads,
-                batch: batch.unwrap_or(16),
+                batch: batch.or(wanted).unwrap_or(16),
                 call_threads: 1,
             },
         }
     }
 
-    /// The samples cut into micro-batches, not larger than needed to occupy every worker.
+    /// The samples cut into micro-batches of nearly one size, as many for every worker.
     pub fn cut<'a>(&self, samples: &'a [usize]) -> Vec<&'a [usize]> {
-        let fair = samples.len().div_ceil(self.workers.max(1));
-        samples.chunks(self.batch.min(fair).max(1)).collect()
+        let count = samples.len().div_ceil(self.batch.max(1)).next_multiple_of(self.workers.max(1));
+        samples.chunks(samples.len().div_ceil(count.max(1)).max(1)).collect()
     }
 }
 
@@ -100,13 +105,20 @@ mod tests {
     use super::*;
     use std::sync::Mutex;
 
+    fn layout(workers: usize, batch: usize) -> Layout {
+        Layout {
+            workers,
+            batch,
+            call_threads: 1,
+        }
+    }
+
     #[test]
     fn every_sample_is_visited_once() {
         for (threads, batch) in [(1, 1), (3, 4), (8, 100)] {
             let seen = Mutex::new(vec![]);
             let samples: Vec<usize> = (0..50).collect();
-            let layout = Layout::new(threads, Some(batch), false);
-            for_each_batch(layout, &samples, |b| {
+            for_each_batch(layout(threads, batch), &samples, |b| {
                 seen.lock().unwrap().extend_from_slice(b);
                 Ok(())
             })
@@ -119,7 +131,7 @@ mod tests {
 
     #[test]
     fn errors_and_panics_come_out() {
-        let layout = Layout::new(2, Some(1), false);
+        let layout = layout(2, 1);
         let error = for_each_batch(layout, &[0, 1, 2], |_| Err(anyhow!("no"))).unwrap_err();
         assert_eq!(error.to_string(), "no");
         let error = for_each_batch(layout, &[0], |_| panic!("boom")).unwrap_err();
@@ -137,15 +149,13 @@ mod tests {
     }
 
     #[test]
-    fn small_sets_occupy_every_worker() {
-        assert_eq!(Layout::new(4, None, false).cut(&[0, 1, 2, 3, 4, 5]).len(), 3);
-        assert_eq!(
-            Layout::new(4, None, true),
-            Layout {
-                workers: 1,
-                batch: 128,
-                call_threads: 4
-            }
-        );
+    fn every_worker_has_as_many_batches() {
+        let sizes = |layout: Layout, n: usize| -> Vec<usize> {
+            layout.cut(&(0..n).collect::<Vec<_>>()).iter().map(|b| b.len()).collect()
+        };
+        assert_eq!(sizes(layout(4, 16), 6), [2, 2, 2]);
+        assert_eq!(sizes(layout(2, 24), 100), [17, 17, 17, 17, 17, 15]);
+        assert_eq!(sizes(layout(1, 24), 48), [24, 24]);
+        assert!(sizes(layout(2, 24), 0).is_empty());
     }
 }

@@ -8,6 +8,7 @@ Prints a line a check with its figure and its goal; ends with 1 where a goal is 
 """
 
 import argparse
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -42,8 +43,8 @@ class Agreement:
         self.failed = 0
 
     def report(self, check, figure, goal, met):
-        """One line; `met` is None for what could not be checked."""
-        verdict = {True: "ok", False: "FAILED", None: "not checked"}[met]
+        """One line; `met` is None for a figure without a goal."""
+        verdict = {True: "ok", False: "FAILED", None: ""}[met]
         self.failed += met is False
         print(f"{check:<40} {figure:<44} {goal:<22} {verdict}", flush=True)
 
@@ -83,37 +84,57 @@ class Agreement:
             for kind, images, ours, prediction in sides:
                 theirs = reference.logits(pipeline.model, images)
                 check = f"logits, {pipeline.name}, {kind}"
-                if ours is None:
-                    self.report(check, "the npz file holds none", "within 1e-4", None)
-                else:
-                    difference = (ours - theirs).abs().max().item()
-                    self.report(check, f"differ by {difference:.1e}", "within 1e-4", difference <= 1e-4)
+                # Of the largest logit: in f32 a logit of 20 is known to 1e-6.
+                difference = ((ours - theirs).abs().max() / theirs.abs().max()).item()
+                self.report(check, f"differ by {difference:.1e} of the largest", "within 1e-4", difference <= 1e-4)
                 same = (prediction == theirs.argmax(1)).float().mean().item()
                 self.report(f"labels, {pipeline.name}, {kind}", f"{same:.2%} equal", ">= 99.9 %", same >= 0.999)
 
     def pgd(self):
-        for pipeline in self.pipelines():
-            epsilon = 0.3 if pipeline.purifier else self.contested_epsilon(pipeline)
-            attack = f"pgd:random_start=false,early_stop=false,step_size={self.options.step_size}"
-            cell = self.host.eval(attack, pipeline.classifier, pipeline.purifier, self.options.samples, epsilon)
-            check = f"PGD-40, {pipeline.name}, eps {epsilon:.3g}"
-            if not pipeline.purifier:
-                share = cell.robust.float().mean().item()
-                self.report(check, f"{share:.1%} robust", "40 to 60 %", 0.4 <= share <= 0.6)
-            for other, attack in [("own loop", reference.pgd), ("torchattacks", reference.torchattacks_pgd)]:
-                x_adv = attack(pipeline.model, cell.x, cell.y, epsilon=epsilon, step_size=self.options.step_size)
-                robust = reference.robust(pipeline.model, x_adv, cell.y)
-                same = (robust == cell.robust).float().mean().item()
-                figure = f"{same:.2%} same outcome ({count(cell.robust)} : {count(robust)} robust)"
-                self.report(f"{check}, {other}", figure, ">= 99.5 %", same >= 0.995)
+        """The same outcome, sample by sample, where half of the samples withstand the attack.
 
-    def contested_epsilon(self, pipeline):
+        Signs of tiny gradients depend on rounding, and forty signed steps from the same image can end on either side:
+        in Linf, PyTorch in f32 and PyTorch in f64 agree on some 98.8 % only. That floor is measured here, and the host
+        may lie above it by no more than chance; steps along the gradient (L2) and AdvAE have no such floor.
+        """
+        for pipeline in self.pipelines():
+            for norm, step_size in [("linf", self.options.step_size), ("l2", 0.1)]:
+                if norm == "linf" and pipeline.purifier:
+                    epsilon = 0.3
+                else:
+                    epsilon = self.contested_epsilon(pipeline, norm, step_size)
+                self.pgd_at(pipeline, norm, epsilon, step_size)
+
+    def pgd_at(self, pipeline, norm, epsilon, step_size):
+        attack = f"pgd:norm={norm},random_start=false,early_stop=false,step_size={step_size}"
+        cell = self.host.eval(attack, pipeline.classifier, pipeline.purifier, self.options.samples, f"{norm}={epsilon}")
+        check = f"PGD-40, {pipeline.name}, {norm} {epsilon:.3g}"
+        settings = dict(norm=norm, epsilon=epsilon, step_size=step_size)
+        robust = reference.robust(pipeline.model, reference.pgd(pipeline.model, cell.x, cell.y, **settings), cell.y)
+        wide = pipeline.model.double()
+        x_adv = reference.pgd(wide, cell.x.double(), cell.y, **settings)
+        floor = (robust == reference.robust(wide, x_adv, cell.y)).float().mean().item()
+        pipeline.model.float()
+        self.report(f"{check}, torch f32 : f64", f"{floor:.2%} same outcome", "", None)
+        others = [("own loop", robust)]
+        if norm == "linf":
+            x_adv = reference.torchattacks_pgd(pipeline.model, cell.x, cell.y, epsilon=epsilon, step_size=step_size)
+            others.append(("torchattacks", reference.robust(pipeline.model, x_adv, cell.y)))
+        # Three standard errors of a share of `floor`.
+        chance = 3 * math.sqrt(max(floor * (1 - floor), 1e-4) / len(robust))
+        goal = min(0.995, floor - chance)
+        for other, theirs in others:
+            same = (theirs == cell.robust).float().mean().item()
+            figure = f"{same:.2%} same outcome ({count(cell.robust)} : {count(theirs)} robust)"
+            self.report(f"{check}, {other}", figure, f">= {goal:.1%}", same >= goal)
+
+    def contested_epsilon(self, pipeline, norm, step_size):
         """The radius, in thousandths, at which about half of the images withstand PGD here."""
-        cell = self.host.eval("fgsm", pipeline.classifier, None, 200)
-        low, high = 0.0, 0.3
+        cell = self.host.eval("fgsm", pipeline.classifier, pipeline.purifier, 200)
+        low, high = 0.0, {"linf": 0.3, "l2": 5.0}[norm]
         while high - low > 1e-3:
             epsilon = (low + high) / 2
-            x_adv = reference.pgd(pipeline.model, cell.x, cell.y, epsilon=epsilon, step_size=self.options.step_size)
+            x_adv = reference.pgd(pipeline.model, cell.x, cell.y, norm=norm, epsilon=epsilon, step_size=step_size)
             share = reference.robust(pipeline.model, x_adv, cell.y).float().mean()
             low, high = (epsilon, high) if share > 0.5 else (low, epsilon)
         return round(low, 3)

@@ -20,8 +20,8 @@ class Cell:
     clean_prediction: torch.Tensor
     adversarial_prediction: torch.Tensor
     found: torch.Tensor
-    logits_clean: torch.Tensor | None
-    logits_adv: torch.Tensor | None
+    logits_clean: torch.Tensor
+    logits_adv: torch.Tensor
 
     @property
     def robust(self):
@@ -40,31 +40,36 @@ class Host:
             raise SystemExit(f"no '{binary}': run `cargo build --release`, or give --host PATH")
         self.binary, self.keep = Path(binary).resolve(), keep
 
+    def run(self, *words):
+        command = [str(word) for word in (self.binary, *words)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise SystemExit(f"{' '.join(command)}\nended with {done.returncode}: {done.stderr.strip()}")
+
     def eval(self, attack, classifier, purifier=None, samples=1000, epsilon=None):
         """White-box, every step of every sample."""
         folder = Path(tempfile.mkdtemp(prefix="advae-agreement-", dir=self.keep))
         out = folder / "results.jsonl"
-        command = [self.binary, "eval", "--classifier", classifier, "--attack", attack, "--threat-model", "white_box"]
+        command = ["eval", "--classifier", classifier, "--attack", attack, "--threat-model", "white_box"]
         command += ["--samples", samples, "--no-early-stop", "--save-adversarial", folder, "--out", out]
         command += ["--purifier", purifier] if purifier else []
-        command += ["--epsilon", f"linf={epsilon}"] if epsilon is not None else []
-        done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-        if done.returncode != 0:
-            raise SystemExit(f"{' '.join(map(str, command))}\nended with {done.returncode}: {done.stderr.strip()}")
+        command += ["--epsilon", epsilon] if epsilon is not None else []
+        self.run(*command)
         (images,) = folder.glob("*.npz")
-        return read(images, out)
+        self.run("score", images, "--classifier", classifier, "--purifier", purifier or "none", "--logits", folder / "logits")
+        return read(images, folder / "logits" / f"{images.stem}.logits.npz", out)
 
 
-def read(images, results):
-    """A cell from its npz file and its JSON lines."""
+def read(images, logits, results):
+    """A cell from its npz files and its JSON lines."""
     lines = [json.loads(line) for line in Path(results).read_text().splitlines()]
     rows = {line["id"]: line for line in lines if line["type"] == "sample"}
-    with np.load(images) as file:
+    with np.load(images) as file, np.load(logits) as logits:
         rows = [rows[int(id)] for id in file["ids"]]
         refused = [row["refused"] for row in rows if row.get("refused")]
         if refused:
             raise SystemExit(f"{images}: {len(refused)} images were refused, such as: {refused[0]}")
-        tensor = lambda name: torch.from_numpy(file[name]) if name in file else None
+        tensor = lambda name: torch.from_numpy((logits if name.startswith("logits") else file)[name])
         column = lambda name: torch.tensor([row.get(name, True) for row in rows])
         return Cell(
             x=tensor("x"),

@@ -29,15 +29,29 @@ def robust(model, x, y):
 
 
 @batched
-def pgd(model, x, y, epsilon, step_size=0.01, steps=40):
-    """Madry et al. 2017, Linf, from the clean image, to the last step."""
+def pgd(model, x, y, epsilon, step_size=0.01, steps=40, norm="linf"):
+    """Madry et al. 2017, from the clean image, to the last step."""
     x_adv = x
     for _ in range(steps):
         x_adv = x_adv.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(F.cross_entropy(model(x_adv), y, reduction="sum"), x_adv)
-        x_adv = x_adv.detach() + step_size * gradient.sign()
-        x_adv = (x + (x_adv - x).clamp(-epsilon, epsilon)).clamp(0, 1)
+        moved = x_adv.detach() + step_size * direction(gradient, norm) - x
+        x_adv = (x + project(moved, epsilon, norm)).clamp(0, 1)
     return x_adv
+
+
+def direction(gradient, norm):
+    if norm == "linf":
+        return gradient.sign()
+    length = gradient.flatten(1).norm(dim=1)[:, None, None, None]
+    return gradient / length.clamp(min=1e-30)
+
+
+def project(delta, epsilon, norm):
+    if norm == "linf":
+        return delta.clamp(-epsilon, epsilon)
+    length = delta.flatten(1).norm(dim=1)[:, None, None, None]
+    return delta * (epsilon / length.clamp(min=1e-30)).clamp(max=1)
 
 
 @batched

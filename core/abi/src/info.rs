@@ -198,6 +198,9 @@ pub struct ModelInfo {
     /// How it threads.
     #[serde(default)]
     pub threading: Threading,
+    /// Images a call that it works best with, where it has a preference. A hint: it must take any number.
+    #[serde(default)]
+    pub batch: Option<usize>,
     /// Number of trainable parameters.
     #[serde(default)]
     pub parameters: usize,

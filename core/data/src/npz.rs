@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ndarray::{ArrayD, ArrayView1, ArrayView4};
+use ndarray::{ArrayD, ArrayView1, ArrayView2, ArrayView4};
 use ndarray_npy::{NpzReader, NpzWriter, ReadNpyError, ReadNpzError, ReadableElement};
 
 use crate::DataError;
@@ -48,15 +48,7 @@ impl Saved {
     /// [`DataError::Npz`] if the file cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), DataError> {
         self.check(path)?;
-        let temporary = neighbour(path);
-        let written = self
-            .write_to(&temporary, path)
-            .and_then(|()| fs::rename(&temporary, path).map_err(|error| DataError::io("write", path, error)));
-        if written.is_err() {
-            // Best effort: the first error is the one to tell.
-            let _ = fs::remove_file(&temporary);
-        }
-        written
+        write_whole(path, |writer| self.write_arrays(writer))
     }
 
     /// Reads a file written by [`write`](Self::write) or by `numpy.savez` (compressed or not).
@@ -113,23 +105,6 @@ impl Saved {
         })
     }
 
-    /// Writes to `temporary`; errors name `path`, the file that was asked for.
-    fn write_to(&self, temporary: &Path, path: &Path) -> Result<(), DataError> {
-        let file = File::create(temporary).map_err(|error| DataError::io("write", path, error))?;
-        let buffered = self
-            .write_arrays(BufWriter::new(file))
-            .map_err(|reason| DataError::Npz {
-                action: "write",
-                path: path.to_path_buf(),
-                reason,
-                remedy: "check the free space and the rights of its folder",
-            })?;
-        let file = buffered
-            .into_inner()
-            .map_err(|error| DataError::io("write", path, error.into_error()))?;
-        file.sync_all().map_err(|error| DataError::io("write", path, error))
-    }
-
     fn write_arrays(&self, writer: BufWriter<File>) -> Result<BufWriter<File>, BoxedError> {
         let n = self.labels.len();
         let [c, h, w] = self.shape;
@@ -149,6 +124,70 @@ impl Saved {
 }
 
 type BoxedError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Logits of the clean and the adversarial images of a file, for comparison with another implementation.
+///
+/// | array | type | shape | what |
+/// |---|---|---|---|
+/// | `logits_clean` | float32 | `[N, K]` | logits of `x` |
+/// | `logits_adv` | float32 | `[N, K]` | logits of `x_adv` |
+/// | `ids` | int64 | `[N]` | index of each sample in the original file |
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logits {
+    /// Index of each sample in the original file, `[N]`.
+    pub ids: Vec<u64>,
+    /// Logits of the clean images, row-major `[N, K]`.
+    pub clean: Vec<f32>,
+    /// Logits of the adversarial images, row-major `[N, K]`.
+    pub adversarial: Vec<f32>,
+}
+
+impl Logits {
+    /// Writes the file whole or not at all.
+    ///
+    /// # Errors
+    /// [`DataError::Io`] and [`DataError::Npz`] if the file cannot be written.
+    pub fn write(&self, path: &Path) -> Result<(), DataError> {
+        let n = self.ids.len();
+        let classes = self.clean.len() / n.max(1);
+        let ids: Vec<i64> = self.ids.iter().map(|&id| id as i64).collect();
+        write_whole(path, |writer| {
+            let mut npz = NpzWriter::new_compressed(writer);
+            npz.add_array("logits_clean", &ArrayView2::from_shape((n, classes), &self.clean)?)?;
+            npz.add_array("logits_adv", &ArrayView2::from_shape((n, classes), &self.adversarial)?)?;
+            npz.add_array("ids", &ArrayView1::from(&ids))?;
+            Ok(npz.finish()?)
+        })
+    }
+}
+
+/// Writes to a temporary neighbour, which then takes the name; errors name `path`, the file that was asked for.
+fn write_whole(
+    path: &Path,
+    arrays: impl FnOnce(BufWriter<File>) -> Result<BufWriter<File>, BoxedError>,
+) -> Result<(), DataError> {
+    let temporary = neighbour(path);
+    let write = || {
+        let file = File::create(&temporary).map_err(|error| DataError::io("write", path, error))?;
+        let buffered = arrays(BufWriter::new(file)).map_err(|reason| DataError::Npz {
+            action: "write",
+            path: path.to_path_buf(),
+            reason,
+            remedy: "check the free space and the rights of its folder",
+        })?;
+        let file = buffered
+            .into_inner()
+            .map_err(|error| DataError::io("write", path, error.into_error()))?;
+        file.sync_all().map_err(|error| DataError::io("write", path, error))?;
+        fs::rename(&temporary, path).map_err(|error| DataError::io("write", path, error))
+    };
+    let written = write();
+    if written.is_err() {
+        // Best effort: the first error is the one to tell.
+        let _ = fs::remove_file(&temporary);
+    }
+    written
+}
 
 /// A name in the same folder, so that renaming it to `path` is atomic, and one that no other writer takes.
 fn neighbour(path: &Path) -> PathBuf {

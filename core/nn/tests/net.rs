@@ -191,6 +191,25 @@ fn one_operator_is_its_layers() {
     }
 }
 
+/// With parameters as variables a network runs layer by layer, by our kernels.
+#[test]
+fn one_operator_is_its_layers_by_our_kernels() {
+    for case in &CASES {
+        let net = build(case, DType::F32);
+        let x = Var::from_tensor(&images(40, case.1, DType::F32)).unwrap();
+        for threads in [1, 2] {
+            let [fused, layers] = [false, true].map(|track| {
+                let pass = Pass::eval().with_track(track);
+                with_threads(threads, || net.forward(&pass, x.as_tensor()).unwrap())
+            });
+            assert!(distance(&fused, &layers) < 2e-5, "{}: {}", case.0, distance(&fused, &layers));
+            let gradient = |y: &Tensor| vjp(x.as_tensor(), y, &y.ones_like().unwrap()).unwrap().0.unwrap();
+            let (a, b) = (gradient(&fused), gradient(&layers));
+            assert!(distance(&a, &b) < 2e-4, "{}: gradients {}", case.0, distance(&a, &b));
+        }
+    }
+}
+
 #[test]
 fn gradients_are_those_of_central_differences() {
     for case in &CASES {

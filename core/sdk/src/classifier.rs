@@ -17,6 +17,8 @@ pub trait Classifier: Sized + Send + Sync + 'static {
     /// `Internal` for stock candle ops; `Caller` for networks made of [`advae_nn`]'s layers, whose kernels stay on the
     /// thread that calls them, so that the host can run one worker a core.
     const THREADING: Threading = Threading::Internal;
+    /// Images a call that it works best with, where it matters: results do not depend on it.
+    const BATCH: Option<usize> = None;
 
     /// Builds the network; asks `weights` for every parameter by name, shape and initialisation.
     fn new(settings: Self::Settings, weights: &Weights) -> Result<Self>;
@@ -54,6 +56,7 @@ impl<C: Classifier> Network for ClassifierNetwork<C> {
             backward_rules: vec![BackwardRule::Exact],
             random: false,
             threading: C::THREADING,
+            batch: C::BATCH,
             parameters: 0,
             weights: String::new(),
         }

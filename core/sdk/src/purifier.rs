@@ -20,6 +20,8 @@ pub trait Purifier: Sized + Send + Sync + 'static {
     const BACKWARD: &'static [BackwardRule] = &[BackwardRule::Exact];
     /// See [`Classifier::THREADING`](crate::Classifier::THREADING).
     const THREADING: Threading = Threading::Internal;
+    /// See [`Classifier::BATCH`](crate::Classifier::BATCH).
+    const BATCH: Option<usize> = None;
 
     /// Builds the purifier; asks `weights` for every parameter by name, shape and initialisation.
     fn new(settings: Self::Settings, weights: &Weights) -> Result<Self>;
@@ -57,6 +59,7 @@ impl<P: Purifier> Network for PurifierNetwork<P> {
             backward_rules: P::BACKWARD.to_vec(),
             random: P::RANDOM,
             threading: P::THREADING,
+            batch: P::BATCH,
             parameters: 0,
             weights: String::new(),
         }

@@ -51,6 +51,7 @@ impl AbiModel for Toy {
             backward_rules: vec![BackwardRule::Exact],
             random: false,
             threading: Threading::Caller,
+            batch: None,
             parameters: 0,
             weights: "fixed".into(),
         };

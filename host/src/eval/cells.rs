@@ -12,7 +12,7 @@ use crate::score::{Batch, Limits, Scorer, Verdict};
 use crate::tensor::{Call, Tensor};
 use crate::threat::{Services, ThreatModel};
 use crate::workers::{Layout, for_each_batch};
-use advae_abi::info::{Access, Threading};
+use advae_abi::info::Access;
 use advae_abi::{AbiError, ErrorCode};
 use advae_data::Dataset;
 use anyhow::{Result, anyhow};
@@ -152,14 +152,8 @@ impl Run<'_> {
     }
 
     fn layout(&self, group: &Group) -> Layout {
-        let models = group
-            .cells
-            .iter()
-            .flat_map(|(_, p)| p.purifier.iter().chain([&p.classifier]));
-        let internal = models
-            .into_iter()
-            .any(|model| model.info().threading == Threading::Internal);
-        Layout::new(self.threads, self.batch, internal)
+        let models = group.cells.iter().flat_map(|(_, pipeline)| pipeline.models());
+        Layout::of(models, self.threads, self.batch)
     }
 
     fn live<'a>(&self, header: &'a CellHeader, pipeline: &Pipeline, layout: Layout) -> Live<'a> {

@@ -90,7 +90,7 @@ pub struct EvalArgs {
     /// Threads [default: all cores]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// Samples a micro-batch; changes the speed, not the results [default: 16]
+    /// Samples a micro-batch; changes the speed, not the results [default: what the models prefer]
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
     /// Draws that gradients through a random defence are averaged over [default: 1]

@@ -14,6 +14,7 @@ impl Purifier for AutoEncoder {
     type Settings = NoSettings;
     const INPUT: Option<[usize; 3]> = Some(crate::INPUT);
     const THREADING: Threading = Threading::Caller;
+    const BATCH: Option<usize> = Some(24);
 
     fn new(_: NoSettings, weights: &Weights) -> Result<Self> {
         let mut net = NetBuilder::new(crate::INPUT);

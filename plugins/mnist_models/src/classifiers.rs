@@ -50,6 +50,7 @@ macro_rules! classifier {
             const INPUT: [usize; 3] = crate::INPUT;
             const CLASSES: usize = crate::CLASSES;
             const THREADING: Threading = Threading::Caller;
+            const BATCH: Option<usize> = Some(24);
 
             fn new(_: NoSettings, weights: &Weights) -> Result<Self> {
                 let mut $net = Layers { net: NetBuilder::new(crate::INPUT), weights };

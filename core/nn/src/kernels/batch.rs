@@ -51,7 +51,7 @@ fn run<T: Real>(kernel: &Kernel<T>, n: usize, x: &[T], source: &Frame, output: [
     for_each_chunk(&mut y, (images * y_len).max(1), |chunk, y| {
         let count = y.len() / y_len;
         let x = &x[chunk * images * x_len..][..count * x_len];
-        let plain = source.len() == x_len;
+        let plain = source.narrow && source.len() == x_len;
         with_scratch(if plain { 0 } else { count * source.len() }, |maps: &mut [T]| {
             maps.fill(T::ZERO);
             for (image, map) in x.chunks_exact(x_len).zip(maps.chunks_exact_mut(source.len())) {

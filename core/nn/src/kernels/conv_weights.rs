@@ -22,6 +22,9 @@ const ROWS: usize = 6;
 
 /// `dw` `[c_out, c_in, kh, kw]`, summed over a batch, from `x` `[n, c_in, h, w]` and `dy` `[n, c_out, h_out, w_out]`.
 pub(crate) fn weight_gradient<T: Real>(g: &Geometry, n: usize, x: &[T], dy: &[T]) -> Vec<T> {
+    if (g.kh, g.kw, g.h_out, g.w_out) == (g.h, g.w, 1, 1) {
+        return whole_maps(g, n, x, dy);
+    }
     let rule = Rule::new(g);
     let len = rule.sums();
     let mut partial = vec![T::ZERO; n.div_ceil(IMAGES) * len];
@@ -33,6 +36,53 @@ pub(crate) fn weight_gradient<T: Real>(g: &Geometry, n: usize, x: &[T], dy: &[T]
         rule.add(images, x, dy, sums);
     });
     rule.finish(&sum_chunks(partial, len))
+}
+
+/// The same where one patch is the whole map, as in fully connected layers: the weights are many and the places few, so
+/// that threads share the weights and each takes all images.
+fn whole_maps<T: Real>(g: &Geometry, n: usize, x: &[T], dy: &[T]) -> Vec<T> {
+    /// Terms that a thread takes at once, whole tiles.
+    const TERMS: usize = 16 * ROWS;
+    let frame = Frame::channels_last(g.output(), Border::default());
+    let (terms, columns) = (g.c_in * g.taps(), frame.len());
+    let mut sums = vec![T::ZERO; terms.next_multiple_of(ROWS) * columns];
+    let mut gradients = vec![T::ZERO; n * columns];
+    for (row, to) in dy.chunks_exact(g.c_out).zip(gradients.chunks_exact_mut(columns)) {
+        to[..g.c_out].copy_from_slice(row);
+    }
+    let (x, dy) = (x, gradients.as_slice());
+    for_each_chunk(&mut sums, TERMS * columns, |part, sums| {
+        let first = part * TERMS;
+        // Beyond the last term, the first one again.
+        let offset = |k: usize| if k < terms { k } else { 0 };
+        let offsets: Vec<usize> = (first..first + sums.len() / columns).map(offset).collect();
+        let grid = Grid {
+            h: 1,
+            w: 1,
+            row: 0,
+            column: 0,
+            base: 0,
+            image: terms,
+        };
+        // SAFETY: every image has all terms and a padded row of gradients; the sums are whole tiles.
+        unsafe {
+            T::dispatch(Gradient {
+                offsets: &offsets,
+                grid,
+                images: n,
+                source: x.as_ptr(),
+                dy: dy.as_ptr(),
+                steps: [columns, 0, 0],
+                columns,
+                sums,
+            });
+        }
+    });
+    let mut dw = Vec::with_capacity(g.c_out * terms);
+    for co in 0..g.c_out {
+        dw.extend((0..terms).map(|k| sums[k * columns + co]));
+    }
+    dw
 }
 
 /// How the gradient of one shape is summed.

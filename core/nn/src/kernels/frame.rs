@@ -100,11 +100,6 @@ impl Frame {
         (self.border.top - top) * row + (self.border.left - left) * column
     }
 
-    /// Elements of the map itself, the padding's channels included: what masks and indices are kept for.
-    pub fn places(&self) -> usize {
-        self.h * self.w * self.channels()
-    }
-
     /// Its shape.
     pub fn shape(&self) -> [usize; 3] {
         [self.c, self.h, self.w]

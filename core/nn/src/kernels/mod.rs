@@ -32,8 +32,6 @@ pub(crate) trait Real: WithDType + scratch::Pooled + Default {
     fn exp(self) -> Self;
     /// Natural logarithm.
     fn ln(self) -> Self;
-    /// `self * b + c`, rounded once; slow where the processor has no such instruction.
-    fn mul_add(self, b: Self, c: Self) -> Self;
     /// `self` if `keep`, else 0, without a branch.
     fn keep_if(self, keep: bool) -> Self;
     /// The larger of two, or NaN if one is NaN, without a branch.
@@ -53,10 +51,6 @@ impl Real for f32 {
     }
     fn ln(self) -> f32 {
         self.ln()
-    }
-    #[inline(always)]
-    fn mul_add(self, b: f32, c: f32) -> f32 {
-        self.mul_add(b, c)
     }
     #[inline(always)]
     fn keep_if(self, keep: bool) -> f32 {
@@ -82,10 +76,6 @@ impl Real for f64 {
     }
     fn ln(self) -> f64 {
         self.ln()
-    }
-    #[inline(always)]
-    fn mul_add(self, b: f64, c: f64) -> f64 {
-        self.mul_add(b, c)
     }
     #[inline(always)]
     fn keep_if(self, keep: bool) -> f64 {

@@ -27,7 +27,6 @@ pub(crate) struct Narrow<T> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Planes {
     count: usize,
-    h: usize,
     w: usize,
     top: usize,
     left: usize,
@@ -73,7 +72,6 @@ impl<T: Real> Narrow<T> {
     ) -> Self {
         let planes = Planes {
             count,
-            h,
             w,
             top,
             left,
