@@ -42,7 +42,10 @@ impl Layout {
 
     /// The samples cut into micro-batches of nearly one size, as many for every worker.
     pub fn cut<'a>(&self, samples: &'a [usize]) -> Vec<&'a [usize]> {
-        let count = samples.len().div_ceil(self.batch.max(1)).next_multiple_of(self.workers.max(1));
+        let count = samples
+            .len()
+            .div_ceil(self.batch.max(1))
+            .next_multiple_of(self.workers.max(1));
         samples.chunks(samples.len().div_ceil(count.max(1)).max(1)).collect()
     }
 }
@@ -151,7 +154,11 @@ mod tests {
     #[test]
     fn every_worker_has_as_many_batches() {
         let sizes = |layout: Layout, n: usize| -> Vec<usize> {
-            layout.cut(&(0..n).collect::<Vec<_>>()).iter().map(|b| b.len()).collect()
+            layout
+                .cut(&(0..n).collect::<Vec<_>>())
+                .iter()
+                .map(|b| b.len())
+                .collect()
         };
         assert_eq!(sizes(layout(4, 16), 6), [2, 2, 2]);
         assert_eq!(sizes(layout(2, 24), 100), [17, 17, 17, 17, 17, 15]);

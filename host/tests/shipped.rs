@@ -76,7 +76,13 @@ fn attacks_do_not_depend_on_batches_or_threads() {
 
 #[test]
 fn the_shipped_classifiers_are_accurate_and_undefended() {
-    for (classifier, accuracy) in [("model_x", 0.985), ("model_b", 0.98), ("model_d", 0.97)] {
+    for (classifier, accuracy) in [
+        ("model_x", 0.985),
+        ("model_a", 0.985),
+        ("model_b", 0.98),
+        ("model_c", 0.985),
+        ("model_d", 0.97),
+    ] {
         let rows = results(&[
             "--classifier",
             classifier,

@@ -13,7 +13,15 @@ use common::{distance, distinct, random, random_f32, values};
 /// A network by name: its builder, and the shape of its images.
 type Case = (&'static str, [usize; 3], fn(&Weights, &mut NetBuilder) -> Result<Node>);
 
-fn conv(w: &Weights, net: &mut NetBuilder, x: Node, to: usize, k: usize, stride: usize, padding: Padding) -> Result<Node> {
+fn conv(
+    w: &Weights,
+    net: &mut NetBuilder,
+    x: Node,
+    to: usize,
+    k: usize,
+    stride: usize,
+    padding: Padding,
+) -> Result<Node> {
     let [from, ..] = net.shape(x);
     let name = format!("conv{}_{to}", w.params().len());
     net.conv2d(x, &Conv2d::new(&w.pp(&name), from, to, k, stride, padding)?)
@@ -70,7 +78,12 @@ const CASES: [Case; 9] = [
     ("large kernels and strides, odd images", [3, 13, 17], |w, net| {
         let mut x = net.input();
         x = net.dropout(x, Dropout::new(0.2, 1));
-        for (to, k, stride, padding) in [(20, 5, 1, Padding::Same), (9, 6, 2, Padding::Same), (17, 3, 2, Padding::Valid), (24, 2, 1, Padding::Valid)] {
+        for (to, k, stride, padding) in [
+            (20, 5, 1, Padding::Same),
+            (9, 6, 2, Padding::Same),
+            (17, 3, 2, Padding::Valid),
+            (24, 2, 1, Padding::Valid),
+        ] {
             x = conv(w, net, x, to, k, stride, padding)?;
             x = net.relu(x);
         }
@@ -118,17 +131,21 @@ const CASES: [Case; 9] = [
         x = net.max_pool2d(x, 3)?;
         linear(w, net, x, 3)
     }),
-    ("pooling without relu, of odd maps; sizes of 3", [2, 11, 10], |w, net| {
-        let mut x = net.input();
-        x = conv(w, net, x, 10, 3, 1, Padding::Valid)?;
-        x = net.max_pool2d(x, 2)?;
-        x = conv(w, net, x, 7, 4, 1, Padding::Same)?;
-        x = net.max_pool2d(x, 2)?;
-        x = net.upsample_nearest2d(x, 3)?;
-        x = conv(w, net, x, 5, 3, 3, Padding::Same)?;
-        let y = net.sigmoid(x);
-        net.concat(&[y, x])
-    }),
+    (
+        "pooling without relu, of odd maps; sizes of 3",
+        [2, 11, 10],
+        |w, net| {
+            let mut x = net.input();
+            x = conv(w, net, x, 10, 3, 1, Padding::Valid)?;
+            x = net.max_pool2d(x, 2)?;
+            x = conv(w, net, x, 7, 4, 1, Padding::Same)?;
+            x = net.max_pool2d(x, 2)?;
+            x = net.upsample_nearest2d(x, 3)?;
+            x = conv(w, net, x, 5, 3, 3, Padding::Same)?;
+            let y = net.sigmoid(x);
+            net.concat(&[y, x])
+        },
+    ),
     ("few channels throughout", [1, 8, 8], |w, net| {
         let mut x = net.input();
         x = conv(w, net, x, 2, 3, 1, Padding::Same)?;
@@ -154,7 +171,11 @@ fn build((_, shape, build): &Case, dtype: DType) -> Net {
 }
 
 fn images(n: usize, [c, h, w]: [usize; 3], dtype: DType) -> Tensor {
-    distinct(5, &[n, c, h, w]).affine(0.02, 0.1).unwrap().to_dtype(dtype).unwrap()
+    distinct(5, &[n, c, h, w])
+        .affine(0.02, 0.1)
+        .unwrap()
+        .to_dtype(dtype)
+        .unwrap()
 }
 
 /// Output, and the gradient of `<output, cotangent>`.
@@ -175,7 +196,12 @@ fn one_operator_is_its_layers() {
             let net = build(case, DType::F64);
             let (fused, layers) = (run(&net, &x), with_composed_ops(|| run(&net, &x)));
             for (what, (a, b)) in ["output", "gradient"].iter().zip(fused.iter().zip(&layers)) {
-                assert!(distance(a, b) < 1e-12, "{}, {n} images: {what} differs by {}", case.0, distance(a, b));
+                assert!(
+                    distance(a, b) < 1e-12,
+                    "{}, {n} images: {what} differs by {}",
+                    case.0,
+                    distance(a, b)
+                );
             }
             if case.0 == "few channels at a stride" {
                 // Always layer by layer, whose weights have the images' type.
@@ -185,8 +211,18 @@ fn one_operator_is_its_layers() {
             let net = build(case, DType::F32);
             let narrow = run(&net, &x.to_dtype(DType::F32).unwrap());
             let wide = run(&net, &x);
-            assert!(distance(&narrow[0], &wide[0]) < 2e-5, "{}: {}", case.0, distance(&narrow[0], &wide[0]));
-            assert!(distance(&narrow[1], &wide[1]) < 2e-4, "{}: {}", case.0, distance(&narrow[1], &wide[1]));
+            assert!(
+                distance(&narrow[0], &wide[0]) < 2e-5,
+                "{}: {}",
+                case.0,
+                distance(&narrow[0], &wide[0])
+            );
+            assert!(
+                distance(&narrow[1], &wide[1]) < 2e-4,
+                "{}: {}",
+                case.0,
+                distance(&narrow[1], &wide[1])
+            );
         }
     }
 }
@@ -202,7 +238,12 @@ fn one_operator_is_its_layers_by_our_kernels() {
                 let pass = Pass::eval().with_track(track);
                 with_threads(threads, || net.forward(&pass, x.as_tensor()).unwrap())
             });
-            assert!(distance(&fused, &layers) < 2e-5, "{}: {}", case.0, distance(&fused, &layers));
+            assert!(
+                distance(&fused, &layers) < 2e-5,
+                "{}: {}",
+                case.0,
+                distance(&fused, &layers)
+            );
             let gradient = |y: &Tensor| vjp(x.as_tensor(), y, &y.ones_like().unwrap()).unwrap().0.unwrap();
             let (a, b) = (gradient(&fused), gradient(&layers));
             assert!(distance(&a, &b) < 2e-4, "{}: gradients {}", case.0, distance(&a, &b));
@@ -219,7 +260,12 @@ fn gradients_are_those_of_central_differences() {
             step: 1e-7,
             ..Default::default()
         };
-        let report = gradcheck(|x| net.forward(&Pass::eval(), x), &images(3, case.1, DType::F64), &options).unwrap();
+        let report = gradcheck(
+            |x| net.forward(&Pass::eval(), x),
+            &images(3, case.1, DType::F64),
+            &options,
+        )
+        .unwrap();
         assert!(report.max_relative_error < 1e-6, "{}: {report:?}", case.0);
     }
 }
@@ -237,7 +283,12 @@ fn batches_and_threads_change_nothing() {
         for (from, n) in [(0, 1), (7, 5), (20, 24), (52, 1)] {
             let part = run(&net, &x.narrow(0, from, n).unwrap());
             for (a, b) in part.iter().zip(&all) {
-                assert_eq!(values(a), values(&b.narrow(0, from, n).unwrap()), "{}, {n} from {from}", case.0);
+                assert_eq!(
+                    values(a),
+                    values(&b.narrow(0, from, n).unwrap()),
+                    "{}, {n} from {from}",
+                    case.0
+                );
             }
         }
     }
@@ -249,15 +300,27 @@ fn portable_kernels_agree() {
         let net = build(case, DType::F32);
         let x = images(7, case.1, DType::F32);
         let (best, portable) = (run(&net, &x), with_portable_kernels(|| run(&net, &x)));
-        assert!(distance(&best[0], &portable[0]) < 2e-5, "{}: {}", case.0, distance(&best[0], &portable[0]));
-        assert!(distance(&best[1], &portable[1]) < 2e-4, "{}: {}", case.0, distance(&best[1], &portable[1]));
+        assert!(
+            distance(&best[0], &portable[0]) < 2e-5,
+            "{}: {}",
+            case.0,
+            distance(&best[0], &portable[0])
+        );
+        assert!(
+            distance(&best[1], &portable[1]) < 2e-4,
+            "{}: {}",
+            case.0,
+            distance(&best[1], &portable[1])
+        );
     }
 }
 
 #[test]
 fn tapes_live_side_by_side_and_run_again() {
     let net = build(&CASES[0], DType::F32);
-    let alone: Vec<Tensor> = [3, 4].map(|n| run(&net, &images(n, CASES[0].1, DType::F32))[1].clone()).into();
+    let alone: Vec<Tensor> = [3, 4]
+        .map(|n| run(&net, &images(n, CASES[0].1, DType::F32))[1].clone())
+        .into();
     let taped = [3, 4].map(|n| {
         let x = Var::from_tensor(&images(n, CASES[0].1, DType::F32)).unwrap();
         let y = net.forward(&Pass::eval(), x.as_tensor()).unwrap();
@@ -310,11 +373,19 @@ fn what_does_not_fit_is_an_error() {
     assert!(net.conv2d(x, &layer).is_err());
     assert!(net.linear(x, &Linear::new(&weights.pp("b"), 35, 2).unwrap()).is_err());
     assert!(net.max_pool2d(x, 7).is_err() && net.upsample_nearest2d(x, 0).is_err());
-    assert!(net.batch_norm(x, &BatchNorm2d::new(&weights.pp("c"), 2).unwrap()).is_err());
+    assert!(
+        net.batch_norm(x, &BatchNorm2d::new(&weights.pp("c"), 2).unwrap())
+            .is_err()
+    );
     assert!(net.build(x).is_err() && net.concat(&[]).is_err());
     let half = net.max_pool2d(x, 2).unwrap();
     assert!(net.add(x, half).is_err() && net.concat(&[x, half]).is_err());
     let net = net.build(half).unwrap();
     assert!(net.forward(&Pass::eval(), &random_f32(1, &[2, 1, 5, 6])).is_err());
-    assert_eq!(net.forward(&Pass::eval(), &random_f32(1, &[0, 1, 6, 6])).unwrap().dims(), [0, 1, 3, 3]);
+    assert_eq!(
+        net.forward(&Pass::eval(), &random_f32(1, &[0, 1, 6, 6]))
+            .unwrap()
+            .dims(),
+        [0, 1, 3, 3]
+    );
 }

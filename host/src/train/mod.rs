@@ -1,6 +1,7 @@
 //! `advae-host train`: clean training of a classifier; adversarial training of a purifier (Eq. 7) or a classifier.
 
 mod checkpoint;
+mod half;
 mod loss;
 mod recipe;
 mod schedule;

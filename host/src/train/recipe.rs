@@ -53,6 +53,8 @@ pub struct Recipe {
     pub seed: u64,
     /// Steps between checkpoints within an epoch.
     pub checkpoint_steps: u64,
+    /// Round the weights that come out to `f16`: half the size. Checkpoints stay as they are.
+    pub half_precision: bool,
 }
 
 impl Default for Recipe {
@@ -77,6 +79,7 @@ impl Default for Recipe {
             schedule: Rules::default(),
             seed: 0,
             checkpoint_steps: 200,
+            half_precision: false,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The training loop: craft on the pipeline as it stands (eval mode), then one whole-batch update (train mode).
 
 use super::checkpoint::{Folder, Position, Sums};
+use super::half;
 use super::loss;
 use super::recipe::Recipe;
 use super::schedule::Schedule;
@@ -26,8 +27,6 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-/// Images a worker crafts at once: small enough for its activations to stay in cache.
-const MICRO_BATCH: usize = 16;
 /// Ids of adversarial images in a joint batch, so that their dropout differs from the clean images'.
 const ADVERSARIAL_IDS: u64 = 1 << 40;
 
@@ -229,7 +228,12 @@ impl Trainer {
             .schedule
             .observe(position.epoch, measured.loss, &self.recipe.schedule);
         if best {
-            folder.write("weights.safetensors", &self.trainable.save_weights()?)?;
+            let weights = self.trainable.save_weights()?;
+            let weights = match self.recipe.half_precision {
+                true => half::round(&weights)?,
+                false => weights,
+            };
+            folder.write("weights.safetensors", &weights)?;
         }
         position.epoch += 1;
         position.batch = 0;
@@ -419,13 +423,14 @@ impl Trainer {
         })
     }
 
+    /// How crafting is spread.
+    fn layout(&self) -> Layout {
+        Layout::of(self.pipeline.models(), self.threads, None)
+    }
+
     /// Runs `work` on micro-batches of `0..len`, one worker a thread; results in order.
     fn in_micro_batches<T: Send>(&self, len: usize, work: impl Fn(&[usize]) -> Result<T> + Sync) -> Result<Vec<T>> {
-        let layout = Layout {
-            workers: self.threads,
-            batch: MICRO_BATCH,
-            call_threads: 1,
-        };
+        let layout = self.layout();
         let indices: Vec<usize> = (0..len).collect();
         let results = Mutex::new(BTreeMap::new());
         workers::for_each_batch(layout, &indices, |batch| {
@@ -458,7 +463,7 @@ impl Trainer {
             seed,
             eot: 1,
             early_stop: false,
-            call_threads: 1,
+            call_threads: self.layout().call_threads,
             meter: Arc::default(),
             cancel: Cancel::default(),
         };

@@ -2,6 +2,7 @@
 //! kernels read, a few at a time, and the results back. The turning is bound by memory and takes a tenth to a third of
 //! the time; a network that keeps its maps, [`Net`](crate::Net), does without.
 
+use super::Real;
 use super::conv::{Kernel, border, gradient_border};
 use super::frame::{Border, Frame};
 use super::geometry::Geometry;
@@ -9,7 +10,6 @@ use super::layout::{export, import};
 use super::narrow::Planes;
 use super::scratch::with_scratch;
 use super::sink::{Maps, Plain, Store};
-use super::Real;
 use crate::threads::for_each_chunk;
 
 /// Images a thread takes at once, for maps and for single places.
@@ -68,11 +68,15 @@ fn run<T: Real>(kernel: &Kernel<T>, n: usize, x: &[T], source: &Frame, output: [
                 unsafe {
                     match bias {
                         [] => kernel.run(count, maps.as_ptr(), Plain::<T, false>(to)),
-                        _ => kernel.run(count, maps.as_ptr(), Store::<T, false> {
-                            bias: bias.as_ptr(),
-                            to,
-                            positive: None,
-                        }),
+                        _ => kernel.run(
+                            count,
+                            maps.as_ptr(),
+                            Store::<T, false> {
+                                bias: bias.as_ptr(),
+                                to,
+                                positive: None,
+                            },
+                        ),
                     }
                 }
                 for (map, image) in outputs.chunks_exact(target.len()).zip(y.chunks_exact_mut(y_len)) {

@@ -1,5 +1,6 @@
 //! Convolutions and their input gradients: the kernel that fits the shape, its packed weights, and where it reads.
 
+use super::Real;
 use super::direct::{Direct, Grid, Product};
 use super::frame::{Border, Frame, NARROW};
 use super::geometry::Geometry;
@@ -7,7 +8,6 @@ use super::narrow::{Narrow, Planes};
 use super::sink::{Place, Sink};
 use super::vector::Vector;
 use super::winograd::{Convolve, Tiling, Winograd};
-use super::Real;
 
 /// A convolution, or the input gradient of one, with its weights.
 #[derive(Clone, Debug)]
@@ -38,12 +38,17 @@ impl<T: Real> Kernel<T> {
         }
         let corner = source.corner(g.top, g.left);
         if winograd(g, source) {
-            let packed = Winograd::new(source.channels(), [g.c_out, g.c_in], |co, ci, r, s| weight[g.weight(co, ci, r, s)]);
+            let packed = Winograd::new(source.channels(), [g.c_out, g.c_in], |co, ci, r, s| {
+                weight[g.weight(co, ci, r, s)]
+            });
             return Self::Winograd(packed, tiling(g, source, corner));
         }
         let [channel, row, column] = source.strides();
         let terms = terms(g, source.narrow);
-        let offsets = terms.iter().map(|(ci, r, s)| ci * channel + r * row + s * column).collect();
+        let offsets = terms
+            .iter()
+            .map(|(ci, r, s)| ci * channel + r * row + s * column)
+            .collect();
         let direct = Direct::new(offsets, g.c_out, |k, co| {
             let (ci, r, s) = terms[k];
             weight[g.weight(co, ci, r, s)]
@@ -71,7 +76,9 @@ impl<T: Real> Kernel<T> {
         }
         if winograd(g, source) {
             let turned = g.turned();
-            let packed = Winograd::new(source.channels(), [g.c_in, g.c_out], |ci, co, r, s| weight[g.weight(co, ci, 2 - r, 2 - s)]);
+            let packed = Winograd::new(source.channels(), [g.c_in, g.c_out], |ci, co, r, s| {
+                weight[g.weight(co, ci, 2 - r, 2 - s)]
+            });
             return Self::Winograd(packed, tiling(&turned, source, source.corner(turned.top, turned.left)));
         }
         let rows = Spread::new(g.h, g.top, g.kh, g.stride);
@@ -102,7 +109,8 @@ impl<T: Real> Kernel<T> {
                 w: columns.count,
                 row,
                 column,
-                base: source.at(0, 0) + rows.start * row + columns.start * column - (rows.last * row + columns.last * column),
+                base: source.at(0, 0) + rows.start * row + columns.start * column
+                    - (rows.last * row + columns.last * column),
                 image: source.len(),
             },
             first: (rows.first, columns.first),
@@ -151,8 +159,20 @@ impl<T: Real> Kernel<T> {
                     // SAFETY: the caller's.
                     unsafe {
                         match stride {
-                            1 => T::dispatch(Product { direct, grid, images, source, sink }),
-                            _ => T::dispatch(Product { direct, grid, images, source, sink: Spaced { first, stride, sink } }),
+                            1 => T::dispatch(Product {
+                                direct,
+                                grid,
+                                images,
+                                source,
+                                sink,
+                            }),
+                            _ => T::dispatch(Product {
+                                direct,
+                                grid,
+                                images,
+                                source,
+                                sink: Spaced { first, stride, sink },
+                            }),
                         }
                     }
                 }
@@ -195,7 +215,9 @@ fn tiling(g: &Geometry, source: &Frame, base: usize) -> Tiling {
 fn terms(g: &Geometry, narrow: bool) -> Vec<(usize, usize, usize)> {
     let taps = (0..g.kh).flat_map(|r| (0..g.kw).map(move |s| (r, s)));
     match narrow {
-        true => (0..g.c_in).flat_map(|ci| taps.clone().map(move |(r, s)| (ci, r, s))).collect(),
+        true => (0..g.c_in)
+            .flat_map(|ci| taps.clone().map(move |(r, s)| (ci, r, s)))
+            .collect(),
         false => taps.flat_map(|(r, s)| (0..g.c_in).map(move |ci| (ci, r, s))).collect(),
     }
 }

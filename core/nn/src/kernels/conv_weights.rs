@@ -136,7 +136,10 @@ impl<'a> Rule<'a> {
             for (image, map) in x.chunks_exact(x.len() / images).zip(inputs.chunks_exact_mut(x_len)) {
                 import(&self.x, image, map);
             }
-            for (image, map) in dy.chunks_exact(dy.len() / images).zip(gradients.chunks_exact_mut(dy_len)) {
+            for (image, map) in dy
+                .chunks_exact(dy.len() / images)
+                .zip(gradients.chunks_exact_mut(dy_len))
+            {
                 import(&self.dy, image, map);
             }
             let (source, dy) = (inputs.as_ptr(), gradients.as_ptr());
@@ -241,7 +244,8 @@ impl<T: Real> Task<T> for Gradient<'_, T> {
                     unsafe {
                         let rows: [*const T; ROWS] = std::array::from_fn(|r| self.source.add(offsets[r]));
                         let to = |r: usize| sums.add((i * ROWS + r) * self.columns + j);
-                        let mut tile: [[V; 2]; ROWS] = std::array::from_fn(|r| [V::load(to(r)), V::load(to(r).add(LANES))]);
+                        let mut tile: [[V; 2]; ROWS] =
+                            std::array::from_fn(|r| [V::load(to(r)), V::load(to(r).add(LANES))]);
                         for (start, at) in chunk.starts[..chunk.len].iter().zip(&gradients) {
                             let dy = self.dy.add(at + j);
                             let dy = [V::load(dy), V::load(dy.add(LANES))];

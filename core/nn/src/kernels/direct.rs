@@ -163,7 +163,12 @@ struct Terms<T> {
 
 /// The sums of `M` places over a block of terms, `PANEL` columns; returns `M`.
 #[inline(always)]
-unsafe fn tile<V: Vector, const M: usize>(source: *const V::T, starts: &[usize], terms: &Terms<V::T>, to: *mut V::T) -> usize {
+unsafe fn tile<V: Vector, const M: usize>(
+    source: *const V::T,
+    starts: &[usize],
+    terms: &Terms<V::T>,
+    to: *mut V::T,
+) -> usize {
     // SAFETY: the caller's: every term of every place lies in the source; `to` has `M` rows.
     unsafe {
         let rows: [*const V::T; M] = std::array::from_fn(|r| source.add(*starts.get_unchecked(r)));
@@ -254,7 +259,11 @@ impl<'a> Places<'a> {
             if self.next.x == self.w {
                 self.next = Place { image, y: y + 1, x: 0 };
                 if self.next.y == self.h {
-                    self.next = Place { image: image + 1, y: 0, x: 0 };
+                    self.next = Place {
+                        image: image + 1,
+                        y: 0,
+                        x: 0,
+                    };
                 }
             }
         }

@@ -48,7 +48,13 @@ impl Frame {
     /// The layout of `[c, h, w]` maps with a border.
     pub fn new([c, h, w]: [usize; 3], border: Border) -> Frame {
         let narrow = c <= NARROW;
-        Frame { c, h, w, border, narrow }
+        Frame {
+            c,
+            h,
+            w,
+            border,
+            narrow,
+        }
     }
 
     /// The same with channels last, however few they are.
@@ -69,7 +75,12 @@ impl Frame {
 
     /// Rows and columns, the border's included.
     pub fn extent(&self) -> [usize; 2] {
-        let Border { top, left, bottom, right } = self.border;
+        let Border {
+            top,
+            left,
+            bottom,
+            right,
+        } = self.border;
         [top + self.h + bottom, left + self.w + right]
     }
 

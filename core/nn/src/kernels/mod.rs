@@ -34,6 +34,8 @@ pub(crate) trait Real: WithDType + scratch::Pooled + Default {
     fn ln(self) -> Self;
     /// `self` if `keep`, else 0, without a branch.
     fn keep_if(self, keep: bool) -> Self;
+    /// Whether it is NaN.
+    fn is_not_a_number(self) -> bool;
     /// The larger of two, or NaN if one is NaN, without a branch.
     fn larger(self, other: Self) -> Self;
     /// Runs a kernel with the best vectors there are.
@@ -55,6 +57,10 @@ impl Real for f32 {
     #[inline(always)]
     fn keep_if(self, keep: bool) -> f32 {
         f32::from_bits(self.to_bits() & u32::from(keep).wrapping_neg())
+    }
+    #[inline(always)]
+    fn is_not_a_number(self) -> bool {
+        self.is_nan()
     }
     #[inline(always)]
     fn larger(self, other: f32) -> f32 {
@@ -80,6 +86,10 @@ impl Real for f64 {
     #[inline(always)]
     fn keep_if(self, keep: bool) -> f64 {
         f64::from_bits(self.to_bits() & u64::from(keep).wrapping_neg())
+    }
+    #[inline(always)]
+    fn is_not_a_number(self) -> bool {
+        self.is_nan()
     }
     #[inline(always)]
     fn larger(self, other: f64) -> f64 {

@@ -3,13 +3,13 @@
 //! products are then added where its taps fall. Bound by compute, at the share of columns that taps fill (9 of 16 for
 //! 3 x 3 and one channel, 25 of 32 for 5 x 5); the additions take another fifth.
 
+use super::Real;
 use super::direct::{Direct, Grid, Product};
 use super::frame::Frame;
 use super::geometry::Geometry;
 use super::scratch::with_scratch;
 use super::sink::{Place, Sink};
 use super::vector::{LANES, Vector};
-use super::Real;
 
 /// A convolution whose outputs are stored plane by plane.
 #[derive(Clone, Debug)]
@@ -51,14 +51,22 @@ impl<T: Real> Narrow<T> {
         // A place falls on the output that its tap is before.
         let fall = |r: usize, s: usize| (g.kh - 1 - r, g.kw - 1 - s);
         let start = (g.kh - 1 - g.top, g.kw - 1 - g.left);
-        Self::new(g.output(), source, [g.kh, g.kw], 1, start, fall, |c, plane, r, s| weight[g.weight(plane, c, r, s)])
+        Self::new(g.output(), source, [g.kh, g.kw], 1, start, fall, |c, plane, r, s| {
+            weight[g.weight(plane, c, r, s)]
+        })
     }
 
     /// Its input gradient, from a source that holds the output's.
     pub fn input_gradient(g: &Geometry, source: &Frame, weight: &[T]) -> Self {
-        Self::new(g.input(), source, [g.kh, g.kw], g.stride, (g.top, g.left), |r, s| (r, s), |c, plane, r, s| {
-            weight[g.weight(c, plane, r, s)]
-        })
+        Self::new(
+            g.input(),
+            source,
+            [g.kh, g.kw],
+            g.stride,
+            (g.top, g.left),
+            |r, s| (r, s),
+            |c, plane, r, s| weight[g.weight(c, plane, r, s)],
+        )
     }
 
     fn new(
@@ -139,7 +147,11 @@ impl<T: Real> Narrow<T> {
                         let to = &mut values[from + tap..];
                         match self.stride {
                             1 => to.iter_mut().zip(products).for_each(|(to, v)| *to += *v),
-                            stride => to.iter_mut().step_by(stride).zip(products).for_each(|(to, v)| *to += *v),
+                            stride => to
+                                .iter_mut()
+                                .step_by(stride)
+                                .zip(products)
+                                .for_each(|(to, v)| *to += *v),
                         }
                     }
                 }

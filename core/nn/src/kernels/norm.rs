@@ -1,7 +1,6 @@
 //! Per-channel affine maps and batch normalisation of `[N, C, H * W]`. Sums run image by image, in
 //! order. Bound by memory.
 
-
 use super::{Real, simd, sum_of};
 
 /// Batch `[n, c, area]` of channels.

@@ -1,7 +1,7 @@
 //! What becomes of a kernel's results while they are still in registers.
 
-use super::frame::Frame;
 use super::Real;
+use super::frame::Frame;
 use super::vector::{LANES, Vector};
 
 /// A place in a batch of maps; of 2 x 2 blocks where a [`Sink`] takes those.
@@ -55,7 +55,10 @@ impl<T> Maps<T> {
     #[inline(always)]
     unsafe fn at(&self, at: Place, c: usize) -> *mut T {
         // SAFETY: a sink is called with places of the map.
-        unsafe { self.first.add(at.image * self.image + at.y * self.row + at.x * self.column + c) }
+        unsafe {
+            self.first
+                .add(at.image * self.image + at.y * self.row + at.x * self.column + c)
+        }
     }
 }
 
@@ -132,8 +135,20 @@ impl<T: Real> Sink<T> for StoreUpsampled<T> {
                 *positive.at(at, c) = v.positive();
             }
             let v = v.relu();
-            let to = self.to.at(Place { y: 2 * at.y, x: 2 * at.x, ..at }, c);
-            for to in [to, to.add(self.to.column), to.add(self.to.row), to.add(self.to.row + self.to.column)] {
+            let to = self.to.at(
+                Place {
+                    y: 2 * at.y,
+                    x: 2 * at.x,
+                    ..at
+                },
+                c,
+            );
+            for to in [
+                to,
+                to.add(self.to.column),
+                to.add(self.to.row),
+                to.add(self.to.row + self.to.column),
+            ] {
                 v.store(to);
             }
         }
@@ -210,7 +225,14 @@ impl<T: Real> Sink<T> for Unpooled<T> {
         // SAFETY: as above; the larger map has four places for each.
         unsafe {
             let largest = *self.largest.at(at, c);
-            let to = self.to.at(Place { y: 2 * at.y, x: 2 * at.x, ..at }, c);
+            let to = self.to.at(
+                Place {
+                    y: 2 * at.y,
+                    x: 2 * at.x,
+                    ..at
+                },
+                c,
+            );
             v.select(largest, 0).store(to);
             v.select(largest, 1).store(to.add(self.to.column));
             v.select(largest, 2).store(to.add(self.to.row));

@@ -345,7 +345,12 @@ mod tests {
                 put(rows[4].keep(rows[4].positive()));
                 V::transpose(rows).into_iter().for_each(&mut put);
                 let nan = V::splat(f32::NAN);
-                for block in [[rows[0], rows[1], rows[2], rows[3]], [rows[5], rows[5], rows[6], rows[5]], [nan, rows[0], rows[0], rows[0]], [rows[0], nan, nan, rows[0]]] {
+                for block in [
+                    [rows[0], rows[1], rows[2], rows[3]],
+                    [rows[5], rows[5], rows[6], rows[5]],
+                    [nan, rows[0], rows[0], rows[0]],
+                    [rows[0], nan, nan, rows[0]],
+                ] {
                     for (max, indices) in [V::largest::<false>(block), V::largest::<true>(block)] {
                         put(max);
                         put(rows[7].select(indices, 0));
@@ -369,7 +374,10 @@ mod tests {
         for (i, (a, b)) in best.iter().zip(&portable).enumerate() {
             // Which element of a block with NaN is chosen does not matter: NaN ends the run.
             let of_nan = i / LANES >= 6 + LANES + 16;
-            assert!(a == b || a.is_nan() == b.is_nan() && (a - b).abs() < 1e-6 || a.is_nan() && b.is_nan() || of_nan, "{i}: {a} {b}");
+            assert!(
+                a == b || a.is_nan() == b.is_nan() && (a - b).abs() < 1e-6 || a.is_nan() && b.is_nan() || of_nan,
+                "{i}: {a} {b}"
+            );
         }
         assert!(best[(6 + LANES + 16) * LANES].is_nan() && portable[(6 + LANES + 16) * LANES].is_nan());
     }

@@ -140,12 +140,23 @@ impl<T: Real, S: Sink<T>> Task<T> for Convolve<'_, T, S> {
             unsafe {
                 for t in 0..count {
                     let patch = self.source.add(self.tiling.start(self.tiling.place(from + t)));
-                    transform_input::<V>(patch, [self.tiling.row, self.tiling.column], c_in, inputs.add(t * c_in), step_in);
+                    transform_input::<V>(
+                        patch,
+                        [self.tiling.row, self.tiling.column],
+                        c_in,
+                        inputs.add(t * c_in),
+                        step_in,
+                    );
                 }
                 let plane = self.winograd.panels * c_in * PANEL;
                 for point in 0..POINTS {
                     let weights = self.winograd.packed.as_ptr().add(point * plane);
-                    multiply::<V>([count, c_in, self.winograd.panels], inputs.add(point * step_in), weights, outputs.add(point * step_out));
+                    multiply::<V>(
+                        [count, c_in, self.winograd.panels],
+                        inputs.add(point * step_in),
+                        weights,
+                        outputs.add(point * step_out),
+                    );
                 }
                 for t in 0..count {
                     let tile = self.tiling.place(from + t);
@@ -181,7 +192,8 @@ impl<T: Real, S: Sink<T>> Convolve<'_, T, S> {
                 unsafe {
                     if S::BLOCKS {
                         let (a, b) = (2 * i, 2 * j);
-                        self.sink.block(at, c, [v[a][b], v[a][b + 1], v[a + 1][b], v[a + 1][b + 1]]);
+                        self.sink
+                            .block(at, c, [v[a][b], v[a][b + 1], v[a + 1][b], v[a + 1][b + 1]]);
                     } else {
                         self.sink.place(at, c, v[i][j]);
                     }
@@ -193,7 +205,13 @@ impl<T: Real, S: Sink<T>> Convolve<'_, T, S> {
 
 /// `B^T d B` of one 6 x 6 patch, eight channels at a time.
 #[inline(always)]
-unsafe fn transform_input<V: Vector>(patch: *const V::T, [row, column]: [usize; 2], c_in: usize, to: *mut V::T, step: usize) {
+unsafe fn transform_input<V: Vector>(
+    patch: *const V::T,
+    [row, column]: [usize; 2],
+    c_in: usize,
+    to: *mut V::T,
+    step: usize,
+) {
     for c in (0..c_in).step_by(LANES) {
         // SAFETY: the caller's: the patch lies in the source, `to` has room for every point.
         unsafe {
@@ -252,7 +270,12 @@ unsafe fn transform_output<V: Vector>(m: *const V::T, step: usize) -> [[V; 4]; 4
                 half[x] = v;
             }
         }
-        [output_points(half[0]), output_points(half[1]), output_points(half[2]), output_points(half[3])]
+        [
+            output_points(half[0]),
+            output_points(half[1]),
+            output_points(half[2]),
+            output_points(half[3]),
+        ]
     }
 }
 
@@ -281,8 +304,18 @@ unsafe fn gradient_points<V: Vector>(d: [V; 4]) -> [V; 6] {
         let by = |k: f64| V::splat(V::T::from_f64(k));
         let zero = by(0.);
         let (even, odd) = (d[0].add(d[2]), d[1].add(d[3]));
-        let (even4, odd8) = (d[2].mul_add(by(4.), d[0]), d[3].mul_add(by(8.), d[1].mul_add(by(2.), zero)));
-        [d[0], even.add(odd), even.sub(odd), even4.add(odd8), even4.sub(odd8), d[3]]
+        let (even4, odd8) = (
+            d[2].mul_add(by(4.), d[0]),
+            d[3].mul_add(by(8.), d[1].mul_add(by(2.), zero)),
+        );
+        [
+            d[0],
+            even.add(odd),
+            even.sub(odd),
+            even4.add(odd8),
+            even4.sub(odd8),
+            d[3],
+        ]
     }
 }
 
@@ -310,7 +343,13 @@ unsafe fn multiply<V: Vector>([rows, terms, panels]: [usize; 3], a: *const V::T,
 
 /// `M` rows of a product, one panel; returns `M`.
 #[inline(always)]
-unsafe fn tile<V: Vector, const M: usize>(terms: usize, a: *const V::T, weights: *const V::T, to: *mut V::T, columns: usize) -> usize {
+unsafe fn tile<V: Vector, const M: usize>(
+    terms: usize,
+    a: *const V::T,
+    weights: *const V::T,
+    to: *mut V::T,
+    columns: usize,
+) -> usize {
     // SAFETY: the caller's.
     unsafe {
         let rows: [*const V::T; M] = std::array::from_fn(|r| a.add(r * terms));
@@ -367,7 +406,13 @@ impl<T: Real> Task<T> for Gradient<'_, T> {
                 for t in 0..count {
                     let tile = self.tiling.place(from + t);
                     let patch = self.source.add(self.tiling.start(tile));
-                    transform_input::<V>(patch, [self.tiling.row, self.tiling.column], c_in, inputs.add(t * c_in), step_in);
+                    transform_input::<V>(
+                        patch,
+                        [self.tiling.row, self.tiling.column],
+                        c_in,
+                        inputs.add(t * c_in),
+                        step_in,
+                    );
                     let [image, row, column] = self.steps;
                     let dy = self.dy.add(tile.image * image + 4 * (tile.y * row + tile.x * column));
                     transform_gradient::<V>(dy, [row, column], c_out, gradients.add(t * c_out), step_out);
@@ -383,7 +428,13 @@ impl<T: Real> Task<T> for Gradient<'_, T> {
 
 /// `A d A^T` of one 4 x 4 tile of gradients.
 #[inline(always)]
-unsafe fn transform_gradient<V: Vector>(dy: *const V::T, [row, column]: [usize; 2], c_out: usize, to: *mut V::T, step: usize) {
+unsafe fn transform_gradient<V: Vector>(
+    dy: *const V::T,
+    [row, column]: [usize; 2],
+    c_out: usize,
+    to: *mut V::T,
+    step: usize,
+) {
     for c in (0..c_out).step_by(LANES) {
         // SAFETY: the caller's.
         unsafe {

@@ -9,7 +9,12 @@ use crate::{Pass, flatten, max_pool2d, relu, sigmoid, upsample_nearest2d};
 pub(super) fn forward(graph: &Graph, output: usize, pass: &Pass, x: &Tensor) -> Result<Tensor> {
     let mut nodes: Vec<Option<Tensor>> = vec![None; output + 1];
     let needed = graph.needed(output);
-    for (i, entry) in graph.0.iter().enumerate().filter(|(i, _)| needed.get(*i) == Some(&true)) {
+    for (i, entry) in graph
+        .0
+        .iter()
+        .enumerate()
+        .filter(|(i, _)| needed.get(*i) == Some(&true))
+    {
         let inputs: Vec<&Tensor> = entry.inputs.iter().filter_map(|i| nodes[*i].as_ref()).collect();
         let y = match (&entry.op, inputs.as_slice()) {
             (Op::Concat, inputs) => Tensor::cat(inputs, 1)?,

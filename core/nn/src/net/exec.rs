@@ -129,7 +129,9 @@ impl<T: Real> Workspace<T> {
         };
         Self {
             images,
-            values: values.map(|(frame, grouped)| Buffer::new(*frame, *grouped, images)).collect(),
+            values: values
+                .map(|(frame, grouped)| Buffer::new(*frame, *grouped, images))
+                .collect(),
             slopes: plan.values.iter().enumerate().map(slope).collect(),
             results,
         }
@@ -209,7 +211,14 @@ impl<T: Default> Mark<T> {
 }
 
 /// Output `y` `[n, ...]` for images `x` `[n, C, H, W]`; the tape is written if there is one.
-pub(super) fn forward<T: Real>(plan: &Plan<T>, work: &mut Workspace<T>, mut tape: Option<&mut Tape<T>>, n: usize, x: &[T], y: &mut [T]) {
+pub(super) fn forward<T: Real>(
+    plan: &Plan<T>,
+    work: &mut Workspace<T>,
+    mut tape: Option<&mut Tape<T>>,
+    n: usize,
+    x: &[T],
+    y: &mut [T],
+) {
     let mut run = |work: &mut Workspace<T>, steps: Range<usize>, images: Range<usize>| {
         for i in steps {
             let mark = tape.as_deref_mut().map(|tape| (tape.images, &mut tape.marks[i]));
@@ -238,10 +247,21 @@ pub(super) fn forward<T: Real>(plan: &Plan<T>, work: &mut Workspace<T>, mut tape
 }
 
 /// Gradient `dx` `[n, C, H, W]` of the images, from the output's `dy` `[n, ...]` and the tape of their way forward.
-pub(super) fn backward<T: Real>(plan: &Plan<T>, work: &mut Workspace<T>, tape: &mut Tape<T>, n: usize, dy: &[T], dx: &mut [T]) {
+pub(super) fn backward<T: Real>(
+    plan: &Plan<T>,
+    work: &mut Workspace<T>,
+    tape: &mut Tape<T>,
+    n: usize,
+    dy: &[T],
+    dx: &mut [T],
+) {
     let output = &mut work.slopes[plan.output];
     let frame = output.frame;
-    for (map, dy) in output.maps_mut(&(0..n)).chunks_exact_mut(frame.len()).zip(dy.chunks_exact(dy.len() / n)) {
+    for (map, dy) in output
+        .maps_mut(&(0..n))
+        .chunks_exact_mut(frame.len())
+        .zip(dy.chunks_exact(dy.len() / n))
+    {
         import(&frame, dy, map);
     }
     for i in (plan.grouped..plan.steps.len()).rev() {
@@ -264,7 +284,12 @@ fn groups(n: usize) -> impl Iterator<Item = Range<usize>> {
     (0..n).step_by(GROUP).map(move |first| first..(first + GROUP).min(n))
 }
 
-fn forward_conv<T: Real>(conv: &Conv<T>, work: &mut Workspace<T>, mark: Option<(usize, &mut Mark<T>)>, images: &Range<usize>) {
+fn forward_conv<T: Real>(
+    conv: &Conv<T>,
+    work: &mut Workspace<T>,
+    mark: Option<(usize, &mut Mark<T>)>,
+    images: &Range<usize>,
+) {
     let [source, target] = pair(&mut work.values, conv.source, conv.target);
     let (n, frame) = (images.len(), target.frame);
     let from = source.maps(images).as_ptr();
@@ -303,7 +328,12 @@ fn forward_conv<T: Real>(conv: &Conv<T>, work: &mut Workspace<T>, mark: Option<(
     }
 }
 
-fn forward_single<T: Real>(single: &Single<T>, work: &mut Workspace<T>, mut mark: Option<(usize, &mut Mark<T>)>, images: &Range<usize>) {
+fn forward_single<T: Real>(
+    single: &Single<T>,
+    work: &mut Workspace<T>,
+    mut mark: Option<(usize, &mut Mark<T>)>,
+    images: &Range<usize>,
+) {
     // Taken out, so that the others can be read.
     let mut target = std::mem::replace(&mut work.values[single.target], Buffer::empty());
     let frame = target.frame;
@@ -321,7 +351,14 @@ fn step_back<T: Real>(plan: &Plan<T>, i: usize, work: &mut Workspace<T>, tape: &
     match &plan.steps[i] {
         Step::Conv(conv) => {
             if conv.pulled {
-                pull(conv, &work.slopes[conv.target], &mut work.results[i], &mut tape.marks[i], tape.images, images);
+                pull(
+                    conv,
+                    &work.slopes[conv.target],
+                    &mut work.results[i],
+                    &mut tape.marks[i],
+                    tape.images,
+                    images,
+                );
             }
             match conv.route {
                 Route::Into(maker) => {
@@ -341,7 +378,14 @@ fn step_back<T: Real>(plan: &Plan<T>, i: usize, work: &mut Workspace<T>, tape: &
                             }
                         }
                     };
-                    run(Back::new(before, &plan.values[before.target], &mut tape.marks[maker], tape.images, to, images));
+                    run(Back::new(
+                        before,
+                        &plan.values[before.target],
+                        &mut tape.marks[maker],
+                        tape.images,
+                        to,
+                        images,
+                    ));
                 }
                 Route::Value { add } => to_value(conv, &work.results[i], &mut work.slopes[conv.source], add, images),
             }
@@ -390,7 +434,14 @@ impl<T: Real> Back<T> {
 }
 
 /// Takes the gradient of a value to the result of the convolution that made it.
-fn pull<T: Real>(conv: &Conv<T>, slope: &Buffer<T>, result: &mut Buffer<T>, mark: &mut Mark<T>, all: usize, images: &Range<usize>) {
+fn pull<T: Real>(
+    conv: &Conv<T>,
+    slope: &Buffer<T>,
+    result: &mut Buffer<T>,
+    mark: &mut Mark<T>,
+    all: usize,
+    images: &Range<usize>,
+) {
     let (from, to) = (slope.maps(images), result.frame);
     if to.narrow {
         let maps = result.maps_mut(images).chunks_exact_mut(to.len());
@@ -405,10 +456,30 @@ fn pull<T: Real>(conv: &Conv<T>, slope: &Buffer<T>, result: &mut Buffer<T>, mark
     // SAFETY: the slope has a map without a border for every image, the result and its marks too.
     unsafe {
         match sink {
-            Back::Plain(sink) => T::dispatch(Pull { frame, images, source, sink }),
-            Back::Masked(sink) => T::dispatch(Pull { frame, images, source, sink }),
-            Back::Unpooled(sink) => T::dispatch(Pull { frame, images, source, sink }),
-            Back::Summed(sink) => T::dispatch(Pull { frame, images, source, sink }),
+            Back::Plain(sink) => T::dispatch(Pull {
+                frame,
+                images,
+                source,
+                sink,
+            }),
+            Back::Masked(sink) => T::dispatch(Pull {
+                frame,
+                images,
+                source,
+                sink,
+            }),
+            Back::Unpooled(sink) => T::dispatch(Pull {
+                frame,
+                images,
+                source,
+                sink,
+            }),
+            Back::Summed(sink) => T::dispatch(Pull {
+                frame,
+                images,
+                source,
+                sink,
+            }),
         }
     }
 }
@@ -435,10 +506,21 @@ impl<T: Real, S: Sink<T>> Task<T> for Pull<'_, T, S> {
                     for c in (0..self.frame.channels()).step_by(LANES) {
                         // SAFETY: the caller's.
                         unsafe {
-                            let first = self.source.add(image * self.frame.len() + step * (y * row + x * column) + c);
+                            let first = self
+                                .source
+                                .add(image * self.frame.len() + step * (y * row + x * column) + c);
                             if S::BLOCKS {
                                 let block = [first, first.add(column), first.add(row), first.add(row + column)];
-                                self.sink.block(at, c, [V::load(block[0]), V::load(block[1]), V::load(block[2]), V::load(block[3])]);
+                                self.sink.block(
+                                    at,
+                                    c,
+                                    [
+                                        V::load(block[0]),
+                                        V::load(block[1]),
+                                        V::load(block[2]),
+                                        V::load(block[3]),
+                                    ],
+                                );
                             } else {
                                 self.sink.place(at, c, V::load(first));
                             }

@@ -175,7 +175,10 @@ impl NetBuilder {
     pub fn add(&mut self, a: Node, b: Node) -> Result<Node> {
         let shape = self.shape(a);
         if shape != self.shape(b) {
-            bail!("sum of maps of shapes {shape:?} and {:?}: they must agree", self.shape(b));
+            bail!(
+                "sum of maps of shapes {shape:?} and {:?}: they must agree",
+                self.shape(b)
+            );
         }
         let flat = self.entry(a).flat;
         Ok(self.push(Op::Add, &[a, b], shape, flat))

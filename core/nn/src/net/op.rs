@@ -4,10 +4,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
 
+use super::compose;
 use super::exec::{self, Tape, Workspace};
 use super::graph::{Graph, Op};
 use super::plan::Plan;
-use super::compose;
 use crate::kernels::Real;
 use crate::ops::adapter::{composed, slice, stored, with_slices};
 use crate::threads::for_each_chunk;
@@ -171,7 +171,9 @@ impl<T: Real> NetOp<T> {
             let images = y.len() / y_len;
             let x = &x[i * part * x_len..][..images * x_len];
             let mut tape = self.taped.then(|| self.compiled.tape(images));
-            self.compiled.work(images, |work| exec::forward(&self.compiled.plan, work, tape.as_mut(), images, x, y));
+            self.compiled.work(images, |work| {
+                exec::forward(&self.compiled.plan, work, tape.as_mut(), images, x, y)
+            });
             lock(&self.tapes)[i] = tape;
         });
         y
@@ -187,7 +189,9 @@ impl<T: Real> NetOp<T> {
             let Some(mut tape) = lock(&self.tapes)[i].take() else {
                 return;
             };
-            self.compiled.work(images, |work| exec::backward(&self.compiled.plan, work, &mut tape, images, dy, dx));
+            self.compiled.work(images, |work| {
+                exec::backward(&self.compiled.plan, work, &mut tape, images, dy, dx)
+            });
             lock(&self.tapes)[i] = Some(tape);
         });
         dx

@@ -53,7 +53,9 @@ pub(super) enum Post {
     None,
     Relu,
     /// Pooling of 2 x 2, after `relu` or not.
-    Pool { relu: bool },
+    Pool {
+        relu: bool,
+    },
     /// `relu`, then upsampling by 2.
     Upsample,
 }
@@ -90,7 +92,12 @@ impl<T: Real> Plan<T> {
     pub fn new(graph: &Graph, output: usize) -> Result<Plan<T>> {
         let drafts = Drafts::new(graph, output);
         let borders = drafts.borders();
-        let values: Vec<Frame> = drafts.shapes.iter().zip(borders).map(|(shape, border)| Frame::new(*shape, border)).collect();
+        let values: Vec<Frame> = drafts
+            .shapes
+            .iter()
+            .zip(borders)
+            .map(|(shape, border)| Frame::new(*shape, border))
+            .collect();
         let mut plan = Plan {
             grouped: drafts.steps.iter().position(|s| s.linear).unwrap_or(drafts.steps.len()),
             steps: vec![],
@@ -119,7 +126,10 @@ impl<T: Real> Plan<T> {
         for i in (0..self.steps.len()).rev() {
             let Step::Conv(conv) = &self.steps[i] else {
                 let sources = self.steps[i].sources();
-                let add = sources.iter().map(|s| std::mem::replace(&mut written[*s], true)).collect();
+                let add = sources
+                    .iter()
+                    .map(|s| std::mem::replace(&mut written[*s], true))
+                    .collect();
                 if let Step::Single(single) = &mut self.steps[i] {
                     single.add = add;
                 }
@@ -198,7 +208,12 @@ impl<'a> Drafts<'a> {
     fn new(graph: &'a Graph, output: usize) -> Self {
         let needed = graph.needed(output);
         let readers = |node: usize| {
-            let inputs = graph.0.iter().zip(&needed).filter(|(_, n)| **n).flat_map(|(e, _)| &e.inputs);
+            let inputs = graph
+                .0
+                .iter()
+                .zip(&needed)
+                .filter(|(_, n)| **n)
+                .flat_map(|(e, _)| &e.inputs);
             inputs.filter(|i| **i == node).count() + usize::from(node == output)
         };
         // The only reader of a node.
@@ -355,7 +370,9 @@ impl Draft<'_> {
                 if let Some(norm) = norm {
                     fold(norm, &mut weight, &mut bias)?;
                 }
-                return Ok(Step::Conv(Box::new(conv(geometry, weight, bias, values, sources[0], target, *post))));
+                return Ok(Step::Conv(Box::new(conv(
+                    geometry, weight, bias, values, sources[0], target, *post,
+                ))));
             }
         };
         let affine = match op {

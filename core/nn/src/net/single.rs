@@ -76,7 +76,9 @@ impl<T: Real> Single<T> {
         let at = |c, y, x| place(target, c, y, x);
         match &self.kind {
             Kind::Affine(scale, shift) => {
-                each(target, |_, c, y, x| to[at(c, y, x)] = from[place(frame, c, y, x)] * scale[c] + shift[c]);
+                each(target, |_, c, y, x| {
+                    to[at(c, y, x)] = from[place(frame, c, y, x)] * scale[c] + shift[c]
+                });
             }
             Kind::Relu => each(target, |i, c, y, x| {
                 let v = from[place(frame, c, y, x)];
@@ -99,17 +101,23 @@ impl<T: Real> Single<T> {
                 }
                 to[at(c, y, x)] = max;
             }),
-            Kind::Upsample(k) => each(target, |_, c, y, x| to[at(c, y, x)] = from[place(frame, c, y / k, x / k)]),
+            Kind::Upsample(k) => each(target, |_, c, y, x| {
+                to[at(c, y, x)] = from[place(frame, c, y / k, x / k)]
+            }),
             Kind::Concat => {
                 let mut first = 0;
                 for (frame, from) in sources {
-                    each(frame, |_, c, y, x| to[at(first + c, y, x)] = from[place(frame, c, y, x)]);
+                    each(frame, |_, c, y, x| {
+                        to[at(first + c, y, x)] = from[place(frame, c, y, x)]
+                    });
                     first += frame.c;
                 }
             }
             Kind::Add => {
                 let (other, more) = sources[1];
-                each(target, |_, c, y, x| to[at(c, y, x)] = from[place(frame, c, y, x)] + more[place(other, c, y, x)]);
+                each(target, |_, c, y, x| {
+                    to[at(c, y, x)] = from[place(frame, c, y, x)] + more[place(other, c, y, x)]
+                });
             }
             Kind::Widen => each(frame, |i, c, y, x| to[at(i, 0, 0)] = from[place(frame, c, y, x)]),
         }
@@ -124,7 +132,9 @@ impl<T: Real> Single<T> {
         let mut give = |at: usize, v: T| to[at] = if self.add[source] { to[at] + v } else { v };
         match &self.kind {
             Kind::Affine(scale, _) => each(own, |_, c, y, x| give(place(own, c, y, x), from(c, y, x) * scale[c])),
-            Kind::Relu => each(own, |i, c, y, x| give(place(own, c, y, x), from(c, y, x).keep_if(bytes[i] == 1))),
+            Kind::Relu => each(own, |i, c, y, x| {
+                give(place(own, c, y, x), from(c, y, x).keep_if(bytes[i] == 1))
+            }),
             Kind::Sigmoid => each(own, |i, c, y, x| {
                 give(place(own, c, y, x), from(c, y, x) * numbers[i] * (T::ONE - numbers[i]));
             }),
@@ -133,7 +143,10 @@ impl<T: Real> Single<T> {
                 let inside = block_y < frame.h && block_x < frame.w;
                 let here = ((y % k) * k + x % k) as u8;
                 let chosen = inside && bytes[(c * frame.h + block_y) * frame.w + block_x] == here;
-                give(place(own, c, y, x), if chosen { from(c, block_y, block_x) } else { T::ZERO });
+                give(
+                    place(own, c, y, x),
+                    if chosen { from(c, block_y, block_x) } else { T::ZERO },
+                );
             }),
             Kind::Upsample(k) => each(own, |_, c, y, x| {
                 let block = (0..k * k).map(|i| from(c, y * k + i / k, x * k + i % k));
@@ -177,7 +190,7 @@ fn largest<T: Real>(k: usize, at: impl Fn(usize, usize) -> T) -> (u8, T) {
     let mut best = (0, at(0, 0));
     for i in 1..k * k {
         let v = at(i / k, i % k);
-        if v > best.1 || v != v {
+        if v > best.1 || v.is_not_a_number() {
             best = (i as u8, v);
         }
     }

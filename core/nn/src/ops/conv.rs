@@ -40,18 +40,29 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, stride: usize,
     let geometry = geometry([c, h, w], weight.dims(), stride, padding)?;
     let bias_dims = bias.map_or(geometry.c_out, Tensor::elem_count);
     if bias_dims != geometry.c_out {
-        bail!("conv2d with weight {:?} and a bias of {bias_dims}: these do not fit", weight.dims());
+        bail!(
+            "conv2d with weight {:?} and a bias of {bias_dims}: these do not fit",
+            weight.dims()
+        );
     }
     Conv(n, geometry).apply(x, weight, bias)
 }
 
 /// The convolution of maps `[C, H, W]` with a weight of these extents.
-pub(crate) fn geometry([c_in, h, w]: [usize; 3], weight: &[usize], stride: usize, padding: Padding) -> Result<Geometry> {
+pub(crate) fn geometry(
+    [c_in, h, w]: [usize; 3],
+    weight: &[usize],
+    stride: usize,
+    padding: Padding,
+) -> Result<Geometry> {
     let [c_out, c_weight, kh, kw] = *weight else {
         bail!("conv2d with a weight of shape {weight:?}: it must have four axes");
     };
     if c_weight != c_in || stride == 0 || kh * kw == 0 {
-        bail!("conv2d of maps {:?} with weight {weight:?} and stride {stride}: these do not fit", [c_in, h, w]);
+        bail!(
+            "conv2d of maps {:?} with weight {weight:?} and stride {stride}: these do not fit",
+            [c_in, h, w]
+        );
     }
     let rows = padding.resolve(h, kh, stride);
     let columns = padding.resolve(w, kw, stride);

@@ -1,0 +1,158 @@
+"""Times advae-host, through its real plugins, against torchattacks, foolbox and ART, interleaved in one run.
+
+    python compare.py                 every row, into docs/performance.md
+    python compare.py X D cw-X        some rows, printed only
+    python compare.py --help
+
+The host's time is that of its whole process: loading, scoring, writing. A peer's is its attack alone, in a process that
+is warm. Ratios are medians of pairs measured one after the other; their range is printed too.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+LIBRARIES = ["torchattacks", "foolbox", "art"]
+# No memory goes back to the system between batches.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_TOP_PAD_": "268435456"}
+ROWS = {
+    "AdvAE+X": dict(classifier="model_x", purifier="advae"),
+    "X": dict(classifier="model_x"),
+    "A": dict(classifier="model_a"),
+    "C": dict(classifier="model_c"),
+    "D": dict(classifier="model_d"),
+}
+MARK = "<!-- rows by benches/peers/compare.py -->"
+
+
+class Host:
+    def __init__(self, binary, folder, threads):
+        if not Path(binary).is_file():
+            raise SystemExit(f"no '{binary}': run `cargo build --release`, or give --host PATH")
+        self.binary, self.folder, self.threads = binary, Path(folder), threads
+
+    def run(self, *words):
+        command = [str(word) for word in (self.binary, *words)]
+        start = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise SystemExit(f"{' '.join(command)}\nended with {done.returncode}: {done.stderr.strip()}")
+        return time.perf_counter() - start
+
+    def eval(self, attack, classifier, images, purifier="none", *more):
+        return self.run(
+            "eval", "--classifier", classifier, "--purifier", purifier, "--attack", attack, "--threat-model", "white_box",
+            "--samples", images, "--threads", self.threads, *more,
+        )  # fmt: skip
+
+    def images(self):
+        """The 1,000 images of mnist-1k, in a file for the peers."""
+        self.eval("fgsm", "model_d", 1000, "none", "--save-adversarial", self.folder)
+        (file,) = self.folder.glob("*.npz")
+        return file
+
+    def train(self, steps, images, data_dir):
+        """Seconds of one epoch, as the log has them."""
+        out = tempfile.mkdtemp(dir=self.folder)
+        self.run(
+            "train", "--classifier", "model_x.so", "--purifier", "advae.so", "--attack", f"pgd:steps={steps}",
+            "--samples", images, "--epochs", 1, "--batch-size", 128, "--data-dir", data_dir, "--threads", self.threads,
+            "--out", out,
+        )  # fmt: skip
+        import json
+
+        return json.loads((Path(out) / "log.jsonl").read_text().splitlines()[0])["seconds"]
+
+
+class Peer:
+    def __init__(self, file, threads, tuned, **options):
+        command = [sys.executable, str(HERE / "peer.py"), "--file", str(file), "--threads", str(threads)]
+        command += [word for key, value in options.items() for word in (f"--{key}", str(value))]
+        command += ["--tuned"] if tuned else []
+        env = os.environ | (MALLOC if tuned else {})
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+        if "ready" not in self.process.stdout.readline():
+            raise SystemExit(f"{' '.join(command)} did not start")
+
+    def run(self):
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return float(self.process.stdout.readline())
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def compare(title, host, peers, rounds):
+    """One line a peer: interleaved times, their ratios."""
+    lines = []
+    for name, start in peers:
+        peer = start()
+        theirs, ours = [], []
+        for _ in range(rounds):
+            theirs.append(peer.run())
+            ours.append(host())
+        peer.close()
+        ratios = sorted(a / b for a, b in zip(theirs, ours))
+        ratio = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        lines.append(f"| {title} | {name} | {statistics.median(theirs):.2f} | {statistics.median(ours):.2f} | {ratio} |")
+        print(lines[-1], flush=True)
+    return lines
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"{', '.join(ROWS)}, cw-X, train; all, if none is named")
+    parser.add_argument("--host", default=str(ROOT / "target/release/advae-host"), help="the host's binary")
+    parser.add_argument("--rounds", type=int, default=3, help="pairs a ratio")
+    parser.add_argument("--threads", type=int, default=2, help="threads on both sides")
+    parser.add_argument("--data-dir", default=os.environ.get("ADVAE_DATA_DIR"), help="MNIST, for the row `train`")
+    options = parser.parse_args()
+    wanted = options.rows or [*ROWS, "cw-X", *(["train"] if options.data_dir else [])]
+    unknown = set(wanted) - {*ROWS, "cw-X", "train"}
+    if unknown:
+        parser.error(f"no row {', '.join(sorted(unknown))}")
+    lines = []
+    with tempfile.TemporaryDirectory() as folder:
+        host = Host(options.host, folder, options.threads)
+        file = host.images()
+        peer = lambda tuned, **more: lambda: Peer(file, options.threads, tuned, **more)
+        for name in [row for row in wanted if row in ROWS]:
+            row, settings = ROWS[name], dict(attack="pgd", model=name, steps=40, images=1000)
+            ours = lambda: host.eval("pgd:early_stop=false", row["classifier"], 1000, row.get("purifier", "none"), "--no-early-stop")
+            peers = [(f"{lib}", peer(False, library=lib, **settings)) for lib in LIBRARIES]
+            peers += [(f"{lib}, tuned", peer(True, library=lib, **settings)) for lib in LIBRARIES[:2]]
+            lines += compare(f"PGD-40, {name}, 1,000 images", ours, peers, options.rounds)
+        if "cw-X" in wanted:
+            settings = dict(attack="cw", model="X", steps=1000, images=100)
+            ours = lambda: host.eval("cw:preset=paper,abort=false", "model_x", 100, "none", "--no-early-stop")
+            peers = [(f"{lib}{', tuned' * tuned}", peer(tuned, library=lib, **settings)) for lib in LIBRARIES[:2] for tuned in (False, True)]
+            lines += compare("CW, X, 100 images, 1,000 iterations", ours, peers, max(1, options.rounds // 2))
+        if "train" in wanted:
+            settings = dict(attack="train", library="torch", model="AdvAE+X", steps=10, images=1000)
+            ours = lambda: host.train(10, 2000, options.data_dir) / 2
+            peers = [("torch, channels_last", peer(True, **settings))]
+            lines += compare("AdvAE on X, PGD-10 and update, 1,000 images", ours, peers, options.rounds)
+    if not options.rows:
+        publish(lines)
+
+
+def publish(lines):
+    """Puts the rows into docs/performance.md, between its two marks."""
+    page = ROOT / "docs/performance.md"
+    before, _, rest = page.read_text().partition(MARK)
+    _, _, after = rest.partition(MARK)
+    head = ["| what | peer | peer, s | advae, s | ratio |", "|---|---|---|---|---|"]
+    page.write_text("\n".join([before + MARK, "", *head, *lines, "", MARK + after]))
+
+
+if __name__ == "__main__":
+    main()

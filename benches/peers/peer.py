@@ -1,0 +1,159 @@
+"""One attack by one library, timed on request: prints `ready`, then a time in seconds for every line on its input.
+
+Started by compare.py, one process a configuration, so that a process's own malloc settings and threads count.
+"""
+
+import argparse
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts/agreement"))
+import models  # noqa: E402
+
+EPSILON, STEP = 0.3, 0.01
+
+
+def network(name):
+    """X, A, B, C, D, or AdvAE in front of X, with the weights that ship."""
+    folder = ROOT / "plugins"
+    if name == "AdvAE+X":
+        auto_encoder = models.load(models.AE, folder / "purifiers/advae/weights/default.safetensors")
+        return nn.Sequential(auto_encoder, network("X"))
+    letter = name.lower()
+    return models.load(getattr(models, name), folder / f"classifiers/model_{letter}/weights/clean.safetensors")
+
+
+def images(file, count):
+    with np.load(file) as saved:
+        return torch.from_numpy(saved["x"][:count]), torch.from_numpy(saved["y"][:count])
+
+
+def pgd(library, model, steps):
+    """A function from images and labels to adversarial images: Linf, random start, to the last step."""
+    if library == "torchattacks":
+        import torchattacks
+
+        return torchattacks.PGD(model, eps=EPSILON, alpha=STEP, steps=steps, random_start=True)
+    if library == "foolbox":
+        import foolbox
+
+        wrapped = foolbox.PyTorchModel(model, bounds=(0, 1))
+        attack = foolbox.attacks.LinfPGD(steps=steps, abs_stepsize=STEP)
+        return lambda x, y: attack(wrapped, x, y, epsilons=EPSILON)[1]
+    from art.attacks.evasion import ProjectedGradientDescent
+
+    attack = lambda batch: ProjectedGradientDescent(
+        art_classifier(model), eps=EPSILON, eps_step=STEP, max_iter=steps, num_random_init=1, batch_size=batch, verbose=False
+    )
+    return lambda x, y: attack(len(x)).generate(x.numpy(), y.numpy())
+
+
+def art_classifier(model):
+    from art.estimators.classification import PyTorchClassifier
+
+    return PyTorchClassifier(
+        model, loss=nn.CrossEntropyLoss(), input_shape=(1, 28, 28), nb_classes=10, clip_values=(0, 1), device_type="cpu"
+    )
+
+
+def cw(library, model, steps):
+    """The preset `paper` without an abort: c = 10, one search, rate 0.2."""
+    if library == "torchattacks":
+        import torchattacks
+
+        return torchattacks.CW(model, c=10, kappa=0, steps=steps, lr=0.2)
+    import foolbox
+
+    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1))
+    attack = foolbox.attacks.L2CarliniWagnerAttack(
+        binary_search_steps=1, steps=steps, stepsize=0.2, initial_const=10, abort_early=False
+    )
+    return lambda x, y: attack(wrapped, x, y, epsilons=None)[1]
+
+
+def training(steps):
+    """One epoch of AdvAE in front of X: `steps` of PGD on the pipeline in evaluation mode, then Adam in train mode."""
+    classifier = network("X").to(memory_format=torch.channels_last)
+    auto_encoder = models.AE().to(memory_format=torch.channels_last)
+    optimiser = torch.optim.Adam(auto_encoder.parameters(), 1e-3, fused=True)
+
+    def epoch(x, y):
+        for i in range(0, len(x), 128):
+            clean, labels = x[i : i + 128].to(memory_format=torch.channels_last), y[i : i + 128]
+            auto_encoder.eval().requires_grad_(False)
+            moved = (clean + torch.empty_like(clean).uniform_(-EPSILON, EPSILON)).clamp(0, 1)
+            for _ in range(steps):
+                moved.requires_grad_()
+                loss = F.cross_entropy(classifier(auto_encoder(moved)), labels, reduction="sum")
+                (gradient,) = torch.autograd.grad(loss, moved)
+                moved = moved.detach() + STEP * gradient.sign()
+                moved = (clean + (moved - clean).clamp(-EPSILON, EPSILON)).clamp(0, 1)
+            auto_encoder.train().requires_grad_(True)
+            optimiser.zero_grad()
+            F.cross_entropy(classifier(auto_encoder(moved)), labels).backward()
+            optimiser.step()
+
+    return epoch
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--attack", choices=["pgd", "cw", "train"], required=True)
+    parser.add_argument("--library", required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--images", type=int, required=True)
+    parser.add_argument("--file", required=True, help="npz file with x and y")
+    parser.add_argument("--tuned", action="store_true", help="frozen weights, channels_last, the best batch size")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    x, y = images(options.file, options.images)
+
+    if options.attack == "train":
+        epoch = training(options.steps)
+        run = lambda count: epoch(x[:count], y[:count])
+        run(128)
+    else:
+        model = network(options.model).requires_grad_(not options.tuned)
+        if options.tuned:
+            model = model.to(memory_format=torch.channels_last)
+        layout = torch.channels_last if options.tuned else torch.contiguous_format
+        attack = {"pgd": pgd, "cw": cw}[options.attack](options.library, model, options.steps)
+        warm = {"pgd": pgd, "cw": cw}[options.attack](options.library, model, 2)
+
+        def over(attack, count, batch):
+            for i in range(0, count, batch):
+                end = min(i + batch, count)
+                attack(x[i:end].to(memory_format=layout), y[i:end])
+
+        batch = min(100, options.images)
+        over(warm, batch, batch)
+        if options.tuned:
+            times = {}
+            for size in (16, 32, 64, 100, 200):
+                count = min(200, options.images)
+                start = time.perf_counter()
+                over(warm, count, size)
+                times[size] = time.perf_counter() - start
+            batch = min(times, key=times.get)
+        run = lambda count: over(attack, count, batch)
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        run(options.images)
+        print(time.perf_counter() - start, flush=True)
+
+
+if __name__ == "__main__":
+    main()
