@@ -13,21 +13,35 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
+use advae_nn::measure::Convolution;
 use advae_nn::*;
 use candle_core::{Device, Tensor, Var};
 
 /// `(channels in, channels out, size, kernel, stride, padding)` of the networks under test.
-const CONVOLUTIONS: [(usize, usize, usize, usize, usize, Padding); 11] = [
+const CONVOLUTIONS: [(usize, usize, usize, usize, usize, Padding); 18] = [
+    // AdvAE
     (1, 32, 28, 3, 1, Padding::Same),
-    (32, 1, 28, 3, 1, Padding::Same),
-    (32, 32, 28, 3, 1, Padding::Same),
-    (32, 32, 26, 3, 1, Padding::Valid),
     (32, 32, 14, 3, 1, Padding::Same),
     (32, 32, 7, 3, 1, Padding::Same),
+    (32, 1, 28, 3, 1, Padding::Same),
+    // X
+    (1, 32, 28, 3, 1, Padding::Valid),
+    (32, 32, 26, 3, 1, Padding::Valid),
     (32, 64, 12, 3, 1, Padding::Valid),
     (64, 64, 10, 3, 1, Padding::Valid),
-    (64, 64, 14, 3, 1, Padding::Same),
+    // A
+    (1, 64, 28, 5, 1, Padding::Same),
     (64, 64, 28, 5, 2, Padding::Valid),
+    // B
+    (1, 64, 28, 8, 2, Padding::Same),
+    (64, 128, 14, 6, 2, Padding::Valid),
+    (128, 128, 5, 5, 1, Padding::Valid),
+    // C
+    (1, 128, 28, 3, 1, Padding::Same),
+    (128, 64, 28, 3, 2, Padding::Valid),
+    // for comparison
+    (32, 32, 28, 3, 1, Padding::Same),
+    (64, 64, 14, 3, 1, Padding::Same),
     (64, 256, 8, 1, 1, Padding::Valid),
 ];
 
@@ -39,6 +53,17 @@ fn main() -> Result<()> {
     let peak = peak_gflops();
     println!("batch {batch}, one thread, f32; peak {peak:.0} GFLOPS");
     println!("{:34} {:>14} {:>14} {:>14}", "", "forward", "input grad", "weight grad");
+    for (c_in, c_out, size, k, stride, padding) in CONVOLUTIONS {
+        let name = format!("conv {c_in}->{c_out} @{size} k{k} s{stride} {padding:?}");
+        let mut kernel = Convolution::new(batch, [c_in, c_out, size], k, stride, padding)?;
+        let times = [
+            best(|| kernel.forward()),
+            best(|| kernel.input_gradient()),
+            best(|| kernel.weight_gradient()),
+        ];
+        line(&name, kernel.flops(), peak, times);
+    }
+    println!("as operators of candle, with tape, layout and weights made ready at every call");
     for (c_in, c_out, size, k, stride, padding) in CONVOLUTIONS {
         let x = random(&[batch, c_in, size, size])?;
         let w = random(&[c_out, c_in, k, k])?;
@@ -80,12 +105,17 @@ fn report(
         best(|| vjp(x_var.as_tensor(), &by_x, &cotangent)),
         best(|| vjp(w_var.as_tensor(), &by_w, &cotangent)),
     ];
+    line(name, flops, peak, times);
+    Ok(())
+}
+
+/// GFLOPS and share of the peak, in three columns.
+fn line(name: &str, flops: f64, peak: f64, times: [Duration; 3]) {
     let columns = times.map(|time| {
         let gflops = flops / time.as_secs_f64() / 1e9;
         format!("{gflops:>7.1} ({:>3.0} %)", 100.0 * gflops / peak)
     });
     println!("{name:34} {:>14} {:>14} {:>14}", columns[0], columns[1], columns[2]);
-    Ok(())
 }
 
 /// The operators bound by memory, in GB/s of what they must read and write, beside a plain copy.

@@ -18,6 +18,8 @@ pub mod adam;
 pub mod gradcheck;
 mod kernels;
 pub mod layers;
+#[doc(hidden)]
+pub mod measure;
 pub mod net;
 pub mod ops;
 pub mod param;

@@ -1,7 +1,9 @@
 //! Convolutions and their input gradients: the kernel that fits the shape, its packed weights, and where it reads.
 
 use super::Real;
-use super::direct::{Direct, Grid, Product};
+use std::ops::Range;
+
+use super::direct::{Direct, Grid, Product, blocks};
 use super::frame::{Border, Frame, NARROW};
 use super::geometry::Geometry;
 use super::narrow::{Narrow, Planes};
@@ -15,16 +17,16 @@ pub(crate) enum Kernel<T> {
     /// 3 x 3, stride 1.
     Winograd(Winograd<T>, Tiling),
     /// Products at the places of several grids, which together make up the outputs.
-    Direct(Vec<Part<T>>),
+    Direct(Direct<T>, Vec<Part>),
     /// Few outputs, plane by plane.
     Narrow(Narrow<T>),
 }
 
-/// Outputs `(y * stride + first.0, x * stride + first.1)` for `(y, x)` of a grid.
+/// Outputs `(y * stride + first.0, x * stride + first.1)` for `(y, x)` of a grid, and the terms that reach them.
 #[derive(Clone, Debug)]
-pub(crate) struct Part<T> {
-    direct: Direct<T>,
+pub(crate) struct Part {
     grid: Grid,
+    blocks: Vec<Range<usize>>,
     first: (usize, usize),
     stride: usize,
 }
@@ -61,12 +63,13 @@ impl<T: Real> Kernel<T> {
             base: corner,
             image: source.len(),
         };
-        Self::Direct(vec![Part {
-            direct,
+        let part = Part {
             grid,
+            blocks: direct.blocks(),
             first: (0, 0),
             stride: 1,
-        }])
+        };
+        Self::Direct(direct, vec![part])
     }
 
     /// Its input gradient. `source` is the layout of the output's gradient, with [`gradient_border`] at least.
@@ -81,48 +84,49 @@ impl<T: Real> Kernel<T> {
             });
             return Self::Winograd(packed, tiling(&turned, source, source.corner(turned.top, turned.left)));
         }
-        let rows = Spread::new(g.h, g.top, g.kh, g.stride);
-        let columns = Spread::new(g.w, g.left, g.kw, g.stride);
-        let parts = rows.phases().flat_map(|r| columns.phases().map(move |s| (r, s)));
-        Self::Direct(parts.map(|(r, s)| Self::part(g, source, weight, r, s)).collect())
-    }
-
-    /// The inputs of one remainder of row and column by the stride.
-    fn part(g: &Geometry, source: &Frame, weight: &[T], rows: Phase, columns: Phase) -> Part<T> {
+        let rows = Spread::new(g.h, g.top, g.kh, g.stride).bands(g.h_out);
+        let columns = Spread::new(g.w, g.left, g.kw, g.stride).bands(g.w_out);
         let [channel, row, column] = source.strides();
-        let mut terms = Vec::new();
-        // Backwards, so that offsets grow.
-        for (i, r) in rows.taps().rev() {
-            for (j, s) in columns.taps().rev() {
-                terms.extend((0..g.c_out).map(|co| (co, (rows.last - i) * row + (columns.last - j) * column, r, s)));
-            }
-        }
-        let offsets = terms.iter().map(|(co, at, ..)| co * channel + at).collect();
-        let direct = Direct::new(offsets, g.c_in, |k, ci| {
-            let (co, _, r, s) = terms[k];
-            weight[g.weight(co, ci, r, s)]
+        // Tap after tap, each over all channels. Later taps reach earlier outputs.
+        let back = |taps: usize, tap: usize| (taps - 1) / g.stride - tap / g.stride;
+        let offset = |k: usize| {
+            let (tap, co) = (k / g.c_out, k % g.c_out);
+            back(g.kh, tap / g.kw) * row + back(g.kw, tap % g.kw) * column + co * channel
+        };
+        let direct = Direct::new((0..g.taps() * g.c_out).map(offset).collect(), g.c_in, |k, ci| {
+            let (tap, co) = (k / g.c_out, k % g.c_out);
+            weight[g.weight(co, ci, tap / g.kw, tap % g.kw)]
         });
-        Part {
-            direct,
-            grid: Grid {
-                h: rows.count,
-                w: columns.count,
-                row,
-                column,
-                base: source.at(0, 0) + rows.start * row + columns.start * column
-                    - (rows.last * row + columns.last * column),
-                image: source.len(),
-            },
-            first: (rows.first, columns.first),
-            stride: g.stride,
-        }
+        let part = |(r, s): (&Band, &Band)| {
+            let taps = r.taps.iter().flat_map(|r| s.taps.iter().map(move |s| r * g.kw + s));
+            // The place that the first tap of all would reach, be it on the map or before it.
+            let base = source
+                .at(0, 0)
+                .wrapping_add(r.reach.wrapping_sub((g.kh - 1) / g.stride).wrapping_mul(row))
+                .wrapping_add(s.reach.wrapping_sub((g.kw - 1) / g.stride).wrapping_mul(column));
+            Part {
+                grid: Grid {
+                    h: r.count,
+                    w: s.count,
+                    row,
+                    column,
+                    base,
+                    image: source.len(),
+                },
+                blocks: taps.flat_map(|tap| blocks(tap * g.c_out..(tap + 1) * g.c_out)).collect(),
+                first: (r.first, s.first),
+                stride: g.stride,
+            }
+        };
+        let parts = rows.iter().flat_map(|r| columns.iter().map(move |s| (r, s)));
+        Self::Direct(direct, parts.map(part).collect())
     }
 
     /// Whether outputs come as 2 x 2 blocks, as a [`Sink`] may ask.
     pub fn blocks(&self) -> bool {
         match self {
             Self::Winograd(..) => true,
-            Self::Direct(parts) => parts.len() == 1 && parts[0].stride == 1,
+            Self::Direct(_, parts) => parts.len() == 1 && parts[0].is_whole(),
             Self::Narrow(_) => false,
         }
     }
@@ -147,32 +151,17 @@ impl<T: Real> Kernel<T> {
                     });
                 }
             }
-            Self::Direct(parts) => {
-                for Part {
-                    direct,
-                    grid,
-                    first,
-                    stride,
-                } in parts
-                {
-                    let (grid, first, stride) = (*grid, *first, *stride);
+            Self::Direct(direct, parts) => {
+                for part in parts {
+                    let (grid, blocks) = (part.grid, part.blocks.as_slice());
+                    let (first, stride) = (part.first, part.stride);
                     // SAFETY: the caller's.
                     unsafe {
-                        match stride {
-                            1 => T::dispatch(Product {
-                                direct,
-                                grid,
-                                images,
-                                source,
-                                sink,
-                            }),
-                            _ => T::dispatch(Product {
-                                direct,
-                                grid,
-                                images,
-                                source,
-                                sink: Spaced { first, stride, sink },
-                            }),
+                        if part.is_whole() {
+                            T::dispatch(Product { direct, blocks, grid, images, source, sink });
+                        } else {
+                            let sink = Spaced { first, stride, sink };
+                            T::dispatch(Product { direct, blocks, grid, images, source, sink });
                         }
                     }
                 }
@@ -242,21 +231,14 @@ pub(crate) fn gradient_border(g: &Geometry) -> Border {
     if g.c_in <= NARROW {
         return Border::default();
     }
-    if g.three_by_three() {
-        return border(&g.turned());
-    }
-    let (top, bottom) = Spread::new(g.h, g.top, g.kh, g.stride).reach(g.h_out);
-    let (left, right) = Spread::new(g.w, g.left, g.kw, g.stride).reach(g.w_out);
-    Border {
-        top,
-        left,
-        bottom,
-        right,
+    match g.three_by_three() && g.c_out > NARROW {
+        true => border(&g.turned()),
+        false => Border::default(),
     }
 }
 
-/// How one axis of the output's gradient reaches the input's: input `i` is reached by output `(i + before - tap) /
-/// stride` for every tap that leaves no remainder.
+/// One axis of an input gradient: input `i` is reached by output `(i + before - tap) / stride` for every tap that
+/// leaves no remainder and falls on an output.
 #[derive(Clone, Copy)]
 struct Spread {
     size: usize,
@@ -265,29 +247,15 @@ struct Spread {
     stride: usize,
 }
 
-/// The inputs of one remainder.
-#[derive(Clone, Copy)]
-struct Phase {
+/// Inputs that lie `stride` apart and are reached by the same taps.
+struct Band {
     /// The first input.
     first: usize,
     /// How many there are.
     count: usize,
-    /// First tap.
-    tap: usize,
-    /// Number of taps, less one.
-    last: usize,
-    /// Output that reaches the first input by the first tap.
-    start: usize,
-    taps: usize,
-    stride: usize,
-}
-
-impl Phase {
-    /// The taps, numbered.
-    fn taps(&self) -> impl DoubleEndedIterator<Item = (usize, usize)> + ExactSizeIterator + use<> {
-        let (tap, stride) = (self.tap, self.stride);
-        (0..self.taps).map(move |i| (i, tap + i * stride))
-    }
+    taps: Vec<usize>,
+    /// The output, or what would be one, that reaches the first input by the first tap of its remainder.
+    reach: usize,
 }
 
 impl Spread {
@@ -300,27 +268,40 @@ impl Spread {
         }
     }
 
-    fn phases(self) -> impl Iterator<Item = Phase> + Clone {
-        (0..self.stride.min(self.size)).map(move |first| {
-            let tap = (first + self.before) % self.stride;
-            let taps = self.taps.saturating_sub(tap).div_ceil(self.stride);
-            Phase {
-                first,
-                count: (self.size - first).div_ceil(self.stride),
-                tap,
-                last: taps.saturating_sub(1),
-                start: (first + self.before) / self.stride,
-                taps,
-                stride: self.stride,
-            }
-        })
+    /// The taps that reach input `i` from one of `out` outputs.
+    fn taps(self, i: usize, out: usize) -> Vec<usize> {
+        let reaches = |tap: &usize| {
+            let from = (i + self.before).checked_sub(*tap);
+            from.is_some_and(|from| from % self.stride == 0 && from / self.stride < out)
+        };
+        (0..self.taps).filter(reaches).collect()
     }
 
-    /// Zeros read before and after `out` outputs.
-    fn reach(self, out: usize) -> (usize, usize) {
-        let before = self.phases().map(|p| p.last.saturating_sub(p.start)).max();
-        let after = self.phases().map(|p| (p.start + p.count).saturating_sub(out)).max();
-        (before.unwrap_or(0), after.unwrap_or(0))
+    /// All inputs, in bands.
+    fn bands(self, out: usize) -> Vec<Band> {
+        let mut bands: Vec<Band> = Vec::new();
+        for phase in 0..self.stride.min(self.size) {
+            for first in (phase..self.size).step_by(self.stride) {
+                let taps = self.taps(first, out);
+                match bands.last_mut() {
+                    Some(band) if band.first % self.stride == phase && band.taps == taps => band.count += 1,
+                    _ => bands.push(Band {
+                        first,
+                        count: 1,
+                        taps,
+                        reach: (first + self.before) / self.stride,
+                    }),
+                }
+            }
+        }
+        bands
+    }
+}
+
+impl Part {
+    /// Whether it makes up the outputs by itself, in order.
+    fn is_whole(&self) -> bool {
+        self.first == (0, 0) && self.stride == 1
     }
 }
 

@@ -86,7 +86,7 @@ fn whole_maps<T: Real>(g: &Geometry, n: usize, x: &[T], dy: &[T]) -> Vec<T> {
 }
 
 /// How the gradient of one shape is summed.
-struct Rule<'a> {
+pub(crate) struct Rule<'a> {
     g: &'a Geometry,
     x: Frame,
     dy: Frame,
@@ -95,7 +95,7 @@ struct Rule<'a> {
 }
 
 impl<'a> Rule<'a> {
-    fn new(g: &'a Geometry) -> Self {
+    pub fn new(g: &'a Geometry) -> Self {
         let x = Frame::new(g.input(), border(g));
         let transformed = g.three_by_three() && g.c_in > NARROW;
         let whole = |size: usize| size.next_multiple_of(4) - size;
@@ -120,7 +120,7 @@ impl<'a> Rule<'a> {
     }
 
     /// Elements of the sums.
-    fn sums(&self) -> usize {
+    pub fn sums(&self) -> usize {
         match &self.offsets {
             Some(offsets) => offsets.len() * self.dy.channels(),
             None => winograd::gradient_len(self.x.channels(), self.dy.channels()),
@@ -142,52 +142,66 @@ impl<'a> Rule<'a> {
             {
                 import(&self.dy, image, map);
             }
-            let (source, dy) = (inputs.as_ptr(), gradients.as_ptr());
-            let [_, row, column] = self.x.strides();
-            let [_, dy_row, dy_column] = self.dy.strides();
-            let (c_in, c_out) = (self.x.channels(), self.dy.channels());
-            let base = self.x.corner(self.g.top, self.g.left);
-            let steps = [dy_len, dy_row, dy_column];
-            // SAFETY: the frames have the borders that these kernels read, and the scratch holds `images` maps of both.
-            unsafe {
-                match &self.offsets {
-                    None => T::dispatch(winograd::Gradient {
-                        tiling: Tiling {
-                            h: self.g.h_out,
-                            w: self.g.w_out,
-                            row,
-                            column,
-                            base,
-                            image: x_len,
-                        },
-                        images,
-                        c_in,
-                        c_out,
-                        source,
-                        dy,
-                        steps,
-                        sums,
-                    }),
-                    Some(offsets) => T::dispatch(Gradient {
-                        offsets,
-                        grid: Grid {
-                            h: self.g.h_out,
-                            w: self.g.w_out,
-                            row: self.g.stride * row,
-                            column: self.g.stride * column,
-                            base,
-                            image: x_len,
-                        },
-                        images,
-                        source,
-                        dy,
-                        steps,
-                        columns: c_out,
-                        sums,
-                    }),
-                }
-            }
+            // SAFETY: the scratch holds `images` maps of both.
+            unsafe { self.add_maps(images, inputs.as_ptr(), gradients.as_ptr(), sums) }
         });
+    }
+
+    /// Elements of a map of inputs, and of one of gradients.
+    pub fn lengths(&self) -> [usize; 2] {
+        [self.x.len(), self.dy.len()]
+    }
+
+    /// Adds the gradient of some images whose maps are laid out already.
+    ///
+    /// # Safety
+    /// Both hold `images` maps.
+    pub unsafe fn add_maps<T: Real>(&self, images: usize, source: *const T, dy: *const T, sums: &mut [T]) {
+        let [x_len, dy_len] = self.lengths();
+        let [_, row, column] = self.x.strides();
+        let [_, dy_row, dy_column] = self.dy.strides();
+        let (c_in, c_out) = (self.x.channels(), self.dy.channels());
+        let base = self.x.corner(self.g.top, self.g.left);
+        let steps = [dy_len, dy_row, dy_column];
+        // SAFETY: the frames have the borders that these kernels read; the rest is the caller's.
+        unsafe {
+            match &self.offsets {
+                None => T::dispatch(winograd::Gradient {
+                    tiling: Tiling {
+                        h: self.g.h_out,
+                        w: self.g.w_out,
+                        row,
+                        column,
+                        base,
+                        image: x_len,
+                    },
+                    images,
+                    c_in,
+                    c_out,
+                    source,
+                    dy,
+                    steps,
+                    sums,
+                }),
+                Some(offsets) => T::dispatch(Gradient {
+                    offsets,
+                    grid: Grid {
+                        h: self.g.h_out,
+                        w: self.g.w_out,
+                        row: self.g.stride * row,
+                        column: self.g.stride * column,
+                        base,
+                        image: x_len,
+                    },
+                    images,
+                    source,
+                    dy,
+                    steps,
+                    columns: c_out,
+                    sums,
+                }),
+            }
+        }
     }
 
     /// The weight's gradient from the sums of all chunks.

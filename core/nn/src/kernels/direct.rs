@@ -6,6 +6,8 @@
 //! in blocks whose weights stay in the first-level cache while the places of a chunk pass; sums wait in between in
 //! memory, exactly, so that an element is the same sum in the same order wherever the cuts fall.
 
+use std::ops::Range;
+
 use super::frame::PANEL;
 use super::sink::{Place, Sink};
 use super::vector::{LANES, Vector};
@@ -63,11 +65,24 @@ impl<T: Real> Direct<T> {
     pub fn columns(&self) -> usize {
         self.panels * PANEL
     }
+
+    /// All terms, in blocks.
+    pub fn blocks(&self) -> Vec<Range<usize>> {
+        blocks(0..self.offsets.len()).collect()
+    }
+}
+
+/// A run of terms, in blocks.
+pub(crate) fn blocks(terms: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let end = terms.end;
+    terms.step_by(BLOCK).map(move |from| from..(from + BLOCK).min(end))
 }
 
 /// One product over a batch.
 pub(crate) struct Product<'a, T, S> {
     pub direct: &'a Direct<T>,
+    /// The terms that are summed, in order.
+    pub blocks: &'a [Range<usize>],
     pub grid: Grid,
     pub images: usize,
     pub source: *const T,
@@ -104,12 +119,15 @@ impl<T: Real, S: Sink<T>> Product<'_, T, S> {
     unsafe fn sums<V: Vector<T = T>>(&self, panel: usize, chunk: &Chunk, sums: &mut [T; CHUNK * PANEL]) {
         let terms = self.direct.offsets.len();
         let packed = &self.direct.packed[panel * terms * PANEL..][..terms * PANEL];
-        for from in (0..terms).step_by(BLOCK) {
+        if self.blocks.is_empty() {
+            sums[..chunk.len * PANEL].fill(T::ZERO);
+        }
+        for (number, terms) in self.blocks.iter().enumerate() {
             let block = Terms {
-                offsets: self.direct.offsets[from..].as_ptr(),
-                weights: packed[from * PANEL..].as_ptr(),
-                count: BLOCK.min(terms - from),
-                resume: from > 0,
+                offsets: self.direct.offsets[terms.clone()].as_ptr(),
+                weights: packed[terms.start * PANEL..].as_ptr(),
+                count: terms.len(),
+                resume: number > 0,
             };
             let mut i = 0;
             while i < chunk.len {
@@ -171,7 +189,7 @@ unsafe fn tile<V: Vector, const M: usize>(
 ) -> usize {
     // SAFETY: the caller's: every term of every place lies in the source; `to` has `M` rows.
     unsafe {
-        let rows: [*const V::T; M] = std::array::from_fn(|r| source.add(*starts.get_unchecked(r)));
+        let rows: [*const V::T; M] = std::array::from_fn(|r| source.wrapping_add(*starts.get_unchecked(r)));
         let mut sums = [[V::splat(V::T::ZERO); 2]; M];
         if terms.resume {
             for (r, sum) in sums.iter_mut().enumerate() {
@@ -183,7 +201,7 @@ unsafe fn tile<V: Vector, const M: usize>(
             let weights = terms.weights.add(k * PANEL);
             let w = [V::load(weights), V::load(weights.add(LANES))];
             for (sum, row) in sums.iter_mut().zip(rows) {
-                let a = V::splat(*row.add(offset));
+                let a = V::splat(*row.wrapping_add(offset));
                 *sum = [a.mul_add(w[0], sum[0]), a.mul_add(w[1], sum[1])];
             }
         }
@@ -243,7 +261,11 @@ impl<'a> Places<'a> {
         chunk.len = 0;
         while self.next.image < self.images && chunk.len < CHUNK {
             let Place { image, y, x } = self.next;
-            let start = self.grid.base + image * self.grid.image + self.step * (y * row + x * column);
+            // The base may lie before the source, where the first terms of a part are left out.
+            let start = self
+                .grid
+                .base
+                .wrapping_add(image * self.grid.image + self.step * (y * row + x * column));
             let mut put = |start| {
                 chunk.starts[chunk.len] = start;
                 chunk.places[chunk.len] = self.next;
@@ -251,9 +273,9 @@ impl<'a> Places<'a> {
             };
             put(start);
             if self.step == 2 {
-                put(start + column);
-                put(start + row);
-                put(start + row + column);
+                put(start.wrapping_add(column));
+                put(start.wrapping_add(row));
+                put(start.wrapping_add(row + column));
             }
             self.next.x += 1;
             if self.next.x == self.w {

@@ -3,6 +3,8 @@
 //! products are then added where its taps fall. Bound by compute, at the share of columns that taps fill (9 of 16 for
 //! 3 x 3 and one channel, 25 of 32 for 5 x 5); the additions take another fifth.
 
+use std::ops::Range;
+
 use super::Real;
 use super::direct::{Direct, Grid, Product};
 use super::frame::Frame;
@@ -15,6 +17,7 @@ use super::vector::{LANES, Vector};
 #[derive(Clone, Debug)]
 pub(crate) struct Narrow<T> {
     direct: Direct<T>,
+    blocks: Vec<Range<usize>>,
     source: Grid,
     planes: Planes,
     /// Steps between the places that neighbours of the source reach.
@@ -99,6 +102,7 @@ impl<T: Real> Narrow<T> {
             weight(c, plane, r, s)
         });
         Self {
+            blocks: direct.blocks(),
             direct,
             source: Grid {
                 h: source.h,
@@ -132,6 +136,7 @@ impl<T: Real> Narrow<T> {
                     };
                     let product = Product {
                         direct: &self.direct,
+                        blocks: &self.blocks,
                         grid,
                         images: 1,
                         source,
