@@ -28,7 +28,13 @@ impl Convolution {
     ///
     /// # Errors
     /// When the kernel does not fit.
-    pub fn new(images: usize, [c_in, c_out, size]: [usize; 3], kernel: usize, stride: usize, padding: Padding) -> Result<Self> {
+    pub fn new(
+        images: usize,
+        [c_in, c_out, size]: [usize; 3],
+        kernel: usize,
+        stride: usize,
+        padding: Padding,
+    ) -> Result<Self> {
         let g = geometry([c_in, size, size], &[c_out, c_in, kernel, kernel], stride, padding)?;
         let number = |i: usize| ((i * 7919 % 1000) as f32 - 500.) / 5000.;
         let weight: Vec<f32> = (0..c_out * c_in * kernel * kernel).map(number).collect();
@@ -63,11 +69,15 @@ impl Convolution {
         unsafe {
             match &self.forward {
                 Kernel::Narrow(_) => self.forward.run_narrow(images, from, |_, _, _| {}),
-                kernel => kernel.run(images, from, Store::<f32, true> {
-                    bias: self.bias.as_ptr(),
-                    to,
-                    positive: None,
-                }),
+                kernel => kernel.run(
+                    images,
+                    from,
+                    Store::<f32, true> {
+                        bias: self.bias.as_ptr(),
+                        to,
+                        positive: None,
+                    },
+                ),
             }
         }
     }
@@ -94,6 +104,13 @@ impl Convolution {
         self.source.resize(self.source.len().max(x), 0.1);
         self.gradient.resize(self.gradient.len().max(dy), 0.1);
         // SAFETY: there is a map for every image of both.
-        unsafe { rule.add_maps(self.images, self.source.as_ptr(), self.gradient.as_ptr(), &mut self.sums) }
+        unsafe {
+            rule.add_maps(
+                self.images,
+                self.source.as_ptr(),
+                self.gradient.as_ptr(),
+                &mut self.sums,
+            )
+        }
     }
 }

@@ -7,7 +7,7 @@ use super::direct::{Direct, Grid, Product, blocks};
 use super::frame::{Border, Frame, NARROW};
 use super::geometry::Geometry;
 use super::narrow::{Narrow, Planes};
-use super::sink::{Place, Sink};
+use super::sink::{Place, Sink, Spot};
 use super::vector::Vector;
 use super::winograd::{Convolve, Tiling, Winograd};
 
@@ -113,7 +113,9 @@ impl<T: Real> Kernel<T> {
                     base,
                     image: source.len(),
                 },
-                blocks: taps.flat_map(|tap| blocks(tap * g.c_out..(tap + 1) * g.c_out)).collect(),
+                blocks: taps
+                    .flat_map(|tap| blocks(tap * g.c_out..(tap + 1) * g.c_out))
+                    .collect(),
                 first: (r.first, s.first),
                 stride: g.stride,
             }
@@ -158,10 +160,24 @@ impl<T: Real> Kernel<T> {
                     // SAFETY: the caller's.
                     unsafe {
                         if part.is_whole() {
-                            T::dispatch(Product { direct, blocks, grid, images, source, sink });
+                            T::dispatch(Product {
+                                direct,
+                                blocks,
+                                grid,
+                                images,
+                                source,
+                                sink,
+                            });
                         } else {
                             let sink = Spaced { first, stride, sink };
-                            T::dispatch(Product { direct, blocks, grid, images, source, sink });
+                            T::dispatch(Product {
+                                direct,
+                                blocks,
+                                grid,
+                                images,
+                                source,
+                                sink,
+                            });
                         }
                     }
                 }
@@ -316,13 +332,16 @@ struct Spaced<S> {
 impl<T: Real, S: Sink<T>> Sink<T> for Spaced<S> {
     const BLOCKS: bool = false;
     #[inline(always)]
-    unsafe fn place<V: Vector<T = T>>(&self, at: Place, c: usize, v: V) {
-        let at = Place {
+    fn spot(&self, at: Place) -> Spot {
+        self.sink.spot(Place {
             image: at.image,
             y: at.y * self.stride + self.first.0,
             x: at.x * self.stride + self.first.1,
-        };
+        })
+    }
+    #[inline(always)]
+    unsafe fn place<V: Vector<T = T>>(&self, spot: Spot, c: usize, v: V) {
         // SAFETY: the caller's.
-        unsafe { self.sink.place(at, c, v) }
+        unsafe { self.sink.place(spot, c, v) }
     }
 }

@@ -9,7 +9,7 @@
 use std::ops::Range;
 
 use super::frame::PANEL;
-use super::sink::{Place, Sink};
+use super::sink::{Place, Sink, Spot};
 use super::vector::{LANES, Vector};
 use super::{Real, Task};
 
@@ -97,16 +97,20 @@ impl<T: Real, S: Sink<T>> Task<T> for Product<'_, T, S> {
         let mut chunk = Chunk::default();
         let mut places = Places::new(&self.grid, self.images, S::BLOCKS);
         let mut sums = [T::ZERO; CHUNK * PANEL];
+        let mut spots = [Spot::default(); CHUNK];
         loop {
             places.fill(&mut chunk);
             if chunk.len == 0 {
                 return;
             }
+            for (spot, place) in spots.iter_mut().zip(&chunk.places[..chunk.len]) {
+                *spot = self.sink.spot(*place);
+            }
             for panel in 0..self.direct.panels {
                 // SAFETY: the caller's; `sums` has room for a chunk.
                 unsafe {
                     self.sums::<V>(panel, &chunk, &mut sums);
-                    self.drain::<V>(panel, &chunk, &sums);
+                    self.drain::<V>(panel, &spots[..chunk.len], &sums);
                 }
             }
         }
@@ -147,21 +151,20 @@ impl<T: Real, S: Sink<T>> Product<'_, T, S> {
     }
 
     #[inline(always)]
-    unsafe fn drain<V: Vector<T = T>>(&self, panel: usize, chunk: &Chunk, sums: &[T; CHUNK * PANEL]) {
+    unsafe fn drain<V: Vector<T = T>>(&self, panel: usize, spots: &[Spot], sums: &[T; CHUNK * PANEL]) {
         let sums = sums.as_ptr();
-        let places = chunk.places[..chunk.len].iter().enumerate();
         for j in [0, LANES] {
             let c = panel * PANEL + j;
-            // SAFETY: the caller's.
+            // SAFETY: the caller's; there is a row of sums for every spot.
             unsafe {
                 let at = |i: usize| V::load(sums.add(i * PANEL + j));
                 if S::BLOCKS {
-                    for (i, place) in places.clone().step_by(4) {
-                        self.sink.block(*place, c, [at(i), at(i + 1), at(i + 2), at(i + 3)]);
+                    for (i, spot) in spots.iter().enumerate().step_by(4) {
+                        self.sink.block(*spot, c, [at(i), at(i + 1), at(i + 2), at(i + 3)]);
                     }
                 } else {
-                    for (i, place) in places.clone() {
-                        self.sink.place(*place, c, at(i));
+                    for (i, spot) in spots.iter().enumerate() {
+                        self.sink.place(*spot, c, at(i));
                     }
                 }
             }

@@ -5,13 +5,13 @@
 
 use std::ops::Range;
 
-use super::Real;
-use super::direct::{Direct, Grid, Product};
+use super::direct::{CHUNK, Direct, Grid, Product};
 use super::frame::Frame;
 use super::geometry::Geometry;
 use super::scratch::with_scratch;
-use super::sink::{Place, Sink};
+use super::sink::{Place, Sink, Spot};
 use super::vector::{LANES, Vector};
+use super::{Real, Task};
 
 /// A convolution whose outputs are stored plane by plane.
 #[derive(Clone, Debug)]
@@ -123,65 +123,130 @@ impl<T: Real> Narrow<T> {
     /// # Safety
     /// `source` holds `images` maps of the frame it was made for.
     pub unsafe fn run(&self, images: usize, source: *const T, mut f: impl FnMut(usize, &Planes, &[T])) {
-        let columns = self.direct.columns();
-        with_scratch(self.planes.len() + self.source.w * columns, |scratch: &mut [T]| {
-            let (values, products) = scratch.split_at_mut(self.planes.len());
-            for image in 0..images {
-                values.fill(T::ZERO);
-                for y in 0..self.source.h {
-                    let grid = Grid {
-                        h: 1,
-                        base: self.source.base + image * self.source.image + y * self.source.row,
-                        ..self.source
-                    };
-                    let product = Product {
-                        direct: &self.direct,
-                        blocks: &self.blocks,
-                        grid,
-                        images: 1,
-                        source,
-                        sink: Turned {
-                            to: products.as_mut_ptr(),
-                            pitch: self.source.w,
-                        },
-                    };
-                    // SAFETY: the places of one row of one map; the scratch has a place for each of their columns.
-                    unsafe { T::dispatch(product) };
-                    let from = y * self.stride * self.planes.columns;
-                    for (products, tap) in products.chunks_exact(self.source.w).zip(&self.taps) {
-                        let to = &mut values[from + tap..];
-                        match self.stride {
-                            1 => to.iter_mut().zip(products).for_each(|(to, v)| *to += *v),
-                            stride => to
-                                .iter_mut()
-                                .step_by(stride)
-                                .zip(products)
-                                .for_each(|(to, v)| *to += *v),
+        let (columns, w) = (self.direct.columns(), self.source.w);
+        let pitch = w.next_multiple_of(LANES);
+        let rows = (CHUNK / w).max(1);
+        // Whole vectors are added, so that zeros fall beyond the last place.
+        with_scratch(
+            self.planes.len() + LANES + rows * pitch * columns,
+            |scratch: &mut [T]| {
+                let (values, products) = scratch.split_at_mut(self.planes.len() + LANES);
+                products.fill(T::ZERO);
+                for image in 0..images {
+                    values.fill(T::ZERO);
+                    for y in (0..self.source.h).step_by(rows) {
+                        let count = rows.min(self.source.h - y);
+                        let grid = Grid {
+                            h: count,
+                            base: self.source.base + image * self.source.image + y * self.source.row,
+                            ..self.source
+                        };
+                        let product = Product {
+                            direct: &self.direct,
+                            blocks: &self.blocks,
+                            grid,
+                            images: 1,
+                            source,
+                            sink: Rows {
+                                to: products.as_mut_ptr(),
+                                pitch,
+                                columns,
+                            },
+                        };
+                        let scatter = Scatter {
+                            narrow: self,
+                            products: products.as_ptr(),
+                            rows: y..y + count,
+                            pitch,
+                            values: values.as_mut_ptr(),
+                        };
+                        // SAFETY: the places of some rows of one map; the scratch has room for their products, and the
+                        // planes for where the taps of every place fall, and a vector more.
+                        unsafe {
+                            T::dispatch(product);
+                            T::dispatch(scatter);
                         }
                     }
+                    f(image, &self.planes, values);
                 }
-                f(image, &self.planes, values);
-            }
-        });
+            },
+        );
     }
 }
 
-/// Stores a row of places column by column.
-struct Turned<T> {
+/// Stores the products of places, all columns of one after the other.
+#[derive(Clone, Copy)]
+struct Rows<T> {
     to: *mut T,
+    /// Places of a row.
     pitch: usize,
+    columns: usize,
 }
 
-impl<T: Real> Sink<T> for Turned<T> {
+impl<T: Real> Sink<T> for Rows<T> {
     const BLOCKS: bool = false;
     #[inline(always)]
-    unsafe fn place<V: Vector<T = T>>(&self, at: Place, c: usize, v: V) {
-        let mut lanes = [T::ZERO; LANES];
-        // SAFETY: eight lanes; the place is one of the row, the columns are those of the product.
-        unsafe {
-            v.store(lanes.as_mut_ptr());
-            for (l, lane) in lanes.into_iter().enumerate() {
-                *self.to.add((c + l) * self.pitch + at.x) = lane;
+    fn spot(&self, at: Place) -> Spot {
+        Spot {
+            to: (at.y * self.pitch + at.x) * self.columns,
+            mark: 0,
+        }
+    }
+    #[inline(always)]
+    unsafe fn place<V: Vector<T = T>>(&self, spot: Spot, c: usize, v: V) {
+        // SAFETY: there is room for every place's columns.
+        unsafe { v.store(self.to.add(spot.to + c)) }
+    }
+}
+
+/// Adds the products of some rows where their taps fall.
+struct Scatter<'a, T> {
+    narrow: &'a Narrow<T>,
+    products: *const T,
+    rows: Range<usize>,
+    pitch: usize,
+    values: *mut T,
+}
+
+impl<T: Real> Task<T> for Scatter<'_, T> {
+    /// # Safety
+    /// There are products, zeros beyond the last place, for whole vectors of places, and room for every tap's.
+    #[inline(always)]
+    unsafe fn run<V: Vector<T = T>>(self) {
+        let Narrow {
+            direct,
+            taps,
+            planes,
+            stride,
+            source,
+            ..
+        } = self.narrow;
+        let columns = direct.columns();
+        for (number, y) in self.rows.enumerate() {
+            for x in (0..source.w).step_by(LANES) {
+                for c in (0..taps.len()).step_by(LANES) {
+                    // SAFETY: the caller's.
+                    unsafe {
+                        let from = self.products.add((number * self.pitch + x) * columns + c);
+                        let mut places = [V::splat(T::ZERO); LANES];
+                        for (i, place) in places.iter_mut().enumerate() {
+                            *place = V::load(from.add(i * columns));
+                        }
+                        let to = self.values.add(y * stride * planes.columns + x * stride);
+                        for (v, tap) in V::transpose(places).into_iter().zip(&taps[c..]) {
+                            let to = to.add(*tap);
+                            if *stride == 1 {
+                                V::load(to).add(v).store(to);
+                                continue;
+                            }
+                            let mut lanes = [T::ZERO; LANES];
+                            v.store(lanes.as_mut_ptr());
+                            for (i, lane) in lanes.into_iter().enumerate().take(source.w - x) {
+                                *to.add(i * stride) += lane;
+                            }
+                        }
+                    }
+                }
             }
         }
     }

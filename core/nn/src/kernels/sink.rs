@@ -12,6 +12,13 @@ pub(crate) struct Place {
     pub x: usize,
 }
 
+/// Where a sink puts the results of a place: found once for all channels.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Spot {
+    pub to: usize,
+    pub mark: usize,
+}
+
 /// Takes results in vectors of eight channels from `c` on.
 ///
 /// # Safety
@@ -19,13 +26,15 @@ pub(crate) struct Place {
 pub(crate) trait Sink<T: Real> {
     /// Whether it takes 2 x 2 blocks instead of single places. Rows and columns that fill no block are left out.
     const BLOCKS: bool;
+    /// Finds a place.
+    fn spot(&self, at: Place) -> Spot;
     /// One place.
-    unsafe fn place<V: Vector<T = T>>(&self, at: Place, c: usize, v: V) {
-        let _ = (at, c, v);
+    unsafe fn place<V: Vector<T = T>>(&self, spot: Spot, c: usize, v: V) {
+        let _ = (spot, c, v);
     }
-    /// One block, row by row; `at` counts blocks.
-    unsafe fn block<V: Vector<T = T>>(&self, at: Place, c: usize, v: [V; 4]) {
-        let _ = (at, c, v);
+    /// One block, row by row; its place counts blocks.
+    unsafe fn block<V: Vector<T = T>>(&self, spot: Spot, c: usize, v: [V; 4]) {
+        let _ = (spot, c, v);
     }
 }
 
@@ -52,13 +61,26 @@ impl<T> Maps<T> {
         }
     }
 
+    /// Elements from the first place to this one.
     #[inline(always)]
-    unsafe fn at(&self, at: Place, c: usize) -> *mut T {
+    fn offset(&self, at: Place) -> usize {
+        at.image * self.image + at.y * self.row + at.x * self.column
+    }
+
+    /// The same for the first of the four places of a map twice as high and wide.
+    #[inline(always)]
+    fn offset_of_four(&self, at: Place) -> usize {
+        self.offset(Place {
+            y: 2 * at.y,
+            x: 2 * at.x,
+            ..at
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn at(&self, spot: Spot, c: usize) -> *mut T {
         // SAFETY: a sink is called with places of the map.
-        unsafe {
-            self.first
-                .add(at.image * self.image + at.y * self.row + at.x * self.column + c)
-        }
+        unsafe { self.first.add(spot.to + c) }
     }
 }
 
@@ -82,11 +104,16 @@ impl<M> Marks<M> {
         }
     }
 
+    /// Marks from the first place to this one.
     #[inline(always)]
-    unsafe fn at(&self, at: Place, c: usize) -> *mut M {
-        let place = (at.image * self.h + at.y) * self.w + at.x;
+    fn offset(&self, at: Place) -> usize {
+        ((at.image * self.h + at.y) * self.w + at.x) * self.vectors
+    }
+
+    #[inline(always)]
+    unsafe fn at(&self, spot: Spot, c: usize) -> *mut M {
         // SAFETY: a sink is called with places of the map.
-        unsafe { self.first.add(place * self.vectors + c / LANES) }
+        unsafe { self.first.add(spot.mark + c / LANES) }
     }
 }
 
@@ -101,17 +128,24 @@ pub(crate) struct Store<T, const RELU: bool> {
 impl<T: Real, const RELU: bool> Sink<T> for Store<T, RELU> {
     const BLOCKS: bool = false;
     #[inline(always)]
-    unsafe fn place<V: Vector<T = T>>(&self, at: Place, c: usize, v: V) {
+    fn spot(&self, at: Place) -> Spot {
+        Spot {
+            to: self.to.offset(at),
+            mark: self.positive.as_ref().map_or(0, |marks| marks.offset(at)),
+        }
+    }
+    #[inline(always)]
+    unsafe fn place<V: Vector<T = T>>(&self, spot: Spot, c: usize, v: V) {
         // SAFETY: a place and channels of the map; the bias has as many.
         unsafe {
             let mut v = v.add(V::load(self.bias.add(c)));
             if RELU {
                 if let Some(positive) = &self.positive {
-                    *positive.at(at, c) = v.positive();
+                    *positive.at(spot, c) = v.positive();
                 }
                 v = v.relu();
             }
-            v.store(self.to.at(at, c));
+            v.store(self.to.at(spot, c));
         }
     }
 }
@@ -127,22 +161,22 @@ pub(crate) struct StoreUpsampled<T> {
 impl<T: Real> Sink<T> for StoreUpsampled<T> {
     const BLOCKS: bool = false;
     #[inline(always)]
-    unsafe fn place<V: Vector<T = T>>(&self, at: Place, c: usize, v: V) {
+    fn spot(&self, at: Place) -> Spot {
+        Spot {
+            to: self.to.offset_of_four(at),
+            mark: self.positive.as_ref().map_or(0, |marks| marks.offset(at)),
+        }
+    }
+    #[inline(always)]
+    unsafe fn place<V: Vector<T = T>>(&self, spot: Spot, c: usize, v: V) {
         // SAFETY: as above; the larger map has four places for each.
         unsafe {
             let v = v.add(V::load(self.bias.add(c)));
             if let Some(positive) = &self.positive {
-                *positive.at(at, c) = v.positive();
+                *positive.at(spot, c) = v.positive();
             }
             let v = v.relu();
-            let to = self.to.at(
-                Place {
-                    y: 2 * at.y,
-                    x: 2 * at.x,
-                    ..at
-                },
-                c,
-            );
+            let to = self.to.at(spot, c);
             for to in [
                 to,
                 to.add(self.to.column),
@@ -166,15 +200,22 @@ pub(crate) struct StorePooled<T, const RELU: bool> {
 impl<T: Real, const RELU: bool> Sink<T> for StorePooled<T, RELU> {
     const BLOCKS: bool = true;
     #[inline(always)]
-    unsafe fn block<V: Vector<T = T>>(&self, at: Place, c: usize, v: [V; 4]) {
+    fn spot(&self, at: Place) -> Spot {
+        Spot {
+            to: self.to.offset(at),
+            mark: self.largest.as_ref().map_or(0, |marks| marks.offset(at)),
+        }
+    }
+    #[inline(always)]
+    unsafe fn block<V: Vector<T = T>>(&self, spot: Spot, c: usize, v: [V; 4]) {
         // SAFETY: as above.
         unsafe {
             let bias = V::load(self.bias.add(c));
             let (max, index) = V::largest::<RELU>([v[0].add(bias), v[1].add(bias), v[2].add(bias), v[3].add(bias)]);
             if let Some(largest) = &self.largest {
-                *largest.at(at, c) = index;
+                *largest.at(spot, c) = index;
             }
-            max.store(self.to.at(at, c));
+            max.store(self.to.at(spot, c));
         }
     }
 }
@@ -186,10 +227,17 @@ pub(crate) struct Plain<T, const ADD: bool>(pub Maps<T>);
 impl<T: Real, const ADD: bool> Sink<T> for Plain<T, ADD> {
     const BLOCKS: bool = false;
     #[inline(always)]
-    unsafe fn place<V: Vector<T = T>>(&self, at: Place, c: usize, v: V) {
+    fn spot(&self, at: Place) -> Spot {
+        Spot {
+            to: self.0.offset(at),
+            mark: 0,
+        }
+    }
+    #[inline(always)]
+    unsafe fn place<V: Vector<T = T>>(&self, spot: Spot, c: usize, v: V) {
         // SAFETY: as above.
         unsafe {
-            let to = self.0.at(at, c);
+            let to = self.0.at(spot, c);
             if ADD { V::load(to).add(v) } else { v }.store(to);
         }
     }
@@ -205,9 +253,16 @@ pub(crate) struct Masked<T> {
 impl<T: Real> Sink<T> for Masked<T> {
     const BLOCKS: bool = false;
     #[inline(always)]
-    unsafe fn place<V: Vector<T = T>>(&self, at: Place, c: usize, v: V) {
+    fn spot(&self, at: Place) -> Spot {
+        Spot {
+            to: self.to.offset(at),
+            mark: self.positive.offset(at),
+        }
+    }
+    #[inline(always)]
+    unsafe fn place<V: Vector<T = T>>(&self, spot: Spot, c: usize, v: V) {
         // SAFETY: as above.
-        unsafe { v.keep(*self.positive.at(at, c)).store(self.to.at(at, c)) }
+        unsafe { v.keep(*self.positive.at(spot, c)).store(self.to.at(spot, c)) }
     }
 }
 
@@ -221,18 +276,18 @@ pub(crate) struct Unpooled<T> {
 impl<T: Real> Sink<T> for Unpooled<T> {
     const BLOCKS: bool = false;
     #[inline(always)]
-    unsafe fn place<V: Vector<T = T>>(&self, at: Place, c: usize, v: V) {
+    fn spot(&self, at: Place) -> Spot {
+        Spot {
+            to: self.to.offset_of_four(at),
+            mark: self.largest.offset(at),
+        }
+    }
+    #[inline(always)]
+    unsafe fn place<V: Vector<T = T>>(&self, spot: Spot, c: usize, v: V) {
         // SAFETY: as above; the larger map has four places for each.
         unsafe {
-            let largest = *self.largest.at(at, c);
-            let to = self.to.at(
-                Place {
-                    y: 2 * at.y,
-                    x: 2 * at.x,
-                    ..at
-                },
-                c,
-            );
+            let largest = *self.largest.at(spot, c);
+            let to = self.to.at(spot, c);
             v.select(largest, 0).store(to);
             v.select(largest, 1).store(to.add(self.to.column));
             v.select(largest, 2).store(to.add(self.to.row));
@@ -251,11 +306,18 @@ pub(crate) struct Summed<T> {
 impl<T: Real> Sink<T> for Summed<T> {
     const BLOCKS: bool = true;
     #[inline(always)]
-    unsafe fn block<V: Vector<T = T>>(&self, at: Place, c: usize, v: [V; 4]) {
+    fn spot(&self, at: Place) -> Spot {
+        Spot {
+            to: self.to.offset(at),
+            mark: self.positive.offset(at),
+        }
+    }
+    #[inline(always)]
+    unsafe fn block<V: Vector<T = T>>(&self, spot: Spot, c: usize, v: [V; 4]) {
         // SAFETY: as above.
         unsafe {
             let sum = v[0].add(v[1]).add(v[2].add(v[3]));
-            sum.keep(*self.positive.at(at, c)).store(self.to.at(at, c));
+            sum.keep(*self.positive.at(spot, c)).store(self.to.at(spot, c));
         }
     }
 }

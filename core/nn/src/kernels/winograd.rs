@@ -7,7 +7,7 @@
 
 use super::frame::PANEL;
 use super::scratch::Scratch;
-use super::sink::{Place, Sink};
+use super::sink::{Place, Sink, Spot};
 use super::vector::{LANES, Vector};
 use super::{Real, Task};
 use candle_core::WithDType;
@@ -159,10 +159,7 @@ impl<T: Real, S: Sink<T>> Task<T> for Convolve<'_, T, S> {
                     );
                 }
                 for t in 0..count {
-                    let tile = self.tiling.place(from + t);
-                    for c in (0..c_out).step_by(LANES) {
-                        self.give(tile, c, transform_output::<V>(outputs.add(t * c_out + c), step_out));
-                    }
+                    self.give::<V>(self.tiling.place(from + t), outputs.add(t * c_out), step_out);
                 }
             }
         }
@@ -170,32 +167,40 @@ impl<T: Real, S: Sink<T>> Task<T> for Convolve<'_, T, S> {
 }
 
 impl<T: Real, S: Sink<T>> Convolve<'_, T, S> {
-    /// Hands on the places of a tile that lie on the map.
+    /// Hands on the places of a tile that lie on the map, all channels of them.
     #[inline(always)]
-    unsafe fn give<V: Vector<T = T>>(&self, tile: Place, c: usize, v: [[V; 4]; 4]) {
-        let step = 1 + usize::from(S::BLOCKS);
-        let size = 4 / step;
-        let (y, x) = (tile.y * size, tile.x * size);
-        let rows = (self.tiling.h / step).saturating_sub(y).min(size);
-        let columns = (self.tiling.w / step).saturating_sub(x).min(size);
-        for i in 0..size {
-            for j in 0..size {
-                if i >= rows || j >= columns {
-                    continue;
-                }
-                let at = Place {
+    unsafe fn give<V: Vector<T = T>>(&self, tile: Place, outputs: *const T, step: usize) {
+        let size = 1 + usize::from(S::BLOCKS);
+        let count = 4 / size;
+        let (y, x) = (tile.y * count, tile.x * count);
+        let rows = (self.tiling.h / size).saturating_sub(y).min(count);
+        let columns = (self.tiling.w / size).saturating_sub(x).min(count);
+        let mut spots = [[Spot::default(); 4]; 4];
+        for (i, spots) in spots.iter_mut().enumerate().take(rows) {
+            for (j, spot) in spots.iter_mut().enumerate().take(columns) {
+                *spot = self.sink.spot(Place {
                     image: tile.image,
                     y: y + i,
                     x: x + j,
-                };
-                // SAFETY: the place lies on the map.
-                unsafe {
-                    if S::BLOCKS {
-                        let (a, b) = (2 * i, 2 * j);
-                        self.sink
-                            .block(at, c, [v[a][b], v[a][b + 1], v[a + 1][b], v[a + 1][b + 1]]);
-                    } else {
-                        self.sink.place(at, c, v[i][j]);
+                });
+            }
+        }
+        for c in (0..self.winograd.columns()).step_by(LANES) {
+            // SAFETY: the caller's; the spots are those of places on the map.
+            unsafe {
+                let v = transform_output::<V>(outputs.add(c), step);
+                for i in 0..count {
+                    for j in 0..count {
+                        if i >= rows || j >= columns {
+                            continue;
+                        }
+                        if S::BLOCKS {
+                            let (a, b) = (2 * i, 2 * j);
+                            let block = [v[a][b], v[a][b + 1], v[a + 1][b], v[a + 1][b + 1]];
+                            self.sink.block(spots[i][j], c, block);
+                        } else {
+                            self.sink.place(spots[i][j], c, v[i][j]);
+                        }
                     }
                 }
             }

@@ -502,7 +502,7 @@ impl<T: Real, S: Sink<T>> Task<T> for Pull<'_, T, S> {
         for image in 0..self.images {
             for y in 0..self.frame.h / step {
                 for x in 0..self.frame.w / step {
-                    let at = Place { image, y, x };
+                    let spot = self.sink.spot(Place { image, y, x });
                     for c in (0..self.frame.channels()).step_by(LANES) {
                         // SAFETY: the caller's.
                         unsafe {
@@ -512,7 +512,7 @@ impl<T: Real, S: Sink<T>> Task<T> for Pull<'_, T, S> {
                             if S::BLOCKS {
                                 let block = [first, first.add(column), first.add(row), first.add(row + column)];
                                 self.sink.block(
-                                    at,
+                                    spot,
                                     c,
                                     [
                                         V::load(block[0]),
@@ -522,7 +522,7 @@ impl<T: Real, S: Sink<T>> Task<T> for Pull<'_, T, S> {
                                     ],
                                 );
                             } else {
-                                self.sink.place(at, c, V::load(first));
+                                self.sink.place(spot, c, V::load(first));
                             }
                         }
                     }
