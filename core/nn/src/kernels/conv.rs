@@ -9,13 +9,13 @@ use super::geometry::Geometry;
 use super::narrow::{Narrow, Planes};
 use super::sink::{Place, Sink, Spot};
 use super::vector::Vector;
-use super::winograd::{Convolve, Tiling, Winograd};
+use super::winograd::{Convolve, Winograd};
 
 /// A convolution, or the input gradient of one, with its weights.
 #[derive(Clone, Debug)]
 pub(crate) enum Kernel<T> {
     /// 3 x 3, stride 1.
-    Winograd(Winograd<T>, Tiling),
+    Winograd(Winograd<T>, Grid),
     /// Products at the places of several grids, which together make up the outputs.
     Direct(Direct<T>, Vec<Part>),
     /// Few outputs, plane by plane.
@@ -43,7 +43,7 @@ impl<T: Real> Kernel<T> {
             let packed = Winograd::new(source.channels(), [g.c_out, g.c_in], |co, ci, r, s| {
                 weight[g.weight(co, ci, r, s)]
             });
-            return Self::Winograd(packed, tiling(g, source, corner));
+            return Self::Winograd(packed, grid(g, source, corner));
         }
         let [channel, row, column] = source.strides();
         let terms = terms(g, source.narrow);
@@ -55,16 +55,8 @@ impl<T: Real> Kernel<T> {
             let (ci, r, s) = terms[k];
             weight[g.weight(co, ci, r, s)]
         });
-        let grid = Grid {
-            h: g.h_out,
-            w: g.w_out,
-            row: g.stride * row,
-            column: g.stride * column,
-            base: corner,
-            image: source.len(),
-        };
         let part = Part {
-            grid,
+            grid: grid(g, source, corner),
             blocks: direct.blocks(),
             first: (0, 0),
             stride: 1,
@@ -82,7 +74,7 @@ impl<T: Real> Kernel<T> {
             let packed = Winograd::new(source.channels(), [g.c_in, g.c_out], |ci, co, r, s| {
                 weight[g.weight(co, ci, 2 - r, 2 - s)]
             });
-            return Self::Winograd(packed, tiling(&turned, source, source.corner(turned.top, turned.left)));
+            return Self::Winograd(packed, grid(&turned, source, source.corner(turned.top, turned.left)));
         }
         let rows = Spread::new(g.h, g.top, g.kh, g.stride).bands(g.h_out);
         let columns = Spread::new(g.w, g.left, g.kw, g.stride).bands(g.w_out);
@@ -140,13 +132,13 @@ impl<T: Real> Kernel<T> {
     /// not [`Kernel::Narrow`].
     pub unsafe fn run<S: Sink<T> + Copy>(&self, images: usize, source: *const T, sink: S) {
         match self {
-            Self::Winograd(winograd, tiling) => {
-                let (winograd, tiling) = (winograd, *tiling);
+            Self::Winograd(winograd, grid) => {
+                let grid = *grid;
                 // SAFETY: the caller's.
                 unsafe {
                     T::dispatch(Convolve {
                         winograd,
-                        tiling,
+                        grid,
                         images,
                         source,
                         sink,
@@ -204,13 +196,14 @@ fn winograd(g: &Geometry, source: &Frame) -> bool {
     g.three_by_three() && !source.narrow
 }
 
-fn tiling(g: &Geometry, source: &Frame, base: usize) -> Tiling {
+/// The places of the outputs of `g`, whose patches begin at `base` for the first.
+fn grid(g: &Geometry, source: &Frame, base: usize) -> Grid {
     let [_, row, column] = source.strides();
-    Tiling {
+    Grid {
         h: g.h_out,
         w: g.w_out,
-        row,
-        column,
+        row: g.stride * row,
+        column: g.stride * column,
         base,
         image: source.len(),
     }

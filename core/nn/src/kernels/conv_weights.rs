@@ -10,7 +10,7 @@ use super::geometry::Geometry;
 use super::layout::import;
 use super::scratch::with_scratch;
 use super::vector::{LANES, Vector};
-use super::winograd::{self, Tiling};
+use super::winograd;
 use super::{Real, Task};
 use crate::threads::for_each_chunk;
 
@@ -163,18 +163,19 @@ impl<'a> Rule<'a> {
         let (c_in, c_out) = (self.x.channels(), self.dy.channels());
         let base = self.x.corner(self.g.top, self.g.left);
         let steps = [dy_len, dy_row, dy_column];
+        let grid = Grid {
+            h: self.g.h_out,
+            w: self.g.w_out,
+            row: self.g.stride * row,
+            column: self.g.stride * column,
+            base,
+            image: x_len,
+        };
         // SAFETY: the frames have the borders that these kernels read; the rest is the caller's.
         unsafe {
             match &self.offsets {
                 None => T::dispatch(winograd::Gradient {
-                    tiling: Tiling {
-                        h: self.g.h_out,
-                        w: self.g.w_out,
-                        row,
-                        column,
-                        base,
-                        image: x_len,
-                    },
+                    grid,
                     images,
                     c_in,
                     c_out,
@@ -185,14 +186,7 @@ impl<'a> Rule<'a> {
                 }),
                 Some(offsets) => T::dispatch(Gradient {
                     offsets,
-                    grid: Grid {
-                        h: self.g.h_out,
-                        w: self.g.w_out,
-                        row: self.g.stride * row,
-                        column: self.g.stride * column,
-                        base,
-                        image: x_len,
-                    },
+                    grid,
                     images,
                     source,
                     dy,

@@ -33,13 +33,7 @@ pooled!(f64, POOL_F64);
 
 /// Lends `f` a buffer of `len` elements whose contents are whatever was left there.
 pub(crate) fn with_scratch<T: Pooled + Default, R>(len: usize, f: impl FnOnce(&mut [T]) -> R) -> R {
-    let mut buffer = T::take();
-    if buffer.len() < len {
-        buffer.resize(len, T::default());
-    }
-    let result = f(&mut buffer[..len]);
-    T::give(buffer);
-    result
+    f(&mut Scratch::new(len).0[..len])
 }
 
 /// A buffer of this thread's pool, given back when dropped. For kernels, whose closures would be compiled for the

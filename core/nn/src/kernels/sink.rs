@@ -110,6 +110,12 @@ impl<M> Marks<M> {
         ((at.image * self.h + at.y) * self.w + at.x) * self.vectors
     }
 
+    /// The same where there may be none.
+    #[inline(always)]
+    fn offset_in(marks: &Option<Self>, at: Place) -> usize {
+        marks.as_ref().map_or(0, |marks| marks.offset(at))
+    }
+
     #[inline(always)]
     unsafe fn at(&self, spot: Spot, c: usize) -> *mut M {
         // SAFETY: a sink is called with places of the map.
@@ -131,7 +137,7 @@ impl<T: Real, const RELU: bool> Sink<T> for Store<T, RELU> {
     fn spot(&self, at: Place) -> Spot {
         Spot {
             to: self.to.offset(at),
-            mark: self.positive.as_ref().map_or(0, |marks| marks.offset(at)),
+            mark: Marks::offset_in(&self.positive, at),
         }
     }
     #[inline(always)]
@@ -164,7 +170,7 @@ impl<T: Real> Sink<T> for StoreUpsampled<T> {
     fn spot(&self, at: Place) -> Spot {
         Spot {
             to: self.to.offset_of_four(at),
-            mark: self.positive.as_ref().map_or(0, |marks| marks.offset(at)),
+            mark: Marks::offset_in(&self.positive, at),
         }
     }
     #[inline(always)]
@@ -203,7 +209,7 @@ impl<T: Real, const RELU: bool> Sink<T> for StorePooled<T, RELU> {
     fn spot(&self, at: Place) -> Spot {
         Spot {
             to: self.to.offset(at),
-            mark: self.largest.as_ref().map_or(0, |marks| marks.offset(at)),
+            mark: Marks::offset_in(&self.largest, at),
         }
     }
     #[inline(always)]

@@ -5,6 +5,7 @@
 //! Rounding: the transforms use the points 0, +-1, +-2, so that an output differs from the direct sum by some 1e-6 of
 //! the largest in `f32`. Every tile is transformed by itself: its result does not depend on the others.
 
+use super::direct::Grid;
 use super::frame::PANEL;
 use super::scratch::Scratch;
 use super::sink::{Place, Sink, Spot};
@@ -39,41 +40,46 @@ pub(crate) struct Winograd<T> {
     packed: Vec<T>,
 }
 
-/// The outputs of a batch of maps, and the source.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Tiling {
-    /// Rows and columns of outputs.
-    pub h: usize,
-    pub w: usize,
-    /// Steps between rows and places of the source.
-    pub row: usize,
-    pub column: usize,
-    /// Where the first patch begins.
-    pub base: usize,
-    /// Elements between maps.
-    pub image: usize,
+/// Tiles of 4 x 4 outputs that cover a grid.
+#[derive(Clone, Copy)]
+struct Tiles {
+    grid: Grid,
+    down: usize,
+    across: usize,
 }
 
-impl Tiling {
-    /// Tiles down and across.
-    fn counts(&self) -> [usize; 2] {
-        [self.h.div_ceil(4), self.w.div_ceil(4)]
-    }
-
-    /// The place, in tiles, of tile number `i`.
-    fn place(&self, i: usize) -> Place {
-        let [down, across] = self.counts();
-        let (image, rest) = (i / (down * across), i % (down * across));
-        Place {
-            image,
-            y: rest / across,
-            x: rest % across,
+impl Tiles {
+    fn new(grid: Grid) -> Self {
+        Self {
+            grid,
+            down: grid.h.div_ceil(4),
+            across: grid.w.div_ceil(4),
         }
     }
 
-    /// Where the 6 x 6 patch of a tile begins.
+    /// Tiles of one map.
+    fn count(&self) -> usize {
+        self.down * self.across
+    }
+
+    /// The place, in tiles, of tile number `i` of a batch.
+    fn place(&self, i: usize) -> Place {
+        let (image, rest) = (i / self.count(), i % self.count());
+        Place {
+            image,
+            y: rest / self.across,
+            x: rest % self.across,
+        }
+    }
+
+    /// Where the 6 x 6 patch of a tile begins in the source.
     fn start(&self, tile: Place) -> usize {
-        self.base + tile.image * self.image + 4 * (tile.y * self.row + tile.x * self.column)
+        self.grid.base + tile.image * self.grid.image + 4 * (tile.y * self.grid.row + tile.x * self.grid.column)
+    }
+
+    /// Steps between rows and places of the source.
+    fn steps(&self) -> [usize; 2] {
+        [self.grid.row, self.grid.column]
     }
 }
 
@@ -116,7 +122,7 @@ fn untransform_weight(u: &[[f64; 6]; 6]) -> [[f64; 3]; 3] {
 /// One convolution over a batch.
 pub(crate) struct Convolve<'a, T, S> {
     pub winograd: &'a Winograd<T>,
-    pub tiling: Tiling,
+    pub grid: Grid,
     pub images: usize,
     pub source: *const T,
     pub sink: S,
@@ -128,8 +134,8 @@ impl<T: Real, S: Sink<T>> Task<T> for Convolve<'_, T, S> {
     #[inline(always)]
     unsafe fn run<V: Vector<T = T>>(self) {
         let (c_in, c_out) = (self.winograd.c_in, self.winograd.columns());
-        let [down, across] = self.tiling.counts();
-        let total = self.images * down * across;
+        let tiles = Tiles::new(self.grid);
+        let total = self.images * tiles.count();
         let (step_in, step_out) = (TILES * c_in + SKEW, TILES * c_out + SKEW);
         let mut scratch = Scratch::new(POINTS * (step_in + step_out));
         let inputs: *mut T = scratch.as_mut_ptr();
@@ -139,14 +145,8 @@ impl<T: Real, S: Sink<T>> Task<T> for Convolve<'_, T, S> {
             // SAFETY: the caller's; the scratch holds `TILES` tiles of every point.
             unsafe {
                 for t in 0..count {
-                    let patch = self.source.add(self.tiling.start(self.tiling.place(from + t)));
-                    transform_input::<V>(
-                        patch,
-                        [self.tiling.row, self.tiling.column],
-                        c_in,
-                        inputs.add(t * c_in),
-                        step_in,
-                    );
+                    let patch = self.source.add(tiles.start(tiles.place(from + t)));
+                    transform_input::<V>(patch, tiles.steps(), c_in, inputs.add(t * c_in), step_in);
                 }
                 let plane = self.winograd.panels * c_in * PANEL;
                 for point in 0..POINTS {
@@ -159,7 +159,7 @@ impl<T: Real, S: Sink<T>> Task<T> for Convolve<'_, T, S> {
                     );
                 }
                 for t in 0..count {
-                    self.give::<V>(self.tiling.place(from + t), outputs.add(t * c_out), step_out);
+                    self.give::<V>(tiles.place(from + t), outputs.add(t * c_out), step_out);
                 }
             }
         }
@@ -173,8 +173,8 @@ impl<T: Real, S: Sink<T>> Convolve<'_, T, S> {
         let size = 1 + usize::from(S::BLOCKS);
         let count = 4 / size;
         let (y, x) = (tile.y * count, tile.x * count);
-        let rows = (self.tiling.h / size).saturating_sub(y).min(count);
-        let columns = (self.tiling.w / size).saturating_sub(x).min(count);
+        let rows = (self.grid.h / size).saturating_sub(y).min(count);
+        let columns = (self.grid.w / size).saturating_sub(x).min(count);
         let mut spots = [[Spot::default(); 4]; 4];
         for (i, spots) in spots.iter_mut().enumerate().take(rows) {
             for (j, spot) in spots.iter_mut().enumerate().take(columns) {
@@ -378,7 +378,7 @@ unsafe fn tile<V: Vector, const M: usize>(
 /// point the product of the transformed inputs with `A dy A^T`.
 pub(crate) struct Gradient<'a, T> {
     /// Of the forward pass.
-    pub tiling: Tiling,
+    pub grid: Grid,
     pub images: usize,
     /// Channels as stored.
     pub c_in: usize,
@@ -397,8 +397,8 @@ impl<T: Real> Task<T> for Gradient<'_, T> {
     #[inline(always)]
     unsafe fn run<V: Vector<T = T>>(self) {
         let (c_in, c_out) = (self.c_in, self.c_out);
-        let [down, across] = self.tiling.counts();
-        let total = self.images * down * across;
+        let tiles = Tiles::new(self.grid);
+        let total = self.images * tiles.count();
         let (step_in, step_out) = (TILES * c_in + SKEW, TILES * c_out + SKEW);
         let sums = self.sums.as_mut_ptr();
         let mut scratch = Scratch::new(POINTS * (step_in + step_out));
@@ -409,15 +409,9 @@ impl<T: Real> Task<T> for Gradient<'_, T> {
             // SAFETY: the caller's.
             unsafe {
                 for t in 0..count {
-                    let tile = self.tiling.place(from + t);
-                    let patch = self.source.add(self.tiling.start(tile));
-                    transform_input::<V>(
-                        patch,
-                        [self.tiling.row, self.tiling.column],
-                        c_in,
-                        inputs.add(t * c_in),
-                        step_in,
-                    );
+                    let tile = tiles.place(from + t);
+                    let patch = self.source.add(tiles.start(tile));
+                    transform_input::<V>(patch, tiles.steps(), c_in, inputs.add(t * c_in), step_in);
                     let [image, row, column] = self.steps;
                     let dy = self.dy.add(tile.image * image + 4 * (tile.y * row + tile.x * column));
                     transform_gradient::<V>(dy, [row, column], c_out, gradients.add(t * c_out), step_out);
