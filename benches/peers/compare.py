@@ -9,6 +9,7 @@ is warm. Ratios are medians of pairs measured one after the other; their range i
 """
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -66,8 +67,6 @@ class Host:
             "--samples", images, "--epochs", 1, "--batch-size", 128, "--data-dir", data_dir, "--threads", self.threads,
             "--out", out,
         )  # fmt: skip
-        import json
-
         return json.loads((Path(out) / "log.jsonl").read_text().splitlines()[0])["seconds"]
 
 
