@@ -8,7 +8,6 @@ Prints a line a check with its figure and its goal; ends with 1 where a goal is 
 """
 
 import argparse
-import math
 import sys
 import time
 from dataclasses import dataclass
@@ -46,7 +45,7 @@ class Agreement:
         """One line; `met` is None for a figure without a goal."""
         verdict = {True: "ok", False: "FAILED", None: ""}[met]
         self.failed += met is False
-        print(f"{check:<40} {figure:<44} {goal:<22} {verdict}", flush=True)
+        print(f"{check:<40} {figure:<54} {goal:<22} {verdict}", flush=True)
 
     def pipelines(self):
         """X and AdvAE in front of X, as far as there are weights."""
@@ -93,9 +92,9 @@ class Agreement:
     def pgd(self):
         """The same outcome, sample by sample, where half of the samples withstand the attack.
 
-        Signs of tiny gradients depend on rounding, and forty signed steps from the same image can end on either side:
-        on X, PyTorch in f32 and PyTorch in f64 agree on some 99 % only, in L2 too. That floor is measured here: the goal
-        is 99.5 %, or where the floor lies lower, the floor less chance.
+        The goal holds for PyTorch in f64. In f32 its cross-entropy loses the gradient where the model is sure of itself
+        (p_y - 1 is 0 or noise for p_y near 1): the first steps of PGD from a clean image go astray there, and PyTorch in
+        f32 agrees with PyTorch in f64 on some 99 % of X's images only. Those figures are printed beside.
         """
         for pipeline in self.pipelines():
             for norm, step_size in [("linf", self.options.step_size), ("l2", 0.1)]:
@@ -110,23 +109,21 @@ class Agreement:
         cell = self.host.eval(attack, pipeline.classifier, pipeline.purifier, self.options.samples, f"{norm}={epsilon}")
         check = f"PGD-40, {pipeline.name}, {norm} {epsilon:.3g}"
         settings = dict(norm=norm, epsilon=epsilon, step_size=step_size)
-        robust = reference.robust(pipeline.model, reference.pgd(pipeline.model, cell.x, cell.y, **settings), cell.y)
         wide = pipeline.model.double()
-        x_adv = reference.pgd(wide, cell.x.double(), cell.y, **settings)
-        floor = (robust == reference.robust(wide, x_adv, cell.y)).float().mean().item()
-        pipeline.model.float()
-        self.report(f"{check}, torch f32 : f64", f"{floor:.2%} same outcome", "", None)
-        others = [("own loop", robust)]
+        exact = reference.robust(wide, reference.pgd(wide, cell.x.double(), cell.y, **settings), cell.y)
+        same = (exact == cell.robust).float().mean().item()
+        figure = f"{same:.2%} same outcome ({count(cell.robust)} : {count(exact)} robust)"
+        self.report(f"{check}, torch f64", figure, ">= 99.5 %", same >= 0.995)
+        model = wide.float()
+        others = {"torch f32": reference.pgd(model, cell.x, cell.y, **settings)}
         if norm == "linf":
-            x_adv = reference.torchattacks_pgd(pipeline.model, cell.x, cell.y, epsilon=epsilon, step_size=step_size)
-            others.append(("torchattacks", reference.robust(pipeline.model, x_adv, cell.y)))
-        # Three standard errors of a share of `floor`.
-        chance = 3 * math.sqrt(max(floor * (1 - floor), 1e-4) / len(robust))
-        goal = min(0.995, floor - chance)
-        for other, theirs in others:
-            same = (theirs == cell.robust).float().mean().item()
-            figure = f"{same:.2%} same outcome ({count(cell.robust)} : {count(theirs)} robust)"
-            self.report(f"{check}, {other}", figure, f">= {goal:.1%}", same >= goal)
+            x_adv = reference.torchattacks_pgd(model, cell.x, cell.y, epsilon=epsilon, step_size=step_size)
+            others["torchattacks f32"] = x_adv
+        for other, x_adv in others.items():
+            theirs = reference.robust(model, x_adv, cell.y)
+            ours, floor = [(theirs == robust).float().mean().item() for robust in (cell.robust, exact)]
+            figure = f"{ours:.2%} same outcome, torch f64 {floor:.2%} ({count(theirs)} robust)"
+            self.report(f"{check}, {other}", figure, "", None)
 
     def contested_epsilon(self, pipeline, norm, step_size):
         """The radius, in thousandths, at which about half of the images withstand PGD here."""

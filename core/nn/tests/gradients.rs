@@ -5,7 +5,7 @@
 mod common;
 
 use advae_nn::*;
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use common::{check_gradient, check_gradient_along, distinct, random, values};
 
 /// Gradient at `x` of `<f(x), cotangent>`.
@@ -86,6 +86,21 @@ fn first_of_equals_has_the_whole_gradient() {
         0.0, 1.0, 2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 3.0, 0.0, 4.0, 0.0, 0.0, 0.0, 0.0, 0.0,
     ];
     assert_both(&x, &[1.0, 2.0, 3.0, 4.0], |x| max_pool2d(x, 2), &expected);
+}
+
+/// Rounding must not fill the zeros of a gradient: a step along its sign would make a whole step of it.
+#[test]
+fn an_input_that_no_output_hears_of_has_no_gradient() {
+    let x = Var::from_tensor(&random(30, &[2, 16, 12, 12]).to_dtype(DType::F32).unwrap()).unwrap();
+    let weight = random(31, &[16, 16, 3, 3]).to_dtype(DType::F32).unwrap();
+    let y = conv2d(x.as_tensor(), &weight, None, 1, Padding::Same).unwrap();
+    let cotangent = random(32, &[2, 16, 12, 6]).pad_with_zeros(3, 0, 6).unwrap();
+    let dx = vjp(x.as_tensor(), &y, &cotangent.to_dtype(DType::F32).unwrap())
+        .unwrap()
+        .0
+        .unwrap();
+    assert!(values(&dx.narrow(3, 0, 7).unwrap()).iter().all(|g| *g != 0.0));
+    assert!(values(&dx.narrow(3, 7, 5).unwrap()).iter().all(|g| *g == 0.0));
 }
 
 #[test]
@@ -198,6 +213,32 @@ fn cross_entropy_of_huge_logits_is_finite() {
     let x = Tensor::from_vec(vec![1e30f32, 0.0, -1e30], (1, 3), &Device::Cpu).unwrap();
     let label = Tensor::from_vec(vec![1u32], 1, &Device::Cpu).unwrap();
     assert_eq!(values(&cross_entropy(&x, &label).unwrap()), [f64::from(1e30f32)]);
+}
+
+/// Where a model is sure, `p_y - 1` in f32 is 0 or noise; the gradient must be right all the same, since an attack
+/// starts there.
+#[test]
+fn losses_of_a_sure_model_keep_their_gradient() {
+    let z = [-4.25f64, 19.5, -1.75, 2.5, -7.125];
+    let total: f64 = z.iter().map(|z| (z - 19.5).exp()).sum();
+    let p: Vec<f64> = z.iter().map(|z| (z - 19.5).exp() / total).collect();
+    let others = p[0] + p[2] + p[3] + p[4];
+    let x = tensor(&z, &[1, 5]).to_dtype(DType::F32).unwrap();
+    let label = Tensor::from_vec(vec![1u32], 1, &Device::Cpu).unwrap();
+    let check = |name: &str, f: &dyn Fn(&Tensor) -> Result<Tensor>, expected: &[f64]| {
+        let x = Var::from_tensor(&x).unwrap();
+        let grads = f(x.as_tensor()).unwrap().sum_all().unwrap().backward().unwrap();
+        for (g, expected) in values(grads.get(&x).unwrap()).iter().zip(expected) {
+            assert!((g / expected - 1.0).abs() < 1e-5, "{name}: {g} {expected}");
+        }
+    };
+    let by_loss = [p[0], -others, p[2], p[3], p[4]];
+    let loss = |x: &Tensor| cross_entropy(x, &label);
+    check("cross_entropy", &loss, &by_loss);
+    with_composed_ops(|| check("cross_entropy, composed", &loss, &by_loss));
+    check("log_softmax", &|x| log_softmax(x)?.narrow(1, 1, 1)?.neg(), &by_loss);
+    let by_softmax: Vec<f64> = by_loss.iter().map(|g| -p[1] * g).collect();
+    check("softmax", &|x| softmax(x)?.narrow(1, 1, 1), &by_softmax);
 }
 
 #[test]

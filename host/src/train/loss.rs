@@ -7,13 +7,18 @@ pub fn cross_entropy(logits: &Tensor, labels: &[u32], weight: f32) -> (Vec<f32>,
     let mut cotangent = Tensor::zeros(&logits.shape);
     let mut losses = Vec::with_capacity(labels.len());
     for (i, label) in labels.iter().enumerate() {
-        let row = logits.row(i);
+        let (row, label) = (logits.row(i), *label as usize);
         let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let sum: f32 = row.iter().map(|z| (z - largest).exp()).sum();
-        losses.push(sum.ln() + largest - row[*label as usize]);
-        let gradient: Vec<f32> = (row.iter().enumerate())
-            .map(|(k, z)| weight * ((z - largest).exp() / sum - if k == *label as usize { 1. } else { 0. }))
-            .collect();
+        let parts: Vec<f32> = row.iter().map(|z| (z - largest).exp()).collect();
+        let sum: f32 = parts.iter().sum();
+        // The label's p - 1 as minus the sum of the others: it is not rounded away where the model is sure.
+        let others: f32 = (parts.iter().enumerate())
+            .filter(|(k, _)| *k != label)
+            .map(|(_, part)| part)
+            .sum();
+        losses.push(sum.ln() + largest - row[label]);
+        let mut gradient: Vec<f32> = parts.iter().map(|part| weight * part / sum).collect();
+        gradient[label] = -weight * others / sum;
         cotangent.set_row(i, &gradient);
     }
     (losses, cotangent)
@@ -72,6 +77,8 @@ mod tests {
         assert!((losses[0] - std::f32::consts::LN_2).abs() < 1e-6);
         let (losses, _) = cross_entropy(&tensor(&[1, 2], vec![1000., 0.]), &[1], 1.);
         assert_eq!(losses[0], 1000.);
+        let (_, gradient) = cross_entropy(&tensor(&[1, 2], vec![20., 0.]), &[0], 1.);
+        assert!((gradient.data[0] / -(-20f32).exp() - 1.).abs() < 1e-6);
     }
 
     #[test]

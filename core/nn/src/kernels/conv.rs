@@ -14,8 +14,8 @@ use super::winograd::{Convolve, Winograd};
 /// A convolution, or the input gradient of one, with its weights.
 #[derive(Clone, Debug)]
 pub(crate) enum Kernel<T> {
-    /// 3 x 3, stride 1.
-    Winograd(Winograd<T>, Grid),
+    /// 3 x 3, stride 1; whether zeros must stay zeros.
+    Winograd(Winograd<T>, Grid, bool),
     /// Products at the places of several grids, which together make up the outputs.
     Direct(Direct<T>, Vec<Part>),
     /// Few outputs, plane by plane.
@@ -43,7 +43,7 @@ impl<T: Real> Kernel<T> {
             let packed = Winograd::new(source.channels(), [g.c_out, g.c_in], |co, ci, r, s| {
                 weight[g.weight(co, ci, r, s)]
             });
-            return Self::Winograd(packed, grid(g, source, corner));
+            return Self::Winograd(packed, grid(g, source, corner), false);
         }
         let [channel, row, column] = source.strides();
         let terms = terms(g, source.narrow);
@@ -74,7 +74,8 @@ impl<T: Real> Kernel<T> {
             let packed = Winograd::new(source.channels(), [g.c_in, g.c_out], |ci, co, r, s| {
                 weight[g.weight(co, ci, 2 - r, 2 - s)]
             });
-            return Self::Winograd(packed, grid(&turned, source, source.corner(turned.top, turned.left)));
+            let corner = source.corner(turned.top, turned.left);
+            return Self::Winograd(packed, grid(&turned, source, corner), true);
         }
         let rows = Spread::new(g.h, g.top, g.kh, g.stride).bands(g.h_out);
         let columns = Spread::new(g.w, g.left, g.kw, g.stride).bands(g.w_out);
@@ -132,8 +133,8 @@ impl<T: Real> Kernel<T> {
     /// not [`Kernel::Narrow`].
     pub unsafe fn run<S: Sink<T> + Copy>(&self, images: usize, source: *const T, sink: S) {
         match self {
-            Self::Winograd(winograd, grid) => {
-                let grid = *grid;
+            Self::Winograd(winograd, grid, keep_zeros) => {
+                let (grid, keep_zeros) = (*grid, *keep_zeros);
                 // SAFETY: the caller's.
                 unsafe {
                     T::dispatch(Convolve {
@@ -141,6 +142,7 @@ impl<T: Real> Kernel<T> {
                         grid,
                         images,
                         source,
+                        keep_zeros,
                         sink,
                     });
                 }

@@ -28,14 +28,26 @@ pub(crate) trait Real: WithDType + scratch::Pooled + Default {
     const ZERO: Self;
     /// 1.
     const ONE: Self;
+    /// Apart, relative to their size, what counts as equal in pooling.
+    const TIE: Self;
     /// `e^self`.
     fn exp(self) -> Self;
-    /// Natural logarithm.
-    fn ln(self) -> Self;
+    /// `e^self - 1`.
+    fn exp_m1(self) -> Self;
+    /// Natural logarithm of `1 + self`.
+    fn ln_1p(self) -> Self;
     /// `self` if `keep`, else 0, without a branch.
     fn keep_if(self, keep: bool) -> Self;
     /// Whether it is NaN.
     fn is_not_a_number(self) -> bool;
+    /// Whether it is as large as the largest of its block, `max`, or less by no more than rounding. Two places of a
+    /// flat region are equal and the first of equals has the gradient; but where a transform made them, they differ by
+    /// its rounding.
+    #[inline(always)]
+    fn as_large(self, max: Self) -> bool {
+        let magnitude = if max < Self::ZERO { Self::ZERO - max } else { max };
+        self >= max - magnitude * Self::TIE
+    }
     /// The larger of two, or NaN if one is NaN, without a branch.
     fn larger(self, other: Self) -> Self;
     /// Runs a kernel with the best vectors there are.
@@ -48,11 +60,15 @@ pub(crate) trait Real: WithDType + scratch::Pooled + Default {
 impl Real for f32 {
     const ZERO: f32 = 0.0;
     const ONE: f32 = 1.0;
+    const TIE: f32 = 16.0 * f32::EPSILON;
     fn exp(self) -> f32 {
         self.exp()
     }
-    fn ln(self) -> f32 {
-        self.ln()
+    fn exp_m1(self) -> f32 {
+        self.exp_m1()
+    }
+    fn ln_1p(self) -> f32 {
+        self.ln_1p()
     }
     #[inline(always)]
     fn keep_if(self, keep: bool) -> f32 {
@@ -77,11 +93,15 @@ impl Real for f32 {
 impl Real for f64 {
     const ZERO: f64 = 0.0;
     const ONE: f64 = 1.0;
+    const TIE: f64 = 16.0 * f64::EPSILON;
     fn exp(self) -> f64 {
         self.exp()
     }
-    fn ln(self) -> f64 {
-        self.ln()
+    fn exp_m1(self) -> f64 {
+        self.exp_m1()
+    }
+    fn ln_1p(self) -> f64 {
+        self.ln_1p()
     }
     #[inline(always)]
     fn keep_if(self, keep: bool) -> f64 {

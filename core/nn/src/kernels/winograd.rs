@@ -125,6 +125,9 @@ pub(crate) struct Convolve<'a, T, S> {
     pub grid: Grid,
     pub images: usize,
     pub source: *const T,
+    /// Whether outputs whose inputs are all 0 must be 0, not rounding. A step along a gradient's sign would make a whole
+    /// step of it. Some 3 % of the time.
+    pub keep_zeros: bool,
     pub sink: S,
 }
 
@@ -142,11 +145,15 @@ impl<T: Real, S: Sink<T>> Task<T> for Convolve<'_, T, S> {
         let outputs = inputs.wrapping_add(POINTS * step_in);
         for from in (0..total).step_by(TILES) {
             let count = TILES.min(total - from);
+            let mut zeros = [0; TILES];
             // SAFETY: the caller's; the scratch holds `TILES` tiles of every point.
             unsafe {
-                for t in 0..count {
+                for (t, zeros) in zeros.iter_mut().enumerate().take(count) {
                     let patch = self.source.add(tiles.start(tiles.place(from + t)));
                     transform_input::<V>(patch, tiles.steps(), c_in, inputs.add(t * c_in), step_in);
+                    if self.keep_zeros {
+                        *zeros = zero_outputs::<V>(patch, tiles.steps(), c_in);
+                    }
                 }
                 let plane = self.winograd.panels * c_in * PANEL;
                 for point in 0..POINTS {
@@ -158,8 +165,8 @@ impl<T: Real, S: Sink<T>> Task<T> for Convolve<'_, T, S> {
                         outputs.add(point * step_out),
                     );
                 }
-                for t in 0..count {
-                    self.give::<V>(tiles.place(from + t), outputs.add(t * c_out), step_out);
+                for (t, zeros) in zeros.iter().enumerate().take(count) {
+                    self.give::<V>(tiles.place(from + t), *zeros, outputs.add(t * c_out), step_out);
                 }
             }
         }
@@ -167,9 +174,9 @@ impl<T: Real, S: Sink<T>> Task<T> for Convolve<'_, T, S> {
 }
 
 impl<T: Real, S: Sink<T>> Convolve<'_, T, S> {
-    /// Hands on the places of a tile that lie on the map, all channels of them.
+    /// Hands on the places of a tile that lie on the map, all channels of them; 0 for those in `zeros`.
     #[inline(always)]
-    unsafe fn give<V: Vector<T = T>>(&self, tile: Place, outputs: *const T, step: usize) {
+    unsafe fn give<V: Vector<T = T>>(&self, tile: Place, zeros: u16, outputs: *const T, step: usize) {
         let size = 1 + usize::from(S::BLOCKS);
         let count = 4 / size;
         let (y, x) = (tile.y * count, tile.x * count);
@@ -188,7 +195,12 @@ impl<T: Real, S: Sink<T>> Convolve<'_, T, S> {
         for c in (0..self.winograd.columns()).step_by(LANES) {
             // SAFETY: the caller's; the spots are those of places on the map.
             unsafe {
-                let v = transform_output::<V>(outputs.add(c), step);
+                let mut v = transform_output::<V>(outputs.add(c), step);
+                if zeros != 0 {
+                    for (i, v) in v.as_flattened_mut().iter_mut().enumerate() {
+                        *v = v.keep(((zeros >> i & 1) as u8).wrapping_sub(1));
+                    }
+                }
                 for i in 0..count {
                     for j in 0..count {
                         if i >= rows || j >= columns {
@@ -206,6 +218,23 @@ impl<T: Real, S: Sink<T>> Convolve<'_, T, S> {
             }
         }
     }
+}
+
+/// A bit for each of the 4 x 4 outputs whose inputs in a 6 x 6 patch are 0, all channels of them.
+#[inline(always)]
+unsafe fn zero_outputs<V: Vector>(patch: *const V::T, [row, column]: [usize; 2], c_in: usize) -> u16 {
+    let mut filled = 0u64;
+    for y in 0..6 {
+        for x in 0..6 {
+            // SAFETY: the caller's: the patch lies in the source.
+            let is_zero = |c| unsafe { V::load(patch.add(y * row + x * column + c)).is_zero() };
+            let zero = (0..c_in).step_by(LANES).all(is_zero);
+            filled |= u64::from(!zero) << (6 * y + x);
+        }
+    }
+    const WINDOW: u64 = 0b111 | 0b111 << 6 | 0b111 << 12;
+    let zero = |i: &usize| filled & (WINDOW << (6 * (i / 4) + i % 4)) == 0;
+    (0..16).filter(zero).fold(0, |bits, i| bits | 1 << i)
 }
 
 /// `B^T d B` of one 6 x 6 patch, eight channels at a time.

@@ -76,6 +76,12 @@ impl Labels {
     fn column(&self, x: &Tensor) -> Result<Tensor> {
         Tensor::from_slice(&self.classes, (self.classes.len(), 1), x.device())
     }
+
+    /// Which elements of logits `x` are the labels'.
+    fn is_label(&self, x: &Tensor) -> Result<Tensor> {
+        let classes = Tensor::arange(0u32, self.k as u32, x.device())?;
+        classes.broadcast_as(x.shape())?.broadcast_eq(&self.column(x)?)
+    }
 }
 
 struct Softmax(usize);
@@ -143,8 +149,15 @@ impl Unary for CrossEntropy {
     }
 
     fn compose(&self, x: &Tensor) -> Result<Tensor> {
-        let log_p = LogSoftmax(self.0.k).compose(x)?;
-        log_p.gather(&self.0.column(x)?, 1)?.squeeze(1)?.neg()
+        // log(1 + e^t) with t = log sum_{i != y} e^{z_i - z_y}: no difference of two near 1 on the way back.
+        let label = self.0.column(x)?;
+        let lead = x.broadcast_sub(&x.gather(&label, 1)?)?;
+        let low = (lead.zeros_like()? - 1e30)?;
+        let others = self.0.is_label(x)?.where_cond(&low, &lead)?;
+        let max = others.detach().max_keepdim(D::Minus1)?;
+        let sum = others.broadcast_sub(&max)?.exp()?.sum_keepdim(D::Minus1)?;
+        let t = (sum.log()? + max)?.squeeze(1)?;
+        t.relu()? + (t.abs()?.neg()?.exp()? + 1.)?.log()?
     }
 }
 
@@ -168,10 +181,8 @@ impl Unary for Margin {
     fn compose(&self, x: &Tensor) -> Result<Tensor> {
         let label = self.0.column(x)?;
         let constant = x.detach();
-        let classes = Tensor::arange(0u32, self.0.k as u32, x.device())?;
-        let is_label = classes.broadcast_as(x.shape())?.broadcast_eq(&label)?;
         let low = (constant.zeros_like()? + f64::NEG_INFINITY)?;
-        let runner_up = first_argmax(&is_label.where_cond(&low, &constant)?)?;
+        let runner_up = first_argmax(&self.0.is_label(x)?.where_cond(&low, &constant)?)?;
         (x.gather(&label, 1)? - x.gather(&runner_up, 1)?)?.squeeze(1)
     }
 }
