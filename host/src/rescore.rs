@@ -58,15 +58,17 @@ pub struct ScoreArgs {
 pub fn run(args: ScoreArgs) -> Result<i32> {
     check_device(&args.device)?;
     ensure!(args.draws > 0, "--draws is 0: give 1 or more");
-    let score = |path: &PathBuf| score_file(&args, path).with_context(|| format!("'{}'", path.display()));
+    let score = |path: &PathBuf| {
+        let saved = Saved::read(path)?;
+        score_file(&args, path, saved).with_context(|| format!("'{}'", path.display()))
+    };
     let outcomes = args.files.iter().map(score).collect::<Result<Vec<_>>>()?;
     let report = Report::new(outcomes.iter().map(Summary::of).collect());
     console::print(&report.render(args.format)?)?;
     Ok(complain(&report))
 }
 
-fn score_file(args: &ScoreArgs, path: &Path) -> Result<CellOutcome> {
-    let saved = Saved::read(path)?;
+fn score_file(args: &ScoreArgs, path: &Path, saved: Saved) -> Result<CellOutcome> {
     let meta: Option<SavedMeta> = match saved.meta.as_str() {
         "" => None,
         text => Some(serde_json::from_str(text).context("its meta is not of this host: give --classifier")?),

@@ -89,6 +89,12 @@ class Agreement:
                 same = (prediction == theirs.argmax(1)).float().mean().item()
                 self.report(f"labels, {pipeline.name}, {kind}", f"{same:.2%} equal", ">= 99.9 %", same >= 0.999)
 
+    def fgsm(self):
+        """One signed step: what is left of a gradient in f32 shows at once. Goal and reason as for PGD."""
+        for pipeline in self.pipelines():
+            cell = self.host.eval("fgsm", pipeline.classifier, pipeline.purifier, self.options.samples, "linf=0.3")
+            self.outcome(f"FGSM, {pipeline.name}, linf 0.3", pipeline, cell, epsilon=0.3, step_size=0.3, steps=1)
+
     def pgd(self):
         """The same outcome, sample by sample, where half of the samples withstand the attack.
 
@@ -108,16 +114,18 @@ class Agreement:
         attack = f"pgd:norm={norm},random_start=false,early_stop=false,step_size={step_size}"
         cell = self.host.eval(attack, pipeline.classifier, pipeline.purifier, self.options.samples, f"{norm}={epsilon}")
         check = f"PGD-40, {pipeline.name}, {norm} {epsilon:.3g}"
-        settings = dict(norm=norm, epsilon=epsilon, step_size=step_size)
+        self.outcome(check, pipeline, cell, norm=norm, epsilon=epsilon, step_size=step_size)
+
+    def outcome(self, check, pipeline, cell, norm="linf", **settings):
         wide = pipeline.model.double()
-        exact = reference.robust(wide, reference.pgd(wide, cell.x.double(), cell.y, **settings), cell.y)
+        exact = reference.robust(wide, reference.pgd(wide, cell.x.double(), cell.y, norm=norm, **settings), cell.y)
         same = (exact == cell.robust).float().mean().item()
         figure = f"{same:.2%} same outcome ({count(cell.robust)} : {count(exact)} robust)"
         self.report(f"{check}, torch f64", figure, ">= 99.5 %", same >= 0.995)
         model = wide.float()
-        others = {"torch f32": reference.pgd(model, cell.x, cell.y, **settings)}
+        others = {"torch f32": reference.pgd(model, cell.x, cell.y, norm=norm, **settings)}
         if norm == "linf":
-            x_adv = reference.torchattacks_pgd(model, cell.x, cell.y, epsilon=epsilon, step_size=step_size)
+            x_adv = reference.torchattacks_pgd(model, cell.x, cell.y, **settings)
             others["torchattacks f32"] = x_adv
         for other, x_adv in others.items():
             theirs = reference.robust(model, x_adv, cell.y)
@@ -168,7 +176,7 @@ def count(flags):
 
 def options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    checks = ["logits", "pgd", "cw-paper", "cw-strong"]
+    checks = ["logits", "fgsm", "pgd", "cw-paper", "cw-strong"]
     parser.add_argument("checks", nargs="*", metavar="CHECK", help=f"{', '.join(checks)}; all, if none is named")
     parser.add_argument("--host", default=ROOT / "target/release/advae-host", help="the host's binary")
     parser.add_argument("--samples", type=int, default=1000, help="images for logits and PGD")

@@ -67,8 +67,11 @@ impl Weights {
     /// # Errors
     /// When the blob is no safetensors file, or holds integers or values that are not finite.
     pub fn from_safetensors(bytes: &[u8]) -> Result<Weights> {
-        let file = SafeTensors::deserialize(bytes)
-            .map_err(|e| candle_core::Error::msg(format!("not a safetensors file: {e}")))?;
+        let file = SafeTensors::deserialize(bytes).map_err(|e| {
+            candle_core::Error::msg(format!(
+                "not a safetensors file ({e}): save it with safetensors.torch.save_file, or name another"
+            ))
+        })?;
         let mut entries = HashMap::new();
         for (name, view) in file.iter() {
             let values = read_values(name, &view)?;

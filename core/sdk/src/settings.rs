@@ -57,15 +57,50 @@ macro_rules! settings {
 
 /// Reads settings from the keys of a request.
 pub(crate) fn parse<S: Settings>(config: &Map<String, Value>) -> Result<S, AbiError> {
-    serde_json::from_value(Value::Object(config.clone())).map_err(|error| {
-        let known: Vec<&str> = S::help().iter().map(|(name, _)| *name).collect();
-        let known = if known.is_empty() {
-            "it has no settings".into()
-        } else {
-            format!("its settings are {}", known.join(", "))
-        };
-        AbiError::new(ErrorCode::Config, format!("bad setting: {error}; {known}"))
+    let error = |text: String| AbiError::new(ErrorCode::Config, text);
+    let known: Vec<&str> = S::help().iter().map(|(name, _)| *name).collect();
+    if let Some(key) = config.keys().find(|key| !known.contains(&key.as_str())) {
+        return Err(error(unknown(key, &known)));
+    }
+    serde_json::from_value(Value::Object(config.clone())).map_err(|whole| {
+        // Each key alone, to name the one that is wrong.
+        let wrong = config.iter().find_map(|(key, value)| {
+            let alone = Map::from_iter([(key.clone(), value.clone())]);
+            let reason = serde_json::from_value::<S>(Value::Object(alone)).err()?;
+            let default = describe::<S>().into_iter().find(|s| s.name == *key)?.default;
+            let reason = plain(&reason.to_string());
+            Some(format!(
+                "setting '{key}' is {value}: {reason} (its default is {default})"
+            ))
+        });
+        error(wrong.unwrap_or_else(|| format!("bad settings: {whole}")))
     })
+}
+
+/// What is said of a key that is no setting.
+fn unknown(key: &str, known: &[&str]) -> String {
+    if known.is_empty() {
+        return format!("unknown setting '{key}': it has no settings");
+    }
+    let near = known.iter().find(|name| strsim::osa_distance(name, key) <= 2);
+    let meant = near.map_or_else(String::new, |name| format!("did you mean '{name}'? "));
+    format!("unknown setting '{key}': {meant}its settings are {}", known.join(", "))
+}
+
+/// A message of serde without the names of Rust's types.
+fn plain(message: &str) -> String {
+    let names = [
+        ("expected u64", "expected a whole number, 0 or more"),
+        ("expected usize", "expected a whole number, 0 or more"),
+        ("expected u32", "expected a whole number, 0 or more"),
+        ("expected i64", "expected a whole number"),
+        ("expected f64", "expected a number"),
+        ("expected f32", "expected a number"),
+        ("expected a boolean", "expected true or false"),
+    ];
+    names
+        .iter()
+        .fold(message.to_string(), |text, (from, to)| text.replace(from, to))
 }
 
 /// The settings with their defaults, for listing.
@@ -107,7 +142,11 @@ mod tests {
     #[test]
     fn unknown_keys_are_refused_with_the_known_ones() {
         let error = parse::<Some>(&object(r#"{"step": 1}"#)).unwrap_err().to_string();
-        assert!(error.contains("`step`") && error.contains("steps, kind"), "{error}");
+        assert!(
+            error.contains("'step'") && error.contains("did you mean 'steps'?"),
+            "{error}"
+        );
+        assert!(error.contains("steps, kind"), "{error}");
         let error = parse::<NoSettings>(&object(r#"{"step": 1}"#)).unwrap_err().to_string();
         assert!(error.contains("no settings"), "{error}");
     }
@@ -115,7 +154,11 @@ mod tests {
     #[test]
     fn a_wrong_type_is_refused() {
         let error = parse::<Some>(&object(r#"{"steps": -1}"#)).unwrap_err().to_string();
-        assert!(error.contains("-1"), "{error}");
+        assert!(error.contains("setting 'steps' is -1"), "{error}");
+        assert!(
+            error.contains("expected a whole number, 0 or more (its default is 40)"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -94,7 +94,7 @@ impl Trial {
         } = self.attack.info();
         let budget = epsilon.map_or("without a budget".into(), |epsilon| format!("within {epsilon}"));
         let aim = if *targeted { "targeted" } else { "untargeted" };
-        let text = format!("{norm} {budget}, {aim}, at most {passes} passes a sample");
+        let text = format!("{norm} {budget}, {aim}, {passes} forward or backward passes a sample at most");
         Finding::hope(*passes > 0, text, "give the number of passes, for the progress bar")
     }
 

@@ -26,7 +26,8 @@ impl Budgets {
             };
             let value: f64 = value
                 .parse()
-                .with_context(|| format!("--epsilon {text} is no number"))?;
+                .ok()
+                .with_context(|| format!("--epsilon {text} is no number: give 0.3, linf=0.3 or l2=2"))?;
             ensure!(
                 value > 0. && value.is_finite(),
                 "--epsilon {text} is no budget: give a positive number"
@@ -52,10 +53,24 @@ impl Budgets {
     /// Where none was given and the shape has no customary one.
     pub fn resolve(mut self, norm: NormKind, shape: [usize; 3]) -> Result<f64> {
         let given = *self.slot(norm);
-        given
+        let budget = given
             .or_else(|| customary(norm, shape))
-            .with_context(|| format!("images of shape {shape:?} have no customary {norm} budget: give --epsilon"))
+            .with_context(|| format!("images of shape {shape:?} have no customary {norm} budget: give --epsilon"))?;
+        within_range(norm, budget)
     }
+}
+
+/// A budget, if images can use it: pixels are in 0..1.
+///
+/// # Errors
+/// Where an Linf budget is above 1, as in `8` for 8/255.
+pub fn within_range(norm: NormKind, epsilon: f64) -> Result<f64> {
+    ensure!(
+        norm != NormKind::Linf || epsilon <= 1.,
+        "the Linf budget {epsilon} is above 1, but pixels are in 0..1: give a share of that range, such as {:.4} for {epsilon}/255",
+        epsilon / 255.
+    );
+    Ok(epsilon)
 }
 
 /// Budgets of the literature (Madry et al. 2018; RobustBench).
@@ -94,6 +109,13 @@ mod tests {
         assert_eq!(parse(&["l2=3"]).unwrap().resolve(NormKind::Linf, mnist).unwrap(), 0.3);
         assert_eq!(parse(&["0.1"]).unwrap().resolve(NormKind::Linf, mnist).unwrap(), 0.1);
         assert!(parse(&[]).unwrap().resolve(NormKind::Linf, [2, 4, 4]).is_err());
+        assert_eq!(parse(&["2"]).unwrap().resolve(NormKind::L2, mnist).unwrap(), 2.);
+        let error = parse(&["8"])
+            .unwrap()
+            .resolve(NormKind::Linf, mnist)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("0.0314 for 8/255"), "{error}");
     }
 
     #[test]

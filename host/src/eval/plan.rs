@@ -1,5 +1,6 @@
 //! From settings to cells: finds, loads and constructs everything before anything runs.
 
+use super::budget::within_range;
 use super::cells::{Crafting, Group};
 use super::options::Settings;
 use crate::attack::Attack;
@@ -219,10 +220,14 @@ fn load_attack(settings: &Settings, dataset: &Dataset, spec: &PluginSpec) -> Res
         attack = Attack::construct(&plugin, spec.config.clone())?;
         epsilon = Some(value);
     }
-    let epsilon = epsilon.or(attack.info().epsilon);
+    let norm = attack.info().norm;
+    let epsilon = epsilon
+        .or(attack.info().epsilon)
+        .map(|e| within_range(norm, e))
+        .transpose()?;
     let limits = Limits {
         bounds: [0., 1.],
-        norm: attack.info().norm,
+        norm,
         epsilon,
     };
     Ok(LoadedAttack {

@@ -59,11 +59,23 @@ fn find_in(name: &str, dirs: &[PathBuf]) -> Result<PathBuf> {
     }
     let looked: Vec<String> = dirs.iter().map(|dir| format!("'{}'", dir.display())).collect();
     bail!(
-        "no plugin '{name}': looked for {} and {} in {}: give a path, or set {PATH_VARIABLE}",
+        "no plugin '{name}': looked for {} and {} in {}: {}give a path, or set {PATH_VARIABLE}; `advae-host plugins` lists \
+         what is there",
         candidates[0],
         candidates[1],
-        looked.join(", ")
+        looked.join(", "),
+        nearest(stem, dirs).map_or_else(String::new, |near| format!("did you mean '{near}.so'? "))
     )
+}
+
+/// The plugin whose name is nearly `name`.
+fn nearest(name: &str, dirs: &[PathBuf]) -> Option<String> {
+    let files = dirs.iter().flat_map(|dir| libraries(dir));
+    let names = files.filter_map(|path| Some(stem(&path.file_name()?.to_string_lossy()).to_string()));
+    let near = names.map(|other| (strsim::osa_distance(&other, name), other));
+    near.filter(|(distance, _)| *distance <= 2)
+        .min()
+        .map(|(_, other)| other)
 }
 
 /// Every plugin file of all searched folders; of several with one name, the first.
@@ -115,6 +127,14 @@ mod tests {
         for name in ["advae", "advae.so", "libadvae.so"] {
             assert_eq!(find_in(name, &dirs).unwrap(), dir.path().join("libadvae.so"));
         }
+    }
+
+    #[test]
+    fn a_near_name_is_suggested() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("libadvae.so"), "").unwrap();
+        let error = find_in("adva.so", &[dir.path().to_path_buf()]).unwrap_err().to_string();
+        assert!(error.contains("did you mean 'advae.so'?"), "{error}");
     }
 
     #[test]
