@@ -68,7 +68,7 @@ impl Convolution {
         // SAFETY: the source has the kernel's layout, and there is a map for every image.
         unsafe {
             match &self.forward {
-                Kernel::Narrow(_) => self.forward.run_narrow(images, from, |_, _, _| {}),
+                kernel if kernel.is_narrow() => kernel.run_narrow(images, from, |_, _, _| {}),
                 kernel => kernel.run(
                     images,
                     from,
@@ -89,7 +89,7 @@ impl Convolution {
         // SAFETY: as above.
         unsafe {
             match &self.backward {
-                Kernel::Narrow(_) => self.backward.run_narrow(images, from, |_, _, _| {}),
+                kernel if kernel.is_narrow() => kernel.run_narrow(images, from, |_, _, _| {}),
                 kernel => kernel.run(images, from, Plain::<f32, false>(to)),
             }
         }

@@ -58,7 +58,7 @@ fn run<T: Real>(kernel: &Kernel<T>, n: usize, x: &[T], source: &Frame, output: [
                 import(source, image, map);
             }
             let maps = if plain { x } else { maps };
-            if let Kernel::Narrow(_) = kernel {
+            if kernel.is_narrow() {
                 // SAFETY: the maps have the layout that the kernel was made for.
                 return unsafe { kernel.run_narrow(count, maps.as_ptr(), planes_to(y, output, bias)) };
             }

@@ -4,6 +4,7 @@ use super::Real;
 use std::ops::Range;
 
 use super::direct::{Direct, Grid, Product, blocks};
+use super::dots::Dots;
 use super::frame::{Border, Frame, NARROW};
 use super::geometry::Geometry;
 use super::narrow::{Narrow, Planes};
@@ -18,7 +19,9 @@ pub(crate) enum Kernel<T> {
     Winograd(Winograd<T>, Grid, bool),
     /// Products at the places of several grids, which together make up the outputs.
     Direct(Direct<T>, Vec<Part>),
-    /// Few outputs, plane by plane.
+    /// Few outputs, plane by plane, from many channels.
+    Dots(Dots<T>),
+    /// Few outputs, plane by plane, from few channels or a single place.
     Narrow(Narrow<T>),
 }
 
@@ -35,10 +38,28 @@ impl<T: Real> Kernel<T> {
     /// The convolution itself. `source` is the layout of the inputs, with [`border`] at least; `weight` is
     /// `[c_out, c_in, kh, kw]`.
     pub fn forward(g: &Geometry, source: &Frame, weight: &[T]) -> Self {
+        let corner = source.corner(g.top, g.left);
+        if dots(g.c_out, source) {
+            let [_, row, column] = source.strides();
+            let taps: Vec<usize> = (0..g.taps())
+                .map(|tap| tap / g.kw * row + tap % g.kw * column)
+                .collect();
+            let mut dots = Dots::new(g.output());
+            dots.push(
+                grid(g, source, corner),
+                ((0, 0), 1),
+                &taps,
+                source.channels(),
+                |co, tap, ci| match ci < g.c_in {
+                    true => weight[g.weight(co, ci, tap / g.kw, tap % g.kw)],
+                    false => T::ZERO,
+                },
+            );
+            return Self::Dots(dots);
+        }
         if g.c_out <= NARROW && g.dense() {
             return Self::Narrow(Narrow::forward(g, source, weight));
         }
-        let corner = source.corner(g.top, g.left);
         if winograd(g, source) {
             let packed = Winograd::new(source.channels(), [g.c_out, g.c_in], |co, ci, r, s| {
                 weight[g.weight(co, ci, r, s)]
@@ -66,10 +87,10 @@ impl<T: Real> Kernel<T> {
 
     /// Its input gradient. `source` is the layout of the output's gradient, with [`gradient_border`] at least.
     pub fn input_gradient(g: &Geometry, source: &Frame, weight: &[T]) -> Self {
-        if g.c_in <= NARROW {
+        if g.c_in <= NARROW && !dots(g.c_in, source) {
             return Self::Narrow(Narrow::input_gradient(g, source, weight));
         }
-        if winograd(g, source) {
+        if winograd(g, source) && g.c_in > NARROW {
             let turned = g.turned();
             let packed = Winograd::new(source.channels(), [g.c_in, g.c_out], |ci, co, r, s| {
                 weight[g.weight(co, ci, 2 - r, 2 - s)]
@@ -77,44 +98,45 @@ impl<T: Real> Kernel<T> {
             let corner = source.corner(turned.top, turned.left);
             return Self::Winograd(packed, grid(&turned, source, corner), true);
         }
-        let rows = Spread::new(g.h, g.top, g.kh, g.stride).bands(g.h_out);
-        let columns = Spread::new(g.w, g.left, g.kw, g.stride).bands(g.w_out);
         let [channel, row, column] = source.strides();
-        // Tap after tap, each over all channels. Later taps reach earlier outputs.
+        // Later taps reach earlier outputs.
         let back = |taps: usize, tap: usize| (taps - 1) / g.stride - tap / g.stride;
-        let offset = |k: usize| {
-            let (tap, co) = (k / g.c_out, k % g.c_out);
-            back(g.kh, tap / g.kw) * row + back(g.kw, tap % g.kw) * column + co * channel
-        };
+        let tap_offset = |tap: usize| back(g.kh, tap / g.kw) * row + back(g.kw, tap % g.kw) * column;
+        if g.c_in <= NARROW {
+            let mut dots = Dots::new(g.input());
+            for reach in reaches(g, source) {
+                let taps: Vec<usize> = reach.taps.iter().map(|tap| tap_offset(*tap)).collect();
+                let placed = (reach.first, g.stride);
+                dots.push(reach.grid, placed, &taps, source.channels(), |ci, i, co| {
+                    let tap = reach.taps[i];
+                    match co < g.c_out {
+                        true => weight[g.weight(co, ci, tap / g.kw, tap % g.kw)],
+                        false => T::ZERO,
+                    }
+                });
+            }
+            return Self::Dots(dots);
+        }
+        // Tap after tap, each over all channels.
+        let offset = |k: usize| tap_offset(k / g.c_out) + k % g.c_out * channel;
         let direct = Direct::new((0..g.taps() * g.c_out).map(offset).collect(), g.c_in, |k, ci| {
             let (tap, co) = (k / g.c_out, k % g.c_out);
             weight[g.weight(co, ci, tap / g.kw, tap % g.kw)]
         });
-        let part = |(r, s): (&Band, &Band)| {
-            let taps = r.taps.iter().flat_map(|r| s.taps.iter().map(move |s| r * g.kw + s));
-            // The place that the first tap of all would reach, be it on the map or before it.
-            let base = source
-                .at(0, 0)
-                .wrapping_add(r.reach.wrapping_sub((g.kh - 1) / g.stride).wrapping_mul(row))
-                .wrapping_add(s.reach.wrapping_sub((g.kw - 1) / g.stride).wrapping_mul(column));
-            Part {
-                grid: Grid {
-                    h: r.count,
-                    w: s.count,
-                    row,
-                    column,
-                    base,
-                    image: source.len(),
-                },
-                blocks: taps
-                    .flat_map(|tap| blocks(tap * g.c_out..(tap + 1) * g.c_out))
-                    .collect(),
-                first: (r.first, s.first),
-                stride: g.stride,
-            }
+        let part = |reach: Reach| Part {
+            grid: reach.grid,
+            blocks: (reach.taps.iter())
+                .flat_map(|tap| blocks(tap * g.c_out..(tap + 1) * g.c_out))
+                .collect(),
+            first: reach.first,
+            stride: g.stride,
         };
-        let parts = rows.iter().flat_map(|r| columns.iter().map(move |s| (r, s)));
-        Self::Direct(direct, parts.map(part).collect())
+        Self::Direct(direct, reaches(g, source).into_iter().map(part).collect())
+    }
+
+    /// Whether outputs are few, for [`Kernel::run_narrow`].
+    pub fn is_narrow(&self) -> bool {
+        matches!(self, Self::Dots(_) | Self::Narrow(_))
     }
 
     /// Whether outputs come as 2 x 2 blocks, as a [`Sink`] may ask.
@@ -122,7 +144,7 @@ impl<T: Real> Kernel<T> {
         match self {
             Self::Winograd(..) => true,
             Self::Direct(_, parts) => parts.len() == 1 && parts[0].is_whole(),
-            Self::Narrow(_) => false,
+            Self::Dots(_) | Self::Narrow(_) => false,
         }
     }
 
@@ -130,7 +152,7 @@ impl<T: Real> Kernel<T> {
     ///
     /// # Safety
     /// `source` holds `images` maps of the layout the kernel was made for, and `sink` takes every output. The kernel is
-    /// not [`Kernel::Narrow`].
+    /// not [narrow](Kernel::is_narrow).
     pub unsafe fn run<S: Sink<T> + Copy>(&self, images: usize, source: *const T, sink: S) {
         match self {
             Self::Winograd(winograd, grid, keep_zeros) => {
@@ -176,16 +198,18 @@ impl<T: Real> Kernel<T> {
                     }
                 }
             }
-            Self::Narrow(_) => unreachable!("narrow outputs are planes"),
+            Self::Dots(_) | Self::Narrow(_) => unreachable!("narrow outputs are planes"),
         }
     }
 
-    /// Computes the outputs of a narrow kernel; see [`Narrow::run`].
+    /// Calls `f(image, planes, values)` with the outputs of each map of a batch, without a bias.
     ///
     /// # Safety
-    /// As for [`Kernel::run`]; the kernel is [`Kernel::Narrow`].
+    /// As for [`Kernel::run`]; the kernel is [narrow](Kernel::is_narrow).
     pub unsafe fn run_narrow(&self, images: usize, source: *const T, f: impl FnMut(usize, &Planes, &[T])) {
         match self {
+            // SAFETY: the caller's.
+            Self::Dots(dots) => unsafe { dots.run(images, source, f) },
             // SAFETY: the caller's.
             Self::Narrow(narrow) => unsafe { narrow.run(images, source, f) },
             _ => unreachable!("wide outputs go to a sink"),
@@ -196,6 +220,11 @@ impl<T: Real> Kernel<T> {
 /// Whether inputs of this layout and outputs of these channels are worth a transform.
 fn winograd(g: &Geometry, source: &Frame) -> bool {
     g.three_by_three() && !source.narrow
+}
+
+/// Whether outputs of these channels are sums over vectors of channels.
+fn dots(outputs: usize, source: &Frame) -> bool {
+    outputs <= NARROW && !source.narrow && source.h * source.w > 1
 }
 
 /// The places of the outputs of `g`, whose patches begin at `base` for the first.
@@ -209,6 +238,43 @@ fn grid(g: &Geometry, source: &Frame, base: usize) -> Grid {
         base,
         image: source.len(),
     }
+}
+
+/// Inputs that the same taps reach: `(y * stride + first.0, x * stride + first.1)` for `(y, x)` of a grid of outputs.
+struct Reach {
+    grid: Grid,
+    taps: Vec<usize>,
+    first: (usize, usize),
+}
+
+/// All inputs of `g` by the taps that reach them; `source` is the layout of the output's gradient.
+fn reaches(g: &Geometry, source: &Frame) -> Vec<Reach> {
+    let rows = Spread::new(g.h, g.top, g.kh, g.stride).bands(g.h_out);
+    let columns = Spread::new(g.w, g.left, g.kw, g.stride).bands(g.w_out);
+    let [_, row, column] = source.strides();
+    let reach = |(r, s): (&Band, &Band)| {
+        // The place that the first tap of all would reach, be it on the map or before it.
+        let base = source
+            .at(0, 0)
+            .wrapping_add(r.reach.wrapping_sub((g.kh - 1) / g.stride).wrapping_mul(row))
+            .wrapping_add(s.reach.wrapping_sub((g.kw - 1) / g.stride).wrapping_mul(column));
+        Reach {
+            grid: Grid {
+                h: r.count,
+                w: s.count,
+                row,
+                column,
+                base,
+                image: source.len(),
+            },
+            taps: (r.taps.iter().flat_map(|r| s.taps.iter().map(move |s| r * g.kw + s))).collect(),
+            first: (r.first, s.first),
+        }
+    };
+    rows.iter()
+        .flat_map(|r| columns.iter().map(move |s| (r, s)))
+        .map(reach)
+        .collect()
 }
 
 /// `(ci, r, s)` of every term, in the order of memory.

@@ -97,6 +97,7 @@ impl<T: Real, S: Sink<T>> Task<T> for Product<'_, T, S> {
         let mut chunk = Chunk::default();
         let mut places = Places::new(&self.grid, self.images, S::BLOCKS);
         let mut sums = [T::ZERO; CHUNK * PANEL];
+        let rows = if S::BLOCKS { 4 } else { 6 };
         let mut spots = [Spot::default(); CHUNK];
         loop {
             places.fill(&mut chunk);
@@ -107,10 +108,20 @@ impl<T: Real, S: Sink<T>> Task<T> for Product<'_, T, S> {
                 *spot = self.sink.spot(*place);
             }
             for panel in 0..self.direct.panels {
-                // SAFETY: the caller's; `sums` has room for a chunk.
-                unsafe {
-                    self.sums::<V>(panel, &chunk, &mut sums);
-                    self.drain::<V>(panel, &spots[..chunk.len], &sums);
+                for number in 0..self.blocks.len().max(1) {
+                    let mut i = 0;
+                    while i < chunk.len {
+                        let rows = rows.min(chunk.len - i);
+                        // SAFETY: the caller's; there are as many starts, spots and sums as rows.
+                        i += unsafe {
+                            match rows {
+                                6 => self.tile::<V, 6>([panel, number, i], &chunk, &spots, &mut sums),
+                                4.. => self.tile::<V, 4>([panel, number, i], &chunk, &spots, &mut sums),
+                                2.. => self.tile::<V, 2>([panel, number, i], &chunk, &spots, &mut sums),
+                                _ => self.tile::<V, 1>([panel, number, i], &chunk, &spots, &mut sums),
+                            }
+                        };
+                    }
                 }
             }
         }
@@ -118,57 +129,48 @@ impl<T: Real, S: Sink<T>> Task<T> for Product<'_, T, S> {
 }
 
 impl<T: Real, S: Sink<T>> Product<'_, T, S> {
-    /// `sums[i][j] = sum_k source[starts[i] + offsets[k]] weight[k][j]` for the columns of one panel.
+    /// `sum_k source[starts[i] + offsets[k]] weight[k][j]` for the terms of block `number`, `M` places from `i` on and the
+    /// columns of one panel: kept in `sums`, or after the last block given to the sink. Returns `M`.
     #[inline(always)]
-    unsafe fn sums<V: Vector<T = T>>(&self, panel: usize, chunk: &Chunk, sums: &mut [T; CHUNK * PANEL]) {
-        let terms = self.direct.offsets.len();
-        let packed = &self.direct.packed[panel * terms * PANEL..][..terms * PANEL];
-        if self.blocks.is_empty() {
-            sums[..chunk.len * PANEL].fill(T::ZERO);
-        }
-        for (number, terms) in self.blocks.iter().enumerate() {
-            let block = Terms {
-                offsets: self.direct.offsets[terms.clone()].as_ptr(),
-                weights: packed[terms.start * PANEL..].as_ptr(),
-                count: terms.len(),
-                resume: number > 0,
-            };
-            let mut i = 0;
-            while i < chunk.len {
-                let to = sums[i * PANEL..].as_mut_ptr();
-                let starts = &chunk.starts[i..chunk.len];
-                // SAFETY: the caller's; there are as many starts and sums as rows.
-                i += unsafe {
-                    match starts.len() {
-                        6.. => tile::<V, 6>(self.source, starts, &block, to),
-                        4.. => tile::<V, 4>(self.source, starts, &block, to),
-                        2.. => tile::<V, 2>(self.source, starts, &block, to),
-                        _ => tile::<V, 1>(self.source, starts, &block, to),
-                    }
-                };
+    unsafe fn tile<V: Vector<T = T>, const M: usize>(
+        &self,
+        [panel, number, i]: [usize; 3],
+        chunk: &Chunk,
+        spots: &[Spot; CHUNK],
+        sums: &mut [T; CHUNK * PANEL],
+    ) -> usize {
+        let terms = self.blocks.get(number).cloned().unwrap_or_default();
+        let from = panel * self.direct.offsets.len() + terms.start;
+        let block = Terms {
+            offsets: self.direct.offsets[terms.clone()].as_ptr(),
+            weights: self.direct.packed[from * PANEL..].as_ptr(),
+            count: terms.len(),
+            resume: number > 0,
+        };
+        let kept = sums[i * PANEL..].as_mut_ptr();
+        let spots = &spots[i..i + M];
+        // SAFETY: the caller's.
+        unsafe {
+            let tile = tile::<V, M>(self.source, &chunk.starts[i..], &block, kept);
+            if number + 1 < self.blocks.len() {
+                for (r, [a, b]) in tile.into_iter().enumerate() {
+                    a.store(kept.add(r * PANEL));
+                    b.store(kept.add(r * PANEL + LANES));
+                }
+                return M;
             }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn drain<V: Vector<T = T>>(&self, panel: usize, spots: &[Spot], sums: &[T; CHUNK * PANEL]) {
-        let sums = sums.as_ptr();
-        for j in [0, LANES] {
-            let c = panel * PANEL + j;
-            // SAFETY: the caller's; there is a row of sums for every spot.
-            unsafe {
-                let at = |i: usize| V::load(sums.add(i * PANEL + j));
-                if S::BLOCKS {
-                    for (i, spot) in spots.iter().enumerate().step_by(4) {
-                        self.sink.block(*spot, c, [at(i), at(i + 1), at(i + 2), at(i + 3)]);
+            for half in 0..2 {
+                let c = panel * PANEL + half * LANES;
+                if !S::BLOCKS {
+                    for (spot, sum) in spots.iter().zip(tile) {
+                        self.sink.place(*spot, c, sum[half]);
                     }
-                } else {
-                    for (i, spot) in spots.iter().enumerate() {
-                        self.sink.place(*spot, c, at(i));
-                    }
+                } else if let [a, b, c_, d] = *tile.as_slice() {
+                    self.sink.block(spots[0], c, [a[half], b[half], c_[half], d[half]]);
                 }
             }
         }
+        M
     }
 }
 
@@ -182,21 +184,21 @@ struct Terms<T> {
     resume: bool,
 }
 
-/// The sums of `M` places over a block of terms, `PANEL` columns; returns `M`.
+/// The sums of `M` places over a block of terms, `PANEL` columns, on top of those in `kept` if it resumes.
 #[inline(always)]
 unsafe fn tile<V: Vector, const M: usize>(
     source: *const V::T,
     starts: &[usize],
     terms: &Terms<V::T>,
-    to: *mut V::T,
-) -> usize {
-    // SAFETY: the caller's: every term of every place lies in the source; `to` has `M` rows.
+    kept: *const V::T,
+) -> [[V; 2]; M] {
+    // SAFETY: the caller's: every term of every place lies in the source; `kept` has `M` rows.
     unsafe {
         let rows: [*const V::T; M] = std::array::from_fn(|r| source.wrapping_add(*starts.get_unchecked(r)));
         let mut sums = [[V::splat(V::T::ZERO); 2]; M];
         if terms.resume {
             for (r, sum) in sums.iter_mut().enumerate() {
-                *sum = [V::load(to.add(r * PANEL)), V::load(to.add(r * PANEL + LANES))];
+                *sum = [V::load(kept.add(r * PANEL)), V::load(kept.add(r * PANEL + LANES))];
             }
         }
         for k in 0..terms.count {
@@ -208,12 +210,8 @@ unsafe fn tile<V: Vector, const M: usize>(
                 *sum = [a.mul_add(w[0], sum[0]), a.mul_add(w[1], sum[1])];
             }
         }
-        for (r, sum) in sums.iter().enumerate() {
-            sum[0].store(to.add(r * PANEL));
-            sum[1].store(to.add(r * PANEL + LANES));
-        }
+        sums
     }
-    M
 }
 
 /// Places of one chunk, and where their patches begin.

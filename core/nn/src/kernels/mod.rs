@@ -5,6 +5,7 @@ pub(crate) mod batch;
 pub(crate) mod conv;
 pub(crate) mod conv_weights;
 pub(crate) mod direct;
+pub(crate) mod dots;
 pub(crate) mod elementwise;
 pub(crate) mod frame;
 pub(crate) mod geometry;

@@ -1,7 +1,7 @@
-//! Convolutions to few channels, such as the input gradient of a first layer: sixteen channels at a time would be
-//! mostly padding. Instead the taps are the columns of one product over the source's places, and each place's
-//! products are then added where its taps fall. Bound by compute, at the share of columns that taps fill (9 of 16 for
-//! 3 x 3 and one channel, 25 of 32 for 5 x 5); the additions take another fifth.
+//! Convolutions to few channels from maps of few, or from a single place, such as the input gradient of a first fully
+//! connected layer: the taps are the columns of one product over the source's places, and each place's products are then
+//! added where its taps fall. Bound by compute where taps fill whole panels of sixteen columns; the additions take a
+//! fifth. From larger maps with channels last [`dots`](super::dots) are faster.
 
 use std::ops::Range;
 
@@ -38,13 +38,41 @@ pub(crate) struct Planes {
 }
 
 impl Planes {
-    fn len(&self) -> usize {
-        self.count * self.rows * self.columns
+    /// Planes of `[count, h, w]` without room to spare.
+    pub fn tight([count, rows, columns]: [usize; 3]) -> Self {
+        Self {
+            count,
+            w: columns,
+            top: 0,
+            left: 0,
+            rows,
+            columns,
+        }
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Elements of one.
+    pub fn plane(&self) -> usize {
+        self.rows * self.columns
+    }
+
+    /// Where place `(y, x)` lies in a plane.
+    pub fn at(&self, y: usize, x: usize) -> usize {
+        (self.top + y) * self.columns + self.left + x
+    }
+
+    /// Elements of all.
+    pub fn len(&self) -> usize {
+        self.count * self.plane()
     }
 
     /// Row `y` of plane `c`.
     pub fn row<'a, T>(&self, values: &'a [T], c: usize, y: usize) -> &'a [T] {
-        &values[(c * self.rows + self.top + y) * self.columns + self.left..][..self.w]
+        &values[c * self.plane() + self.at(y, 0)..][..self.w]
     }
 }
 

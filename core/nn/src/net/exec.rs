@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use super::plan::{Conv, Plan, Post, Route, Step};
 use super::single::Single;
-use crate::kernels::conv::Kernel;
 use crate::kernels::frame::{Border, Frame};
 use crate::kernels::layout::{export, import};
 use crate::kernels::sink::{
@@ -293,7 +292,7 @@ fn forward_conv<T: Real>(
     let [source, target] = pair(&mut work.values, conv.source, conv.target);
     let (n, frame) = (images.len(), target.frame);
     let from = source.maps(images).as_ptr();
-    if let Kernel::Narrow(_) = conv.forward {
+    if conv.forward.is_narrow() {
         let maps = target.maps_mut(images);
         // SAFETY: the source has the layout and border that the kernel was made for.
         return unsafe {
@@ -535,7 +534,7 @@ impl<T: Real, S: Sink<T>> Task<T> for Pull<'_, T, S> {
 /// Takes the gradient of a convolution's result to the value it read.
 fn to_value<T: Real>(conv: &Conv<T>, own: &Buffer<T>, slope: &mut Buffer<T>, add: bool, images: &Range<usize>) {
     let (from, frame) = (own.maps(images).as_ptr(), slope.frame);
-    if let Kernel::Narrow(_) = conv.backward {
+    if conv.backward.is_narrow() {
         let maps = slope.maps_mut(images);
         // SAFETY: the gradient has the layout that the kernel was made for.
         return unsafe {

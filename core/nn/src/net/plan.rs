@@ -157,7 +157,7 @@ impl<T: Real> Plan<T> {
         match &self.steps[maker] {
             Step::Conv(conv) if conv.gradient.narrow => false,
             Step::Conv(conv) if conv.post == Post::Upsample => kernel.blocks(),
-            Step::Conv(_) => !matches!(kernel, Kernel::Narrow(_)),
+            Step::Conv(_) => !kernel.is_narrow(),
             Step::Single(_) => false,
         }
     }
@@ -363,7 +363,7 @@ impl Draft<'_> {
                 norm,
                 post,
             } => {
-                if geometry.c_out <= NARROW && !geometry.dense() {
+                if geometry.c_out <= NARROW && geometry.c_in <= NARROW && !geometry.dense() {
                     bail!("few channels at a stride are computed layer by layer");
                 }
                 let (mut weight, mut bias) = (numbers::<T>(weight)?, numbers::<T>(bias)?);
