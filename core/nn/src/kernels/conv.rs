@@ -10,13 +10,13 @@ use super::geometry::Geometry;
 use super::narrow::{Narrow, Planes};
 use super::sink::{Place, Sink, Spot};
 use super::vector::Vector;
-use super::winograd::{Convolve, Winograd};
+use super::winograd::{Convolve, Exact, Winograd};
 
 /// A convolution, or the input gradient of one, with its weights.
 #[derive(Clone, Debug)]
 pub(crate) enum Kernel<T> {
-    /// 3 x 3, stride 1; whether zeros must stay zeros.
-    Winograd(Winograd<T>, Grid, bool),
+    /// 3 x 3, stride 1.
+    Winograd(Winograd<T>, Grid, Exact),
     /// Products at the places of several grids, which together make up the outputs.
     Direct(Direct<T>, Vec<Part>),
     /// Few outputs, plane by plane, from many channels.
@@ -64,7 +64,7 @@ impl<T: Real> Kernel<T> {
             let packed = Winograd::new(source.channels(), [g.c_out, g.c_in], |co, ci, r, s| {
                 weight[g.weight(co, ci, r, s)]
             });
-            return Self::Winograd(packed, grid(g, source, corner), false);
+            return Self::Winograd(packed, grid(g, source, corner), Exact::Ties);
         }
         let [channel, row, column] = source.strides();
         let terms = terms(g, source.narrow);
@@ -96,7 +96,7 @@ impl<T: Real> Kernel<T> {
                 weight[g.weight(co, ci, 2 - r, 2 - s)]
             });
             let corner = source.corner(turned.top, turned.left);
-            return Self::Winograd(packed, grid(&turned, source, corner), true);
+            return Self::Winograd(packed, grid(&turned, source, corner), Exact::Zeros);
         }
         let [channel, row, column] = source.strides();
         // Later taps reach earlier outputs.
@@ -155,8 +155,8 @@ impl<T: Real> Kernel<T> {
     /// not [narrow](Kernel::is_narrow).
     pub unsafe fn run<S: Sink<T> + Copy>(&self, images: usize, source: *const T, sink: S) {
         match self {
-            Self::Winograd(winograd, grid, keep_zeros) => {
-                let (grid, keep_zeros) = (*grid, *keep_zeros);
+            Self::Winograd(winograd, grid, exact) => {
+                let (grid, exact) = (*grid, *exact);
                 // SAFETY: the caller's.
                 unsafe {
                     T::dispatch(Convolve {
@@ -164,7 +164,7 @@ impl<T: Real> Kernel<T> {
                         grid,
                         images,
                         source,
-                        keep_zeros,
+                        exact,
                         sink,
                     });
                 }

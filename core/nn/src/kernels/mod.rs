@@ -29,8 +29,6 @@ pub(crate) trait Real: WithDType + scratch::Pooled + Default {
     const ZERO: Self;
     /// 1.
     const ONE: Self;
-    /// Apart, relative to their size, what counts as equal in pooling.
-    const TIE: Self;
     /// `e^self`.
     fn exp(self) -> Self;
     /// `e^self - 1`.
@@ -41,14 +39,6 @@ pub(crate) trait Real: WithDType + scratch::Pooled + Default {
     fn keep_if(self, keep: bool) -> Self;
     /// Whether it is NaN.
     fn is_not_a_number(self) -> bool;
-    /// Whether it is as large as the largest of its block, `max`, or less by no more than rounding. Two places of a
-    /// flat region are equal and the first of equals has the gradient; but where a transform made them, they differ by
-    /// its rounding.
-    #[inline(always)]
-    fn as_large(self, max: Self) -> bool {
-        let magnitude = if max < Self::ZERO { Self::ZERO - max } else { max };
-        self >= max - magnitude * Self::TIE
-    }
     /// The larger of two, or NaN if one is NaN, without a branch.
     fn larger(self, other: Self) -> Self;
     /// Runs a kernel with the best vectors there are.
@@ -61,7 +51,6 @@ pub(crate) trait Real: WithDType + scratch::Pooled + Default {
 impl Real for f32 {
     const ZERO: f32 = 0.0;
     const ONE: f32 = 1.0;
-    const TIE: f32 = 16.0 * f32::EPSILON;
     fn exp(self) -> f32 {
         self.exp()
     }
@@ -94,7 +83,6 @@ impl Real for f32 {
 impl Real for f64 {
     const ZERO: f64 = 0.0;
     const ONE: f64 = 1.0;
-    const TIE: f64 = 16.0 * f64::EPSILON;
     fn exp(self) -> f64 {
         self.exp()
     }

@@ -85,7 +85,7 @@ fn windows(len: usize) -> impl Iterator<Item = usize> {
     last.into_iter().flat_map(|last| (0..last).step_by(LANES).chain([last]))
 }
 
-/// Gives each block's gradient to its largest element `y`, the first that is [as large](Real::as_large) (row by row).
+/// Gives each block's gradient to its largest element `y`, the first of equals (row by row).
 pub(crate) fn max_pool_gradient<T: Real>(b: &Blocks, x: &[T], y: &[T], dy: &[T]) -> Vec<T> {
     let (h_out, w_out) = b.counts();
     let mut dx = vec![T::ZERO; x.len()];
@@ -106,7 +106,7 @@ fn give_to_blocks<T: Real>(b: &Blocks, x: &[T], y: &[T], dy: &[T], dx: &mut [T])
     for (block, (y, g)) in y.iter().zip(dy).enumerate() {
         let corner = (block / w_out * b.w + block % w_out) * b.k;
         let mut places = (0..b.k).flat_map(|r| (0..b.k).map(move |s| corner + r * b.w + s));
-        if let Some(first) = places.find(|i| x[*i].as_large(*y)) {
+        if let Some(first) = places.find(|i| x[*i] == *y) {
             dx[first] = *g;
         }
     }
@@ -138,15 +138,15 @@ fn give_to_pairs_by<T: Real, const FMA: bool>(w: usize, x: &[T], y: &[T], dy: &[
         }
         let rows = bottom.iter().zip(top).zip(dbottom.as_chunks_mut::<2>().0);
         for (((x, above), dx), (y, g)) in rows.zip(outputs()) {
-            *dx = give_to_pair(x, above[0].as_large(*y) | above[1].as_large(*y), *y, *g);
+            *dx = give_to_pair(x, (above[0] == *y) | (above[1] == *y), *y, *g);
         }
     }
 }
 
-/// Gives `g` to the first of a pair that is as large as `y`, unless it is given already.
+/// Gives `g` to the first of a pair that is `y`, unless it is given already.
 #[inline(always)]
 fn give_to_pair<T: Real>([left, right]: &[T; 2], given: bool, y: T, g: T) -> [T; 2] {
-    let (left, right) = (left.as_large(y), right.as_large(y));
+    let (left, right) = (*left == y, *right == y);
     [g.keep_if(left & !given), g.keep_if(right & !(left | given))]
 }
 

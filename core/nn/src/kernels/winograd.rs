@@ -119,15 +119,23 @@ fn untransform_weight(u: &[[f64; 6]; 6]) -> [[f64; 3]; 3] {
     half.map(|row| std::array::from_fn(|s| (0..6).map(|j| row[j] * G[j][s]).sum()))
 }
 
+/// What the transforms' rounding must not touch. Some 3 % of the time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exact {
+    /// Outputs whose inputs are all 0 are 0, for gradients: a step along the sign would make a whole step of noise.
+    Zeros,
+    /// Neighbours in a 2 x 2 block of outputs with equal inputs, as on a flat background, are equal, for what is pooled:
+    /// the first of equals has the gradient, and noise would choose another.
+    Ties,
+}
+
 /// One convolution over a batch.
 pub(crate) struct Convolve<'a, T, S> {
     pub winograd: &'a Winograd<T>,
     pub grid: Grid,
     pub images: usize,
     pub source: *const T,
-    /// Whether outputs whose inputs are all 0 must be 0, not rounding. A step along a gradient's sign would make a whole
-    /// step of it. Some 3 % of the time.
-    pub keep_zeros: bool,
+    pub exact: Exact,
     pub sink: S,
 }
 
@@ -145,15 +153,16 @@ impl<T: Real, S: Sink<T>> Task<T> for Convolve<'_, T, S> {
         let outputs = inputs.wrapping_add(POINTS * step_in);
         for from in (0..total).step_by(TILES) {
             let count = TILES.min(total - from);
-            let mut zeros = [0; TILES];
+            let mut fixes = [0; TILES];
             // SAFETY: the caller's; the scratch holds `TILES` tiles of every point.
             unsafe {
-                for (t, zeros) in zeros.iter_mut().enumerate().take(count) {
+                for (t, fix) in fixes.iter_mut().enumerate().take(count) {
                     let patch = self.source.add(tiles.start(tiles.place(from + t)));
                     transform_input::<V>(patch, tiles.steps(), c_in, inputs.add(t * c_in), step_in);
-                    if self.keep_zeros {
-                        *zeros = zero_outputs::<V>(patch, tiles.steps(), c_in);
-                    }
+                    *fix = match self.exact {
+                        Exact::Zeros => zero_outputs::<V>(patch, tiles.steps(), c_in),
+                        Exact::Ties => ties::<V>(patch, tiles.steps(), c_in),
+                    };
                 }
                 let plane = self.winograd.panels * c_in * PANEL;
                 for point in 0..POINTS {
@@ -165,8 +174,8 @@ impl<T: Real, S: Sink<T>> Task<T> for Convolve<'_, T, S> {
                         outputs.add(point * step_out),
                     );
                 }
-                for (t, zeros) in zeros.iter().enumerate().take(count) {
-                    self.give::<V>(tiles.place(from + t), *zeros, outputs.add(t * c_out), step_out);
+                for (t, fix) in fixes.iter().enumerate().take(count) {
+                    self.give::<V>(tiles.place(from + t), *fix, outputs.add(t * c_out), step_out);
                 }
             }
         }
@@ -174,9 +183,10 @@ impl<T: Real, S: Sink<T>> Task<T> for Convolve<'_, T, S> {
 }
 
 impl<T: Real, S: Sink<T>> Convolve<'_, T, S> {
-    /// Hands on the places of a tile that lie on the map, all channels of them; 0 for those in `zeros`.
+    /// Hands on the places of a tile that lie on the map, all channels of them, made exact where a bit of
+    /// `fix` is set.
     #[inline(always)]
-    unsafe fn give<V: Vector<T = T>>(&self, tile: Place, zeros: u16, outputs: *const T, step: usize) {
+    unsafe fn give<V: Vector<T = T>>(&self, tile: Place, fix: u32, outputs: *const T, step: usize) {
         let size = 1 + usize::from(S::BLOCKS);
         let count = 4 / size;
         let (y, x) = (tile.y * count, tile.x * count);
@@ -196,10 +206,8 @@ impl<T: Real, S: Sink<T>> Convolve<'_, T, S> {
             // SAFETY: the caller's; the spots are those of places on the map.
             unsafe {
                 let mut v = transform_output::<V>(outputs.add(c), step);
-                if zeros != 0 {
-                    for (i, v) in v.as_flattened_mut().iter_mut().enumerate() {
-                        *v = v.keep(((zeros >> i & 1) as u8).wrapping_sub(1));
-                    }
+                if fix != 0 {
+                    self.exact.apply(fix, &mut v);
                 }
                 for i in 0..count {
                     for j in 0..count {
@@ -220,21 +228,94 @@ impl<T: Real, S: Sink<T>> Convolve<'_, T, S> {
     }
 }
 
+/// The 3 x 3 inputs of the first output, a bit a place of a 6 x 6 patch.
+const WINDOW: u64 = 0b111 | 0b111 << 6 | 0b111 << 12;
+
 /// A bit for each of the 4 x 4 outputs whose inputs in a 6 x 6 patch are 0, all channels of them.
 #[inline(always)]
-unsafe fn zero_outputs<V: Vector>(patch: *const V::T, [row, column]: [usize; 2], c_in: usize) -> u16 {
+unsafe fn zero_outputs<V: Vector>(patch: *const V::T, [row, column]: [usize; 2], c_in: usize) -> u32 {
     let mut filled = 0u64;
     for y in 0..6 {
         for x in 0..6 {
             // SAFETY: the caller's: the patch lies in the source.
-            let is_zero = |c| unsafe { V::load(patch.add(y * row + x * column + c)).is_zero() };
+            let is_zero = |c| unsafe { V::load(patch.add(y * row + x * column + c)).equals(V::splat(V::T::ZERO)) };
             let zero = (0..c_in).step_by(LANES).all(is_zero);
             filled |= u64::from(!zero) << (6 * y + x);
         }
     }
-    const WINDOW: u64 = 0b111 | 0b111 << 6 | 0b111 << 12;
     let zero = |i: &usize| filled & (WINDOW << (6 * (i / 4) + i % 4)) == 0;
     (0..16).filter(zero).fold(0, |bits, i| bits | 1 << i)
+}
+
+/// Two bits for each output of each 2 x 2 block: the first output of the block whose inputs, in all channels, are equal to
+/// its own, as far as neighbours are; by exclusive or with itself, so that 0 is none.
+#[inline(always)]
+unsafe fn ties<V: Vector>(patch: *const V::T, [row, column]: [usize; 2], c_in: usize) -> u32 {
+    // Whether input (y, x) is its right neighbour's, or its lower one's.
+    let same = |y: usize, x: usize, step: usize| {
+        let first = y * row + x * column;
+        // SAFETY: the caller's: the patch lies in the source.
+        let same = |c| unsafe { V::load(patch.add(first + c)).equals(V::load(patch.add(first + step + c))) };
+        (0..c_in).step_by(LANES).all(same)
+    };
+    // Each pair's nine comparisons include one of these.
+    let across = same(2, 2, column) || same(3, 2, column);
+    let down = same(2, 2, row) || same(2, 3, row);
+    if !across && !down {
+        return 0;
+    }
+    let (mut equal_across, mut equal_down) = (0u64, 0u64);
+    for i in 0..36 {
+        let (y, x) = (i / 6, i % 6);
+        equal_across |= u64::from(across && x < 5 && same(y, x, column)) << i;
+        equal_down |= u64::from(down && y < 5 && same(y, x, row)) << i;
+    }
+    let whole = |equal: u64, y: usize, x: usize| !equal & (WINDOW << (6 * y + x)) == 0;
+    let mut bits = 0;
+    for block in 0..4 {
+        let (y, x) = (block / 2 * 2, block % 2 * 2);
+        let mut first = [0, 1, 2, 3];
+        for (a, b, tie) in [
+            (0, 1, whole(equal_across, y, x)),
+            (2, 3, whole(equal_across, y + 1, x)),
+            (0, 2, whole(equal_down, y, x)),
+            (1, 3, whole(equal_down, y, x + 1)),
+        ] {
+            if tie {
+                let (low, high) = (first[a].min(first[b]), first[a].max(first[b]));
+                first = first.map(|f| if f == high { low } else { f });
+            }
+        }
+        for (i, first) in first.into_iter().enumerate() {
+            bits |= (first ^ i as u32) << (8 * block + 2 * i);
+        }
+    }
+    bits
+}
+
+impl Exact {
+    /// Makes the outputs of a tile exact where a bit of `fix` is set.
+    #[inline(always)]
+    fn apply<V: Vector>(self, fix: u32, v: &mut [[V; 4]; 4]) {
+        match self {
+            Self::Zeros => {
+                for (i, v) in v.as_flattened_mut().iter_mut().enumerate() {
+                    // SAFETY: arithmetic only.
+                    *v = unsafe { v.keep(((fix >> i & 1) as u8).wrapping_sub(1)) };
+                }
+            }
+            Self::Ties => {
+                let at = |block: usize, i: usize| (block / 2 * 2 + i / 2, block % 2 * 2 + i % 2);
+                for (block, i) in (0..4).flat_map(|block| (1..4).map(move |i| (block, i))) {
+                    let off = (fix >> (8 * block + 2 * i) & 3) as usize;
+                    if off != 0 {
+                        let ((y, x), (y_first, x_first)) = (at(block, i), at(block, i ^ off));
+                        v[y][x] = v[y_first][x_first];
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// `B^T d B` of one 6 x 6 patch, eight channels at a time.
