@@ -25,11 +25,14 @@ impl Layout {
     /// or one worker with large ones, where a plugin threads by itself.
     pub fn of<'a>(models: impl Iterator<Item = &'a Model>, threads: usize, batch: Option<usize>) -> Self {
         let infos: Vec<&ModelInfo> = models.map(Model::info).collect();
+        let internal = |info: &&&ModelInfo| info.threading == Threading::Internal;
         let wanted = infos.iter().filter_map(|info| info.batch).max();
-        match infos.iter().any(|info| info.threading == Threading::Internal) {
+        match infos.iter().any(|info| internal(&info)) {
             true => Self {
                 workers: 1,
-                batch: batch.unwrap_or(128),
+                batch: batch
+                    .or(infos.iter().filter(internal).filter_map(|info| info.batch).max())
+                    .unwrap_or(128),
                 call_threads: threads,
             },
             false => Self {

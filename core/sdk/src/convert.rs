@@ -9,9 +9,9 @@ use candle_core::op::BackpropOp;
 use candle_core::{CpuStorage, DType, Device, Error, Result, Shape, Storage, Tensor};
 use std::os::raw::c_void;
 
-/// Hands a candle tensor over. On the CPU nothing is copied: the tensor itself keeps the memory alive.
+/// Hands a candle tensor over, on the CPU. From there nothing is copied: the tensor itself keeps the memory alive.
 pub(crate) fn export(tensor: &Tensor) -> Result<AbiTensor> {
-    let tensor = tensor.detach().contiguous()?;
+    let tensor = tensor.detach().contiguous()?.to_device(&Device::Cpu)?;
     let dims = tensor.dims().to_vec();
     let (data, dtype) = {
         let (storage, layout) = tensor.storage_and_layout();
@@ -52,6 +52,15 @@ pub(crate) fn import(tensor: AbiTensorRef<'_>, variable: bool) -> std::result::R
     ))
 }
 
+/// The same on a model's device.
+pub(crate) fn import_to(device: &Device, tensor: AbiTensorRef<'_>, leaf: bool) -> Result<Tensor> {
+    if device.is_cpu() {
+        return import(tensor, leaf).map_err(to_candle);
+    }
+    let moved = import(tensor, false).map_err(to_candle)?.to_device(device)?;
+    if leaf { variable(&moved) } else { Ok(moved) }
+}
+
 /// A leaf of the graph with the values of `tensor`.
 pub(crate) fn variable(tensor: &Tensor) -> Result<Tensor> {
     Ok(candle_core::Var::from_tensor(tensor)?.as_tensor().clone())
@@ -73,19 +82,21 @@ pub(crate) fn pass(ctx: &CallCtx, ids: &[u64]) -> Pass {
     }
 }
 
-/// The device a request names. This build runs on the CPU.
+/// The device a request names.
 pub(crate) fn device(name: &str) -> std::result::Result<Device, AbiError> {
-    match name {
-        "cpu" => Ok(Device::Cpu),
-        cuda if cuda.strip_prefix("cuda:").is_some_and(|n| n.parse::<usize>().is_ok()) => Err(AbiError::new(
-            ErrorCode::Device,
-            format!("device '{cuda}' asked of a build for the cpu: use --device cpu, or a plugin built with CUDA"),
-        )),
-        other => Err(AbiError::new(
-            ErrorCode::Device,
-            format!("unknown device '{other}': expected cpu or cuda:N"),
-        )),
+    let failed = |text: String| AbiError::new(ErrorCode::Device, text);
+    if name == "cpu" {
+        return Ok(Device::Cpu);
     }
+    let Some(ordinal) = name.strip_prefix("cuda:").and_then(|n| n.parse().ok()) else {
+        return Err(failed(format!("unknown device '{name}': expected cpu or cuda:N")));
+    };
+    if !crate::CUDA {
+        return Err(failed(format!(
+            "device '{name}' asked of a build for the cpu: use --device cpu, or a plugin built with CUDA"
+        )));
+    }
+    Device::new_cuda(ordinal).map_err(|error| failed(format!("device '{name}' does not open: {}", to_abi(error))))
 }
 
 /// An error of candle as one of the contract. An oracle's error that went through the author's code keeps its code.

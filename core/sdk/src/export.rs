@@ -46,7 +46,7 @@ macro_rules! export_plugin {
                 name: env!("CARGO_CRATE_NAME"),
                 version: env!("CARGO_PKG_VERSION"),
                 sdk: $crate::VERSION,
-                cuda: false,
+                cuda: $crate::CUDA,
                 weight_sets: [$($set),*]
             ),
             || {

@@ -98,3 +98,6 @@ pub mod export_support {
 /// Version of this crate, for the manifest.
 #[doc(hidden)]
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Whether plugins of this build can run on CUDA devices: feature `cuda`.
+pub const CUDA: bool = cfg!(feature = "cuda");

@@ -1,16 +1,16 @@
 //! The shim between a network of candle tensors and the contract's models and tapes.
 
-use crate::convert::{export, import, run, to_abi};
+use crate::convert::{export, import_to, run, to_abi};
 use crate::train::Training;
 use advae_abi::abi_stable::sabi_trait::TD_Opaque;
 use advae_abi::abi_stable::std_types::{RNone, ROption, RSome, RStr, RString};
-use advae_abi::info::{BackwardRule, Construct, ModelInfo, TrainSettings, WeightSource};
+use advae_abi::info::{BackwardRule, Construct, ModelInfo, Threading, TrainSettings, WeightSource};
 use advae_abi::{
     AbiError, AbiModel, AbiModel_TO, AbiResult, AbiTape, AbiTape_TO, AbiTensor, AbiTensorRef, AbiTrainable_TO, CtxRef,
     ErrorCode, Guarded, ModelBox, Taped, TrainableBox, flags, guard,
 };
 use advae_nn::{Param, Pass, Weights};
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use std::sync::Arc;
 
 /// What a classifier and a purifier have in common.
@@ -21,6 +21,9 @@ pub(crate) trait Network: Send + Sync + 'static {
     fn info(&self) -> ModelInfo;
 }
 
+/// Images a call on a GPU.
+const GPU_BATCH: usize = 512;
+
 /// Named weight sets inside a plugin, the default first.
 pub type WeightSets = &'static [(&'static str, &'static [u8])];
 
@@ -30,8 +33,9 @@ pub(crate) fn boxed<N: Network>(
     sets: WeightSets,
     build: impl FnOnce(&Weights) -> Result<N>,
 ) -> std::result::Result<ModelBox, AbiError> {
-    crate::convert::device(&request.device)?;
+    let device = crate::convert::device(&request.device)?;
     let (weights, source) = find_weights(&request.weights, sets)?;
+    let weights = weights.with_device(&device);
     let config = |error| {
         let error = to_abi(error);
         AbiError::new(
@@ -45,10 +49,15 @@ pub(crate) fn boxed<N: Network>(
     let rule = backward_rule(request.backward, &info.backward_rules)?;
     info.parameters = weights.parameter_count();
     info.weights = source;
+    if !device.is_cpu() {
+        // A GPU works through one large batch at a time.
+        (info.threading, info.batch) = (Threading::Internal, Some(GPU_BATCH));
+    }
     let shared = Shared {
         network: Guarded::new(network),
         info,
         rule,
+        device,
         params: weights.params(),
         training: Training::default(),
     };
@@ -109,6 +118,7 @@ fn backward_rule(asked: Option<BackwardRule>, offered: &[BackwardRule]) -> std::
 pub(crate) struct Shared<N> {
     info: ModelInfo,
     rule: BackwardRule,
+    device: Device,
     pub(crate) params: Vec<Param>,
     pub(crate) training: Training,
     network: Guarded<N>,
@@ -123,7 +133,7 @@ impl<N: Network> AbiModel for Model<N> {
 
     fn forward(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<AbiTensor> {
         run(ctx, |pass| {
-            let x = import(x, false).map_err(crate::convert::to_candle)?;
+            let x = import_to(&self.0.device, x, false)?;
             export(&self.0.network.run(&Pass { track: false, ..pass }, &x)?)
         })
     }
@@ -132,7 +142,7 @@ impl<N: Network> AbiModel for Model<N> {
         run(ctx, |pass| {
             // Only one of the two gradients is of use: the parameters' in training, the input's in an attack.
             let differentiable = self.0.rule == BackwardRule::Exact && !pass.track;
-            let x = import(x, differentiable).map_err(crate::convert::to_candle)?;
+            let x = import_to(&self.0.device, x, differentiable)?;
             let y = self.0.network.run(&pass, &x)?;
             let out = export(&y)?;
             let keep = if differentiable || pass.track { y } else { y.detach() };
@@ -164,7 +174,7 @@ impl<N: Network> AbiModel for Model<N> {
 
     fn features(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<AbiTensor> {
         run(ctx, |pass| {
-            let x = import(x, false).map_err(crate::convert::to_candle)?;
+            let x = import_to(&self.0.device, x, false)?;
             match self.0.network.features(&Pass { track: false, ..pass }, &x)? {
                 Some(features) => export(&features),
                 None => candle_core::bail!("this model exposes no features"),
@@ -184,7 +194,7 @@ struct Tape<N: Network> {
 impl<N: Network> AbiTape for Tape<N> {
     fn backward(&self, ctx: CtxRef<'_>, cotangent: AbiTensorRef<'_>) -> AbiResult<ROption<AbiTensor>> {
         run(ctx, |_| {
-            let cotangent = import(cotangent, false).map_err(crate::convert::to_candle)?;
+            let cotangent = import_to(&self.model.device, cotangent, false)?;
             if cotangent.dims() != self.y.dims() {
                 candle_core::bail!(
                     "a cotangent of shape {:?} for an output of shape {:?}",
