@@ -18,8 +18,10 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+from page import ROOT, publish, row  # noqa: E402
+
 LIBRARIES = ["torchattacks", "foolbox", "art"]
 # No memory goes back to the system between batches.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_TOP_PAD_": "268435456"}
@@ -30,7 +32,7 @@ ROWS = {
     "C": dict(classifier="model_c"),
     "D": dict(classifier="model_d"),
 }
-MARK = "<!-- rows by benches/peers/compare.py -->"
+HEAD = ("what", "peer", "peer, s", "advae, s", "ratio")
 
 
 class Host:
@@ -102,8 +104,8 @@ def compare(title, host, peers, rounds):
         peer.close()
         ratios = sorted(a / b for a, b in zip(theirs, ours))
         ratio = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-        lines.append(f"| {title} | {name} | {statistics.median(theirs):.2f} | {statistics.median(ours):.2f} | {ratio} |")
-        print(lines[-1], flush=True)
+        lines.append((title, name, f"{statistics.median(theirs):.2f}", f"{statistics.median(ours):.2f}", ratio))
+        print(row(lines[-1]), flush=True)
     return lines
 
 
@@ -124,9 +126,9 @@ def main():
         host = Host(options.host, folder, options.threads)
         file = host.images()
         peer = lambda tuned, **more: lambda: Peer(file, options.threads, tuned, **more)
-        for name in [row for row in wanted if row in ROWS]:
-            row, settings = ROWS[name], dict(attack="pgd", model=name, steps=40, images=1000)
-            ours = lambda: host.eval("pgd:early_stop=false", row["classifier"], 1000, row.get("purifier", "none"), "--no-early-stop")
+        for name in [name for name in wanted if name in ROWS]:
+            cell, settings = ROWS[name], dict(attack="pgd", model=name, steps=40, images=1000)
+            ours = lambda: host.eval("pgd:early_stop=false", cell["classifier"], 1000, cell.get("purifier", "none"), "--no-early-stop")
             peers = [(f"{lib}", peer(False, library=lib, **settings)) for lib in LIBRARIES]
             peers += [(f"{lib}, tuned", peer(True, library=lib, **settings)) for lib in LIBRARIES[:2]]
             lines += compare(f"PGD-40, {name}, 1,000 images", ours, peers, options.rounds)
@@ -141,16 +143,7 @@ def main():
             peers = [("torch, channels_last", peer(True, **settings))]
             lines += compare("AdvAE on X, PGD-10 and update, 1,000 images", ours, peers, options.rounds)
     if not options.rows:
-        publish(lines)
-
-
-def publish(lines):
-    """Puts the rows into docs/performance.md, between its two marks."""
-    page = ROOT / "docs/performance.md"
-    before, _, rest = page.read_text().partition(MARK)
-    _, _, after = rest.partition(MARK)
-    head = ["| what | peer | peer, s | advae, s | ratio |", "|---|---|---|---|---|"]
-    page.write_text("\n".join([before + MARK, "", *head, *lines, "", MARK + after]))
+        publish("benches/peers/compare.py", HEAD, lines)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
 use candle_core::{Device, Result, Tensor, bail};
 
-use crate::kernels::geometry::Geometry;
-use crate::ops::conv::geometry;
+use crate::kernels::conv::Correlation;
+use crate::ops::conv::{geometry, transposed_geometry};
 use crate::ops::norm::{batch_norm, channel_affine};
 use crate::pass::bernoulli;
-use crate::{Init, Padding, Param, Pass, Weights, conv2d, linear};
+use crate::{Init, Padding, Param, Pass, Weights, conv_transpose2d, conv2d, linear};
 
 /// Convolution with bias; weight Glorot-uniform, bias 0.
 #[derive(Clone, Debug)]
@@ -59,9 +59,10 @@ impl Conv2d {
         })
     }
 
-    /// The convolution of maps `[C, H, W]`.
-    pub(crate) fn geometry(&self, [c, h, w]: [usize; 3]) -> Result<Geometry> {
-        geometry([c, h, w], self.weight.var().dims(), self.stride, self.padding)
+    /// What it does to maps `[C, H, W]`.
+    pub(crate) fn correlation(&self, shape: [usize; 3]) -> Result<Correlation> {
+        let geometry = geometry(shape, self.weight.var().dims(), self.stride, self.padding)?;
+        Ok(Correlation::new(geometry))
     }
 
     /// Weight and bias.
@@ -73,6 +74,59 @@ impl Conv2d {
     pub fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
         let (weight, bias) = (self.weight.tensor(pass), self.bias.tensor(pass));
         conv2d(x, &weight, Some(&bias), self.stride, self.padding)
+    }
+}
+
+/// Transposed convolution with bias, as [`conv_transpose2d`]; weight Glorot-uniform, bias 0.
+#[derive(Clone, Debug)]
+pub struct ConvTranspose2d {
+    weight: Param,
+    bias: Param,
+    stride: usize,
+    padding: Padding,
+}
+
+impl ConvTranspose2d {
+    /// Parameters `weight` `[in, out, kernel, kernel]` and `bias` `[out]`.
+    ///
+    /// # Errors
+    /// Those of [`Weights::param`].
+    pub fn new(
+        weights: &Weights,
+        in_channels: usize,
+        out_channels: usize,
+        kernel: usize,
+        stride: usize,
+        padding: Padding,
+    ) -> Result<ConvTranspose2d> {
+        let area = kernel * kernel;
+        let init = Init::GlorotUniform {
+            fan_in: in_channels * area,
+            fan_out: out_channels * area,
+        };
+        Ok(ConvTranspose2d {
+            weight: weights.param("weight", &[in_channels, out_channels, kernel, kernel], init)?,
+            bias: weights.param("bias", &[out_channels], Init::Zeros)?,
+            stride,
+            padding,
+        })
+    }
+
+    /// What it does to maps `[C, H, W]`.
+    pub(crate) fn correlation(&self, shape: [usize; 3]) -> Result<Correlation> {
+        let geometry = transposed_geometry(shape, self.weight.var().dims(), self.stride, self.padding)?;
+        Ok(Correlation::new(geometry).transpose())
+    }
+
+    /// Weight and bias.
+    pub(crate) fn params(&self) -> [&Param; 2] {
+        [&self.weight, &self.bias]
+    }
+
+    /// `x` `[N, in, H, W]` to `[N, out, Hout, Wout]`.
+    pub fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
+        let (weight, bias) = (self.weight.tensor(pass), self.bias.tensor(pass));
+        conv_transpose2d(x, &weight, Some(&bias), self.stride, self.padding)
     }
 }
 

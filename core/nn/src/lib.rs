@@ -7,7 +7,7 @@
 //!
 //! - [`Pass`] says how one forward pass is made: training or not, which random numbers, which gradients.
 //! - [`Weights`] hands out named [`Param`]s, from a safetensors file or a seeded initialisation.
-//! - [`Conv2d`], [`Linear`], [`BatchNorm2d`], [`Dropout`] are layers; [`conv2d`], [`relu`],
+//! - [`Conv2d`], [`ConvTranspose2d`], [`Linear`], [`BatchNorm2d`], [`Dropout`] are layers; [`conv2d`], [`relu`],
 //!   [`max_pool2d`], [`cross_entropy`], ... are plain functions of tensors.
 //! - [`vjp()`] runs a tape backward from a cotangent; [`Adam`] updates parameters in place.
 //!
@@ -31,7 +31,7 @@ pub mod weights;
 pub use adam::Adam;
 pub use gradcheck::{GradcheckOptions, GradcheckReport, gradcheck};
 pub use kernels::vector::with_portable_kernels;
-pub use layers::{BatchNorm2d, Conv2d, Dropout, Linear};
+pub use layers::{BatchNorm2d, Conv2d, ConvTranspose2d, Dropout, Linear};
 pub use net::{Net, NetBuilder};
 pub use ops::*;
 pub use param::{Param, save_safetensors, save_safetensors_f16};

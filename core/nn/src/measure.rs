@@ -1,6 +1,6 @@
 //! Kernels by themselves, on maps as a network keeps them, for the benchmark `kernels`. Not for other use.
 
-use crate::kernels::conv::{Kernel, border, gradient_border};
+use crate::kernels::conv::{Correlation, Kernel};
 use crate::kernels::conv_weights::Rule;
 use crate::kernels::frame::{Border, Frame};
 use crate::kernels::geometry::Geometry;
@@ -38,12 +38,12 @@ impl Convolution {
         let g = geometry([c_in, size, size], &[c_out, c_in, kernel, kernel], stride, padding)?;
         let number = |i: usize| ((i * 7919 % 1000) as f32 - 500.) / 5000.;
         let weight: Vec<f32> = (0..c_out * c_in * kernel * kernel).map(number).collect();
-        let source = Frame::new(g.input(), border(&g));
-        let gradient = Frame::new(g.output(), gradient_border(&g));
+        let forward = Correlation::new(g);
+        let [source, gradient] = [forward, forward.transpose()].map(|c| Frame::new(c.input(), c.border()));
         let [output, input] = [g.output(), g.input()].map(|shape| Frame::channels_last(shape, Border::default()));
         Ok(Self {
-            forward: Kernel::forward(&g, &source, &weight),
-            backward: Kernel::input_gradient(&g, &gradient, &weight),
+            forward: forward.kernel(&source, &weight),
+            backward: forward.transpose().kernel(&gradient, &weight),
             source: (0..images * source.len()).map(number).collect(),
             gradient: (0..images * gradient.len()).map(number).collect(),
             bias: vec![0.1; output.channels()],

@@ -160,6 +160,44 @@ fn convolution() {
 }
 
 #[test]
+fn transposed_convolution() {
+    for case in CONVOLUTIONS {
+        let (n, c_in, c_out, h, w, k, stride, padding) = case;
+        let x = random(5, &[n, c_in, h, w]);
+        let weight = random(6, &[c_in, c_out, k, k]);
+        let bias = random(7, &[c_out]);
+        let conv = |x: &Tensor, w: &Tensor, b: &Tensor| conv_transpose2d(x, w, Some(b), stride, padding);
+        let what = |at: &str| format!("conv_transpose2d {case:?} at {at}");
+        check_gradient(&what("x"), &x, |x| conv(x, &weight, &bias));
+        check_gradient(&what("weight"), &weight, |w| conv(&x, w, &bias));
+        check_gradient(&what("bias"), &bias, |b| conv(&x, &weight, b));
+    }
+}
+
+#[test]
+fn transposed_convolution_by_hand() {
+    let x = tensor(&[1.0, 2.0, 3.0, 4.0], &[1, 1, 2, 2]);
+    let weight = tensor(&[1.0, 10.0, 100.0, 1000.0], &[1, 1, 2, 2]);
+    let blocks = conv_transpose2d(&x, &weight, None, 2, Padding::Valid).unwrap();
+    #[rustfmt::skip]
+    let expected = [
+        1.0, 10.0, 2.0, 20.0,
+        100.0, 1000.0, 200.0, 2000.0,
+        3.0, 30.0, 4.0, 40.0,
+        300.0, 3000.0, 400.0, 4000.0,
+    ];
+    assert_eq!(values(&blocks), expected);
+    let overlapping = conv_transpose2d(&x, &weight, None, 1, Padding::Valid).unwrap();
+    let expected = [1.0, 12.0, 20.0, 103.0, 1234.0, 2040.0, 300.0, 3400.0, 4000.0];
+    assert_eq!(values(&overlapping), expected);
+    // TensorFlow's zeros: one row and column more behind than before, so that the last ones fall off.
+    let same = conv_transpose2d(&x, &weight, None, 1, Padding::Same).unwrap();
+    assert_eq!(values(&same), [1.0, 12.0, 103.0, 1234.0]);
+    assert!(conv_transpose2d(&x, &random(1, &[2, 1, 2, 2]), None, 1, Padding::Same).is_err());
+    assert!(conv_transpose2d(&x, &weight, Some(&random(1, &[2])), 1, Padding::Same).is_err());
+}
+
+#[test]
 fn convolution_of_many_channels_and_images() {
     let x = random(8, &[19, 32, 14, 14]);
     let weight = random(9, &[64, 32, 3, 3]);

@@ -27,6 +27,20 @@ fn conv(
     net.conv2d(x, &Conv2d::new(&w.pp(&name), from, to, k, stride, padding)?)
 }
 
+fn transposed(
+    w: &Weights,
+    net: &mut NetBuilder,
+    x: Node,
+    to: usize,
+    k: usize,
+    stride: usize,
+    padding: Padding,
+) -> Result<Node> {
+    let [from, ..] = net.shape(x);
+    let name = format!("up{}_{to}", w.params().len());
+    net.conv_transpose2d(x, &ConvTranspose2d::new(&w.pp(&name), from, to, k, stride, padding)?)
+}
+
 fn linear(w: &Weights, net: &mut NetBuilder, x: Node, to: usize) -> Result<Node> {
     let from = net.shape(x).iter().product();
     net.linear(x, &Linear::new(&w.pp(&format!("fc{}", w.params().len())), from, to)?)
@@ -44,7 +58,7 @@ fn norm(w: &Weights, net: &mut NetBuilder, x: Node) -> Result<Node> {
     net.batch_norm(x, &layer)
 }
 
-const CASES: [Case; 9] = [
+const CASES: [Case; 11] = [
     ("X, small", [1, 16, 16], |w, net| {
         let mut x = net.input();
         for (to, pool) in [(16, false), (16, true), (32, false)] {
@@ -155,6 +169,32 @@ const CASES: [Case; 9] = [
         x = conv(w, net, x, 4, 2, 1, Padding::Valid)?;
         x = net.sigmoid(x);
         linear(w, net, x, 2)
+    }),
+    ("transposed", [8, 4, 5], |w, net| {
+        let mut x = net.input();
+        for (to, k, stride, padding) in [
+            (24, 5, 2, Padding::Same),
+            (9, 2, 2, Padding::Valid),
+            (16, 3, 1, Padding::Same),
+        ] {
+            x = transposed(w, net, x, to, k, stride, padding)?;
+            x = norm(w, net, x)?;
+            x = net.relu(x);
+        }
+        x = net.max_pool2d(x, 2)?;
+        x = transposed(w, net, x, 20, 4, 3, Padding::Same)?;
+        x = net.relu(x);
+        x = transposed(w, net, x, 1, 5, 2, Padding::Same)?;
+        Ok(net.sigmoid(x))
+    }),
+    ("transposed, of few channels", [3, 6, 5], |w, net| {
+        let mut x = net.input();
+        x = transposed(w, net, x, 12, 2, 2, Padding::Valid)?;
+        x = net.relu(x);
+        x = transposed(w, net, x, 3, 3, 1, Padding::Valid)?;
+        x = transposed(w, net, x, 2, 3, 1, Padding::Same)?;
+        x = net.relu(x);
+        linear(w, net, x, 6)
     }),
     ("few channels at a stride", [3, 9, 9], |w, net| {
         let mut x = net.input();

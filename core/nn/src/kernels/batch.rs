@@ -3,9 +3,8 @@
 //! the time; a network that keeps its maps, [`Net`](crate::Net), does without.
 
 use super::Real;
-use super::conv::{Kernel, border, gradient_border};
+use super::conv::{Correlation, Kernel};
 use super::frame::{Border, Frame};
-use super::geometry::Geometry;
 use super::layout::{export, import};
 use super::narrow::Planes;
 use super::scratch::with_scratch;
@@ -15,20 +14,23 @@ use crate::threads::for_each_chunk;
 /// Images a thread takes at once, for maps and for single places.
 const IMAGES: [usize; 2] = [8, 48];
 
-/// `y` `[n, c_out, h_out, w_out]` from `x` `[n, c_in, h, w]`, `weight` `[c_out, c_in, kh, kw]` and `bias` `[c_out]`.
-pub(crate) fn forward<T: Real>(g: &Geometry, n: usize, x: &[T], weight: &[T], bias: Option<&[T]>) -> Vec<T> {
-    let source = layout(g.input(), border(g));
-    let kernel = Kernel::forward(g, &source, weight);
+/// The outputs `y` for inputs `x`, both `[n, channels, h, w]` as `correlation` has them, `weight` `[c_out, c_in, kh, kw]` of
+/// the convolution, and a `bias` for every channel of the output.
+pub(crate) fn correlate<T: Real>(
+    correlation: &Correlation,
+    n: usize,
+    x: &[T],
+    weight: &[T],
+    bias: Option<&[T]>,
+) -> Vec<T> {
+    let source = layout(correlation.input(), correlation.border());
+    let kernel = correlation.kernel(&source, weight);
+    let output = correlation.output();
     let mut padded = bias.map_or_else(Vec::new, <[T]>::to_vec);
-    padded.resize(g.c_out.next_multiple_of(super::frame::PANEL), T::ZERO);
-    run(&kernel, n, x, &source, g.output(), &padded)
-}
-
-/// `dx` `[n, c_in, h, w]` from `dy` `[n, c_out, h_out, w_out]`.
-pub(crate) fn input_gradient<T: Real>(g: &Geometry, n: usize, weight: &[T], dy: &[T]) -> Vec<T> {
-    let source = layout(g.output(), gradient_border(g));
-    let kernel = Kernel::input_gradient(g, &source, weight);
-    run(&kernel, n, dy, &source, g.input(), &[])
+    if bias.is_some() {
+        padded.resize(output[0].next_multiple_of(super::frame::PANEL), T::ZERO);
+    }
+    run(&kernel, n, x, &source, output, &padded)
 }
 
 /// Single places lie as they come: neither padding nor turning.

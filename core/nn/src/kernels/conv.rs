@@ -34,10 +34,65 @@ pub(crate) struct Part {
     stride: usize,
 }
 
+/// A convolution, or its transpose, which takes the output's gradient to the input's.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Correlation {
+    pub geometry: Geometry,
+    pub transposed: bool,
+}
+
+impl Correlation {
+    /// The convolution itself.
+    pub fn new(geometry: Geometry) -> Self {
+        Self {
+            geometry,
+            transposed: false,
+        }
+    }
+
+    /// What takes the gradient at its outputs to the one at its inputs.
+    pub fn transpose(self) -> Self {
+        Self {
+            transposed: !self.transposed,
+            ..self
+        }
+    }
+
+    /// Shape of the input.
+    pub fn input(&self) -> [usize; 3] {
+        match self.transposed {
+            false => self.geometry.input(),
+            true => self.geometry.output(),
+        }
+    }
+
+    /// Shape of the output.
+    pub fn output(&self) -> [usize; 3] {
+        self.transpose().input()
+    }
+
+    /// Zeros that its kernel needs around the input.
+    pub fn border(&self) -> Border {
+        match self.transposed {
+            false => border(&self.geometry),
+            true => gradient_border(&self.geometry),
+        }
+    }
+
+    /// The kernel for inputs of a layout with [`border`](Self::border) at least; `weight` is `[c_out, c_in, kh, kw]` of
+    /// the convolution, which is not the transposed one.
+    pub fn kernel<T: Real>(&self, source: &Frame, weight: &[T]) -> Kernel<T> {
+        match self.transposed {
+            false => Kernel::forward(&self.geometry, source, weight),
+            true => Kernel::input_gradient(&self.geometry, source, weight),
+        }
+    }
+}
+
 impl<T: Real> Kernel<T> {
     /// The convolution itself. `source` is the layout of the inputs, with [`border`] at least; `weight` is
     /// `[c_out, c_in, kh, kw]`.
-    pub fn forward(g: &Geometry, source: &Frame, weight: &[T]) -> Self {
+    fn forward(g: &Geometry, source: &Frame, weight: &[T]) -> Self {
         let corner = source.corner(g.top, g.left);
         if dots(g.c_out, source) {
             let [_, row, column] = source.strides();
@@ -86,7 +141,7 @@ impl<T: Real> Kernel<T> {
     }
 
     /// Its input gradient. `source` is the layout of the output's gradient, with [`gradient_border`] at least.
-    pub fn input_gradient(g: &Geometry, source: &Frame, weight: &[T]) -> Self {
+    fn input_gradient(g: &Geometry, source: &Frame, weight: &[T]) -> Self {
         if g.c_in <= NARROW && !dots(g.c_in, source) {
             return Self::Narrow(Narrow::input_gradient(g, source, weight));
         }
@@ -304,7 +359,7 @@ pub(crate) fn border(g: &Geometry) -> Border {
 }
 
 /// Zeros that the input gradient needs around the output's gradient `[c_out, h_out, w_out]`.
-pub(crate) fn gradient_border(g: &Geometry) -> Border {
+fn gradient_border(g: &Geometry) -> Border {
     if g.c_in <= NARROW {
         return Border::default();
     }

@@ -1,4 +1,4 @@
-//! Weight and bias gradients of convolutions and fully connected layers. Bound by compute: tiles of six (four) terms
+//! Weight gradients of convolutions and fully connected layers. Bound by compute: tiles of six (four) terms
 //! by 16 channels stay in registers while places pass; in the transformed domain where Winograd applies.
 //!
 //! Images are taken in chunks of fixed size, whose sums are added in order: the number of threads changes nothing.
@@ -273,19 +273,8 @@ impl<T: Real> Task<T> for Gradient<'_, T> {
     }
 }
 
-/// `db` `[c_out]`, summed over the batch and the places of `dy` `[n, c_out, area]`.
-pub(crate) fn bias_gradient<T: Real>(c_out: usize, area: usize, dy: &[T]) -> Vec<T> {
-    let mut db = vec![T::ZERO; c_out];
-    for image in dy.chunks((c_out * area).max(1)) {
-        for (sum, channel) in db.iter_mut().zip(image.chunks(area)) {
-            *sum += super::sum_of(channel);
-        }
-    }
-    db
-}
-
 /// Adds the parts, of `len` elements each, in their order.
-fn sum_chunks<T: Real>(mut parts: Vec<T>, len: usize) -> Vec<T> {
+pub(crate) fn sum_chunks<T: Real>(mut parts: Vec<T>, len: usize) -> Vec<T> {
     let Some((sum, rest)) = parts.split_at_mut_checked(len) else {
         return vec![T::ZERO; len];
     };

@@ -1,7 +1,12 @@
-//! Per-channel affine maps and batch normalisation of `[N, C, H * W]`. Sums run image by image, in
-//! order. Bound by memory.
+//! Per-channel affine maps and batch normalisation of `[N, C, H * W]`. Images are taken in parts of fixed size, whose sums
+//! are added in order: the number of threads changes nothing. Bound by memory.
 
+use super::conv_weights::sum_chunks;
 use super::{Real, simd, sum_of};
+use crate::threads::for_each_chunk;
+
+/// Images a thread takes at once. Part of the result: do not change it lightly.
+const IMAGES: usize = 8;
 
 /// Batch `[n, c, area]` of channels.
 #[derive(Clone, Copy, Debug)]
@@ -11,68 +16,83 @@ pub(crate) struct Channels {
 }
 
 impl Channels {
-    /// The channels of a batch, image after image, each with its channel number.
+    /// Elements that a thread takes at once.
+    fn part(&self) -> usize {
+        (IMAGES * self.c * self.area).max(1)
+    }
+
+    /// The channels of whole images, image after image, each with its channel number.
     fn of<'a, T>(&self, x: &'a [T]) -> impl Iterator<Item = (usize, &'a [T])> + use<'a, T> {
         (0..self.c).cycle().zip(x.chunks_exact(self.area.max(1)))
     }
 
-    /// `[C]`: the sum over the batch of `f(channel number, channel)`.
-    fn sum<'a, T: Real>(&self, x: &'a [T], f: impl Fn(usize, &'a [T]) -> T) -> Vec<T> {
-        let mut sums = vec![T::ZERO; self.c];
-        for (c, channel) in self.of(x) {
-            sums[c] += f(c, channel);
-        }
-        sums
+    /// `[C]`: the sum over the batch of `f(channel number, channel of a, channel of b)`.
+    fn sum<T: Real>(&self, a: &[T], b: &[T], f: impl Fn(usize, &[T], &[T]) -> T + Send + Sync) -> Vec<T> {
+        let part = self.part();
+        let mut partial = vec![T::ZERO; a.len().div_ceil(part) * self.c];
+        for_each_chunk(&mut partial, self.c.max(1), |i, sums| {
+            let [a, b] = [a, b].map(|v| &v[i * part..v.len().min((i + 1) * part)]);
+            simd(|| {
+                for ((c, a), (_, b)) in self.of(a).zip(self.of(b)) {
+                    sums[c] += f(c, a, b);
+                }
+            });
+        });
+        sum_chunks(partial, self.c)
+    }
+
+    /// Fills `y` channel by channel: `f(channel number, channel of y, channel of x, channel of dy)`.
+    fn fill<T: Real>(&self, x: &[T], dy: &[T], f: impl Fn(usize, &mut [T], &[T], &[T]) + Send + Sync) -> Vec<T> {
+        let part = self.part();
+        let mut y = vec![T::ZERO; x.len()];
+        for_each_chunk(&mut y, part, |i, y| {
+            let [x, dy] = [x, dy].map(|v| &v[i * part..]);
+            simd(|| {
+                let inputs = self.of(x).zip(self.of(dy));
+                for (y, ((c, x), (_, dy))) in y.chunks_exact_mut(self.area.max(1)).zip(inputs) {
+                    f(c, y, x, dy);
+                }
+            });
+        });
+        y
     }
 }
 
 /// `x scale[c] + shift[c]`.
 pub(crate) fn affine<T: Real>(ch: &Channels, x: &[T], scale: &[T], shift: &[T]) -> Vec<T> {
-    let mut y = Vec::with_capacity(x.len());
-    simd(|| {
-        for (c, channel) in ch.of(x) {
-            let (scale, shift) = (scale[c], shift[c]);
-            y.extend(channel.iter().map(|v| *v * scale + shift));
-        }
-    });
-    y
+    ch.fill(x, x, |c, y, x, _| {
+        let (scale, shift) = (scale[c], shift[c]);
+        y.iter_mut().zip(x).for_each(|(y, v)| *y = *v * scale + shift);
+    })
 }
 
 /// Sum of each channel, `[C]`.
 pub(crate) fn sums<T: Real>(ch: &Channels, x: &[T]) -> Vec<T> {
-    simd(|| ch.sum(x, |_, channel| sum_of(channel)))
+    ch.sum(x, x, |_, x, _| sum_of(x))
 }
 
 /// Sum of `a (b - center[c])` over each channel, `[C]`.
 pub(crate) fn dots<T: Real>(ch: &Channels, a: &[T], b: &[T], center: &[T]) -> Vec<T> {
-    let mut sums = vec![T::ZERO; ch.c];
-    simd(|| {
-        for ((c, a), (_, b)) in ch.of(a).zip(ch.of(b)) {
-            sums[c] += dot(a, b, center[c]);
-        }
-    });
-    sums
+    ch.sum(a, b, |c, a, b| dot(a, b, center[c]))
 }
 
 /// Mean and biased variance of each channel, `[C]` each, over the batch and the positions.
 pub(crate) fn moments<T: Real>(ch: &Channels, x: &[T]) -> (Vec<T>, Vec<T>) {
     let count = T::from_f64((x.len() / ch.c.max(1)) as f64);
     let mean: Vec<T> = sums(ch, x).into_iter().map(|s| s / count).collect();
-    let squares = simd(|| ch.sum(x, |c, channel| square_distance(channel, mean[c])));
+    let squares = ch.sum(x, x, |c, x, _| square_distance(x, mean[c]));
     let var = squares.into_iter().map(|s| s / count).collect();
     (mean, var)
 }
 
 /// `dx = a[c] dy + b[c] (x - mean[c]) + d[c]`, the input gradient of batch normalisation.
 pub(crate) fn combine<T: Real>(ch: &Channels, x: &[T], dy: &[T], mean: &[T], [a, b, d]: [&[T]; 3]) -> Vec<T> {
-    let mut dx = Vec::with_capacity(x.len());
-    simd(|| {
-        for ((c, x), (_, dy)) in ch.of(x).zip(ch.of(dy)) {
-            let (a, b, d, mean) = (a[c], b[c], d[c], mean[c]);
-            dx.extend(x.iter().zip(dy).map(|(x, g)| a * *g + b * (*x - mean) + d));
+    ch.fill(x, dy, |c, dx, x, dy| {
+        let (a, b, d, mean) = (a[c], b[c], d[c], mean[c]);
+        for ((dx, x), g) in dx.iter_mut().zip(x).zip(dy) {
+            *dx = a * *g + b * (*x - mean) + d;
         }
-    });
-    dx
+    })
 }
 
 /// `sum (x - center)^2`, in eight interleaved parts.

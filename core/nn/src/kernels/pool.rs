@@ -4,6 +4,10 @@
 
 use super::vector::LANES;
 use super::{Real, fused};
+use crate::threads::for_each_chunk;
+
+/// Planes a thread takes at once.
+const PLANES: usize = 64;
 
 /// `planes` images of `h` by `w`, in blocks of `k` by `k`.
 #[derive(Clone, Copy, Debug)]
@@ -19,19 +23,27 @@ impl Blocks {
     pub fn counts(&self) -> (usize, usize) {
         (self.h / self.k, self.w / self.k)
     }
+
+    /// Elements of a plane of blocks, one a block, and of a plane.
+    fn lengths(&self) -> [usize; 2] {
+        let (h, w) = self.counts();
+        [h * w, self.h * self.w]
+    }
 }
 
 /// The largest element of each whole block, `[planes, h / k, w / k]`; NaN where a block holds one.
 pub(crate) fn max_pool<T: Real>(b: &Blocks, x: &[T]) -> Vec<T> {
-    let (h_out, w_out) = b.counts();
-    let mut y = vec![T::ZERO; b.planes * h_out * w_out];
-    let planes = x.chunks_exact(b.h * b.w);
-    for (x, y) in planes.zip(y.chunks_exact_mut(h_out * w_out)) {
-        match b.k {
-            2 => max_of_pairs(b.w, x, y),
-            _ => max_of_blocks(b, x, y),
+    let [y_len, x_len] = b.lengths();
+    let mut y = vec![T::ZERO; b.planes * y_len];
+    for_each_chunk(&mut y, PLANES * y_len, |part, y| {
+        let planes = x[part * PLANES * x_len..].chunks_exact(x_len);
+        for (x, y) in planes.zip(y.chunks_exact_mut(y_len)) {
+            match b.k {
+                2 => max_of_pairs(b.w, x, y),
+                _ => max_of_blocks(b, x, y),
+            }
         }
-    }
+    });
     y
 }
 
@@ -87,16 +99,20 @@ fn windows(len: usize) -> impl Iterator<Item = usize> {
 
 /// Gives each block's gradient to its largest element `y`, the first of equals (row by row).
 pub(crate) fn max_pool_gradient<T: Real>(b: &Blocks, x: &[T], y: &[T], dy: &[T]) -> Vec<T> {
-    let (h_out, w_out) = b.counts();
+    let [y_len, x_len] = b.lengths();
     let mut dx = vec![T::ZERO; x.len()];
-    let outputs = y.chunks_exact(h_out * w_out).zip(dy.chunks_exact(h_out * w_out));
-    let planes = x.chunks_exact(b.h * b.w).zip(dx.chunks_exact_mut(b.h * b.w));
-    for ((x, dx), (y, dy)) in planes.zip(outputs) {
-        match b.k {
-            2 => give_to_pairs(b.w, x, y, dy, dx),
-            _ => give_to_blocks(b, x, y, dy, dx),
+    for_each_chunk(&mut dx, PLANES * x_len, |part, dx| {
+        let [y, dy] = [y, dy].map(|v| v[part * PLANES * y_len..].chunks_exact(y_len));
+        let planes = x[part * PLANES * x_len..]
+            .chunks_exact(x_len)
+            .zip(dx.chunks_exact_mut(x_len));
+        for ((x, dx), (y, dy)) in planes.zip(y.zip(dy)) {
+            match b.k {
+                2 => give_to_pairs(b.w, x, y, dy, dx),
+                _ => give_to_blocks(b, x, y, dy, dx),
+            }
         }
-    }
+    });
     dx
 }
 
@@ -152,8 +168,11 @@ fn give_to_pair<T: Real>([left, right]: &[T; 2], given: bool, y: T, g: T) -> [T;
 
 /// Repeats each element of `x` `[planes, h / k, w / k]` into a block of `[planes, h, w]`.
 pub(crate) fn upsample<T: Real>(b: &Blocks, x: &[T]) -> Vec<T> {
-    let mut y = vec![T::ZERO; b.planes * b.h * b.w];
-    repeat(b, x, &mut y);
+    let [x_len, y_len] = b.lengths();
+    let mut y = vec![T::ZERO; b.planes * y_len];
+    for_each_chunk(&mut y, PLANES * y_len, |part, y| {
+        repeat(b, &x[part * PLANES * x_len..], y);
+    });
     y
 }
 
@@ -184,8 +203,11 @@ fn repeat_by<T: Real, const FMA: bool>(b: &Blocks, x: &[T], y: &mut [T]) {
 
 /// Sums each block of `dy` `[planes, h, w]`: `[planes, h / k, w / k]`.
 pub(crate) fn upsample_gradient<T: Real>(b: &Blocks, dy: &[T]) -> Vec<T> {
-    let mut dx = vec![T::ZERO; dy.len() / (b.k * b.k)];
-    add_up(b, dy, &mut dx);
+    let [x_len, y_len] = b.lengths();
+    let mut dx = vec![T::ZERO; b.planes * x_len];
+    for_each_chunk(&mut dx, PLANES * x_len, |part, dx| {
+        add_up(b, &dy[part * PLANES * y_len..], dx);
+    });
     dx
 }
 

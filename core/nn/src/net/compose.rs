@@ -20,6 +20,7 @@ pub(super) fn forward(graph: &Graph, output: usize, pass: &Pass, x: &Tensor) -> 
             (Op::Concat, inputs) => Tensor::cat(inputs, 1)?,
             (Op::Add, [a, b]) => (*a + *b)?,
             (Op::Conv(layer), [x]) => layer.forward(pass, x)?,
+            (Op::ConvTranspose(layer), [x]) => layer.forward(pass, x)?,
             (Op::Linear(layer), [x]) => layer.forward(pass, &flatten(x)?)?,
             (Op::Norm(layer), [x]) => layer.forward(pass, x)?,
             (Op::Dropout(layer), [x]) => layer.forward(pass, x)?,

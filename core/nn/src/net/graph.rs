@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{Result, bail};
 
 use super::op::Net;
-use crate::{BatchNorm2d, Conv2d, Dropout, Linear};
+use crate::{BatchNorm2d, Conv2d, ConvTranspose2d, Dropout, Linear};
 
 /// A map of the network under construction, `[C, H, W]` for every image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +16,7 @@ pub struct Node(pub(super) usize);
 pub(super) enum Op {
     Input,
     Conv(Conv2d),
+    ConvTranspose(ConvTranspose2d),
     Linear(Linear),
     Norm(BatchNorm2d),
     Dropout(Dropout),
@@ -77,8 +78,17 @@ impl NetBuilder {
     /// # Errors
     /// When the channels differ from the layer's, or the kernel does not fit.
     pub fn conv2d(&mut self, x: Node, layer: &Conv2d) -> Result<Node> {
-        let geometry = layer.geometry(self.shape(x))?;
-        Ok(self.push(Op::Conv(layer.clone()), &[x], geometry.output(), false))
+        let shape = layer.correlation(self.shape(x))?.output();
+        Ok(self.push(Op::Conv(layer.clone()), &[x], shape, false))
+    }
+
+    /// Transposed convolution `[in, H, W]` to `[out, Hout, Wout]`.
+    ///
+    /// # Errors
+    /// When the channels differ from the layer's.
+    pub fn conv_transpose2d(&mut self, x: Node, layer: &ConvTranspose2d) -> Result<Node> {
+        let shape = layer.correlation(self.shape(x))?.output();
+        Ok(self.push(Op::ConvTranspose(layer.clone()), &[x], shape, false))
     }
 
     /// Fully connected layer over all elements of `x`, in the order `[C, H, W]`: a vector.

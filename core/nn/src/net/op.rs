@@ -80,6 +80,7 @@ impl Net {
         for (entry, _) in graph.0.iter().zip(needed).filter(|(_, needed)| *needed) {
             match &entry.op {
                 Op::Conv(layer) => params.extend(layer.params().map(Param::clone)),
+                Op::ConvTranspose(layer) => params.extend(layer.params().map(Param::clone)),
                 Op::Linear(layer) => params.extend(layer.params().map(Param::clone)),
                 Op::Norm(layer) => params.extend(layer.params().map(Param::clone)),
                 _ => {}

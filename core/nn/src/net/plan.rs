@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor, bail};
 use super::graph::{Graph, Op};
 use super::single::Single;
 use crate::kernels::Real;
-use crate::kernels::conv::{Kernel, border, gradient_border};
+use crate::kernels::conv::{Correlation, Kernel};
 use crate::kernels::frame::{Border, Frame, NARROW, PANEL};
 use crate::kernels::geometry::Geometry;
 use crate::{BatchNorm2d, Param};
@@ -195,7 +195,7 @@ enum DraftKind<'a> {
     Conv {
         weight: &'a Param,
         bias: &'a Param,
-        geometry: Geometry,
+        correlation: Correlation,
         norm: Option<&'a BatchNorm2d>,
         post: Post,
     },
@@ -243,20 +243,23 @@ impl<'a> Drafts<'a> {
                     value[i] = sources.first().copied();
                     continue;
                 }
-                Op::Conv(layer) => {
-                    let Ok(geometry) = layer.geometry(graph.0[entry.inputs[0]].shape) else {
-                        continue;
+                Op::Conv(_) | Op::ConvTranspose(_) => {
+                    let shape = graph.0[entry.inputs[0]].shape;
+                    let (correlation, [weight, bias]) = match &entry.op {
+                        Op::Conv(layer) => (layer.correlation(shape), layer.params()),
+                        Op::ConvTranspose(layer) => (layer.correlation(shape), layer.params()),
+                        _ => continue,
                     };
+                    let Ok(correlation) = correlation else { continue };
                     let (mut last, mut norm) = (i, None);
                     if let Some(Op::Norm(layer)) = next(i).map(|n| &graph.0[n].op) {
                         (last, norm) = (next(i).unwrap_or(i), Some(layer));
                     }
-                    let (last, post) = follow(graph, next, last, geometry.c_out);
-                    let [weight, bias] = layer.params();
+                    let (last, post) = follow(graph, next, last, &correlation);
                     let kind = DraftKind::Conv {
                         weight,
                         bias,
-                        geometry,
+                        correlation,
                         norm,
                         post,
                     };
@@ -272,7 +275,7 @@ impl<'a> Drafts<'a> {
                     let kind = DraftKind::Conv {
                         weight,
                         bias,
-                        geometry: Geometry::linear(drafts.shapes[sources[0]], entry.shape[0]),
+                        correlation: Correlation::new(Geometry::linear(drafts.shapes[sources[0]], entry.shape[0])),
                         norm: None,
                         post,
                     };
@@ -322,30 +325,38 @@ impl<'a> Drafts<'a> {
     fn borders(&self) -> Vec<Border> {
         let mut borders = vec![Border::default(); self.shapes.len()];
         for draft in &self.steps {
-            if let DraftKind::Conv { geometry, .. } = &draft.kind {
+            if let DraftKind::Conv { correlation, .. } = &draft.kind {
                 let source = draft.sources[0];
-                borders[source] = borders[source].union(border(geometry));
+                borders[source] = borders[source].union(correlation.border());
             }
         }
         borders
     }
 }
 
-/// What follows node `last`, a convolution to `c` channels, as far as it can be fused; and where that ends.
-fn follow(graph: &Graph, next: impl Fn(usize) -> Option<usize>, last: usize, c: usize) -> (usize, Post) {
+/// What follows node `last`, the end of a correlation, as far as it can be fused; and where that ends.
+fn follow(
+    graph: &Graph,
+    next: impl Fn(usize) -> Option<usize>,
+    last: usize,
+    correlation: &Correlation,
+) -> (usize, Post) {
     let op = |node: Option<usize>| node.map(|n| (n, &graph.0[n].op));
+    let [c, ..] = correlation.output();
     if c <= NARROW {
         return (last, Post::None);
     }
+    // Results of a transposed convolution do not come in blocks.
+    let blocks = !correlation.transposed;
     let Some((relu, Op::Relu)) = op(next(last)) else {
         return match op(next(last)) {
-            Some((pool, Op::MaxPool(2))) => (pool, Post::Pool { relu: false }),
+            Some((pool, Op::MaxPool(2))) if blocks => (pool, Post::Pool { relu: false }),
             _ => (last, Post::None),
         };
     };
     match op(next(relu)) {
-        Some((pool, Op::MaxPool(2))) => (pool, Post::Pool { relu: true }),
-        Some((up, Op::Upsample(2))) => (up, Post::Upsample),
+        Some((pool, Op::MaxPool(2))) if blocks => (pool, Post::Pool { relu: true }),
+        Some((up, Op::Upsample(2))) if blocks => (up, Post::Upsample),
         _ => (relu, Post::Relu),
     }
 }
@@ -359,19 +370,26 @@ impl Draft<'_> {
             DraftKind::Conv {
                 weight,
                 bias,
-                geometry,
+                correlation,
                 norm,
                 post,
             } => {
+                let geometry = &correlation.geometry;
                 if geometry.c_out <= NARROW && geometry.c_in <= NARROW && !geometry.dense() {
                     bail!("few channels at a stride are computed layer by layer");
                 }
                 let (mut weight, mut bias) = (numbers::<T>(weight)?, numbers::<T>(bias)?);
                 if let Some(norm) = norm {
-                    fold(norm, &mut weight, &mut bias)?;
+                    fold(norm, correlation, &mut weight, &mut bias)?;
                 }
                 return Ok(Step::Conv(Box::new(conv(
-                    geometry, weight, bias, values, sources[0], target, *post,
+                    correlation,
+                    weight,
+                    bias,
+                    values,
+                    sources[0],
+                    target,
+                    *post,
                 ))));
             }
         };
@@ -387,7 +405,7 @@ impl Draft<'_> {
 }
 
 fn conv<T: Real>(
-    g: &Geometry,
+    correlation: &Correlation,
     weight: Vec<T>,
     mut bias: Vec<T>,
     values: &[Frame],
@@ -395,16 +413,17 @@ fn conv<T: Real>(
     target: usize,
     post: Post,
 ) -> Conv<T> {
-    let gradient = Frame::new(g.output(), gradient_border(g));
-    bias.resize(g.c_out.next_multiple_of(PANEL), T::ZERO);
+    let (back, output) = (correlation.transpose(), correlation.output());
+    let gradient = Frame::new(output, back.border());
+    bias.resize(output[0].next_multiple_of(PANEL), T::ZERO);
     Conv {
         source,
         target,
-        forward: Kernel::forward(g, &values[source], &weight),
-        backward: Kernel::input_gradient(g, &gradient, &weight),
+        forward: correlation.kernel(&values[source], &weight),
+        backward: back.kernel(&gradient, &weight),
         bias,
         post,
-        result: Frame::new(g.output(), Border::default()),
+        result: Frame::new(output, Border::default()),
         gradient,
         route: Route::Value { add: false },
         pulled: true,
@@ -425,10 +444,14 @@ fn affine<T: Real>(norm: &BatchNorm2d) -> Result<(Vec<T>, Vec<T>)> {
 }
 
 /// Makes a norm part of the convolution before it.
-fn fold<T: Real>(norm: &BatchNorm2d, weight: &mut [T], bias: &mut [T]) -> Result<()> {
+fn fold<T: Real>(norm: &BatchNorm2d, correlation: &Correlation, weight: &mut [T], bias: &mut [T]) -> Result<()> {
     let (scale, shift) = affine::<T>(norm)?;
-    let taps = weight.len() / bias.len().max(1);
-    for (weights, scale) in weight.chunks_exact_mut(taps.max(1)).zip(&scale) {
+    // The weights of one channel of the output, one run of them after the other.
+    let run = match correlation.transposed {
+        true => correlation.geometry.taps(),
+        false => weight.len() / bias.len().max(1),
+    };
+    for (weights, scale) in weight.chunks_exact_mut(run.max(1)).zip(scale.iter().cycle()) {
         weights.iter_mut().for_each(|w| *w *= *scale);
     }
     for (bias, (scale, shift)) in bias.iter_mut().zip(scale.iter().zip(&shift)) {

@@ -1,9 +1,11 @@
-//! Convolution.
+//! Convolution and its transpose.
 
 use candle_core::{Result, Shape, Tensor, bail};
 
 use super::adapter::Parametric;
+use crate::kernels::conv::Correlation;
 use crate::kernels::geometry::Geometry;
+use crate::kernels::norm::{self, Channels};
 use crate::kernels::{Real, batch, conv_weights};
 
 /// What surrounds an image that is convolved.
@@ -45,7 +47,7 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, stride: usize,
             weight.dims()
         );
     }
-    Conv(n, geometry).apply(x, weight, bias)
+    Conv(n, Correlation::new(geometry)).apply(x, weight, bias)
 }
 
 /// The convolution of maps `[C, H, W]` with a weight of these extents.
@@ -84,8 +86,56 @@ pub(crate) fn geometry(
     })
 }
 
+/// Transposed convolution of `x` `[N, Cin, H, W]` with `weight` `[Cin, Cout, kh, kw]`, plus `bias` `[Cout]`:
+/// `[N, Cout, Hout, Wout]`. It is the input gradient of the convolution from `[Cout, Hout, Wout]` with the same weight,
+/// stride and padding; `Hout` is `stride H` for [`Padding::Same`], `stride (H - 1) + kh` for [`Padding::Valid`].
+///
+/// # Errors
+/// When the shapes do not fit each other.
+pub fn conv_transpose2d(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    stride: usize,
+    padding: Padding,
+) -> Result<Tensor> {
+    let (n, c, h, w) = x.dims4()?;
+    let geometry = transposed_geometry([c, h, w], weight.dims(), stride, padding)?;
+    let bias_dims = bias.map_or(geometry.c_in, Tensor::elem_count);
+    if bias_dims != geometry.c_in {
+        bail!(
+            "conv_transpose2d with weight {:?} and a bias of {bias_dims}: these do not fit",
+            weight.dims()
+        );
+    }
+    Conv(n, Correlation::new(geometry).transpose()).apply(x, weight, bias)
+}
+
+/// The convolution whose transpose takes maps `[C, H, W]`.
+pub(crate) fn transposed_geometry(
+    [c, h, w]: [usize; 3],
+    weight: &[usize],
+    stride: usize,
+    padding: Padding,
+) -> Result<Geometry> {
+    let [c_weight, c_out, kh, kw] = *weight else {
+        bail!("conv_transpose2d with a weight of shape {weight:?}: it must have four axes");
+    };
+    if c_weight != c || stride * h * w * kh * kw == 0 {
+        bail!(
+            "conv_transpose2d of maps {:?} with weight {weight:?} and stride {stride}: these do not fit",
+            [c, h, w]
+        );
+    }
+    let size = |size: usize, kernel: usize| match padding {
+        Padding::Same => size * stride,
+        Padding::Valid => (size - 1) * stride + kernel,
+    };
+    geometry([c_out, size(h, kh), size(w, kw)], weight, stride, padding)
+}
+
 /// Batch, shape.
-struct Conv(usize, Geometry);
+struct Conv(usize, Correlation);
 
 impl Parametric for Conv {
     const NAME: &'static str = "conv2d";
@@ -96,31 +146,61 @@ impl Parametric for Conv {
     }
 
     fn forward<T: Real>(&self, x: &[T], w: &[T], b: Option<&[T]>) -> Vec<T> {
-        batch::forward(&self.1, self.0, x, w, b)
+        batch::correlate(&self.1, self.0, x, w, b)
     }
 
     fn input_gradient<T: Real>(&self, _: &[T], w: &[T], dy: &[T]) -> Vec<T> {
-        batch::input_gradient(&self.1, self.0, w, dy)
+        batch::correlate(&self.1.transpose(), self.0, dy, w, None)
     }
 
     fn weight_gradient<T: Real>(&self, x: &[T], dy: &[T]) -> Vec<T> {
-        conv_weights::weight_gradient(&self.1, self.0, x, dy)
+        let [x, dy] = if self.1.transposed { [dy, x] } else { [x, dy] };
+        conv_weights::weight_gradient(&self.1.geometry, self.0, x, dy)
     }
 
     fn bias_gradient<T: Real>(&self, dy: &[T]) -> Vec<T> {
-        conv_weights::bias_gradient(self.1.c_out, self.1.h_out * self.1.w_out, dy)
+        let [c, h, w] = self.1.output();
+        norm::sums(&Channels { c, area: h * w }, dy)
     }
 
     fn compose(&self, x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
-        let g = &self.1;
-        let x = fit(x, 2, g.top, (g.h_out - 1) * g.stride + g.kh)?;
-        let x = fit(&x, 3, g.left, (g.w_out - 1) * g.stride + g.kw)?;
-        let y = x.conv2d(w, 0, g.stride, 1, 1)?;
+        let g = &self.1.geometry;
+        let y = if self.1.transposed {
+            let x = spread(&spread(x, 2, g.stride)?, 3, g.stride)?;
+            let x = fit(&x, 2, g.kh - 1 - g.top, g.h + g.kh - 1)?;
+            let x = fit(&x, 3, g.kw - 1 - g.left, g.w + g.kw - 1)?;
+            x.conv2d(&half_turn(w)?, 0, 1, 1, 1)?
+        } else {
+            let x = fit(x, 2, g.top, (g.h_out - 1) * g.stride + g.kh)?;
+            let x = fit(&x, 3, g.left, (g.w_out - 1) * g.stride + g.kw)?;
+            x.conv2d(w, 0, g.stride, 1, 1)?
+        };
+        let [c, ..] = self.1.output();
         match b {
             None => Ok(y),
-            Some(b) => y.broadcast_add(&b.reshape((1, g.c_out, 1, 1))?),
+            Some(b) => y.broadcast_add(&b.reshape((1, c, 1, 1))?),
         }
     }
+}
+
+/// `x` with `stride - 1` zeros between neighbours along an axis.
+fn spread(x: &Tensor, axis: usize, stride: usize) -> Result<Tensor> {
+    let size = x.dim(axis)?;
+    let (mut apart, mut joined) = (x.dims().to_vec(), x.dims().to_vec());
+    apart.insert(axis + 1, 1);
+    joined[axis] = size * stride;
+    let x = x.reshape(apart)?.pad_with_zeros(axis + 1, 0, stride - 1)?;
+    x.reshape(joined)?.narrow(axis, 0, (size - 1) * stride + 1)
+}
+
+/// A weight with its taps in reverse and its channels exchanged.
+fn half_turn(w: &Tensor) -> Result<Tensor> {
+    let (a, b, kh, kw) = w.dims4()?;
+    let reverse: Vec<u32> = (0..(kh * kw) as u32).rev().collect();
+    let taps = w
+        .reshape((a, b, kh * kw))?
+        .index_select(&Tensor::new(reverse, w.device())?, 2)?;
+    taps.transpose(0, 1)?.contiguous()?.reshape((b, a, kh, kw))
 }
 
 /// `x` with `before` zeros in front of an axis, then zeros or a cut behind it, `covered` long: candle's

@@ -3,7 +3,9 @@
 use candle_core::{Result, Shape, Tensor, bail};
 
 use super::adapter::Parametric;
+use crate::kernels::conv::Correlation;
 use crate::kernels::geometry::Geometry;
+use crate::kernels::norm::{self, Channels};
 use crate::kernels::{Real, batch, conv_weights};
 
 /// `x weight^T + bias` for `x` `[N, in]`, `weight` `[out, in]`, `bias` `[out]`: `[N, out]`.
@@ -21,7 +23,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
             weight.dims()
         );
     }
-    Linear(n, Geometry::linear([inputs, 1, 1], outputs)).apply(x, weight, bias)
+    Linear(n, Correlation::new(Geometry::linear([inputs, 1, 1], outputs))).apply(x, weight, bias)
 }
 
 /// `x` `[N, ...]` as `[N, the rest]`.
@@ -30,29 +32,30 @@ pub fn flatten(x: &Tensor) -> Result<Tensor> {
 }
 
 /// Batch, shape.
-struct Linear(usize, Geometry);
+struct Linear(usize, Correlation);
 
 impl Parametric for Linear {
     const NAME: &'static str = "linear";
 
     fn shape(&self, _: &Shape) -> Shape {
-        Shape::from((self.0, self.1.c_out))
+        Shape::from((self.0, self.1.geometry.c_out))
     }
 
     fn forward<T: Real>(&self, x: &[T], w: &[T], b: Option<&[T]>) -> Vec<T> {
-        batch::forward(&self.1, self.0, x, w, b)
+        batch::correlate(&self.1, self.0, x, w, b)
     }
 
     fn input_gradient<T: Real>(&self, _: &[T], w: &[T], dy: &[T]) -> Vec<T> {
-        batch::input_gradient(&self.1, self.0, w, dy)
+        batch::correlate(&self.1.transpose(), self.0, dy, w, None)
     }
 
     fn weight_gradient<T: Real>(&self, x: &[T], dy: &[T]) -> Vec<T> {
-        conv_weights::weight_gradient(&self.1, self.0, x, dy)
+        conv_weights::weight_gradient(&self.1.geometry, self.0, x, dy)
     }
 
     fn bias_gradient<T: Real>(&self, dy: &[T]) -> Vec<T> {
-        conv_weights::bias_gradient(self.1.c_out, 1, dy)
+        let c = self.1.geometry.c_out;
+        norm::sums(&Channels { c, area: 1 }, dy)
     }
 
     fn compose(&self, x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
