@@ -8,6 +8,7 @@ use safetensors::{Dtype, SafeTensors};
 
 use crate::Param;
 use crate::kernels::simd;
+use crate::ops::adapter::with_slices;
 use crate::param::{le_bytes, write_safetensors};
 
 /// Adam (Kingma and Ba 2015), with bias correction. Its state is one pair of moments a parameter, known
@@ -86,22 +87,21 @@ impl Adam {
     }
 
     fn update(&mut self, param: &Param, grad: &Tensor, lr: f64) -> Result<()> {
-        let grad = grad.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        let grad = grad.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.contiguous()?;
         let rule = Rule::new(self, lr);
         let moments = self.moments.entry(param.name().to_string());
-        let moments = moments.or_insert_with(|| Moments::zeros(grad.len()));
+        let moments = moments.or_insert_with(|| Moments::zeros(grad.elem_count()));
         let var = param.var();
         if var.device().is_cpu() && var.dtype() == DType::F32 {
-            var.inplace_op1(&InPlace {
-                rule,
-                grad,
-                moments: RefCell::new(moments),
-            })?;
+            with_slices([&grad], |[grad]| {
+                let moments = RefCell::new(moments);
+                var.inplace_op1(&InPlace { rule, grad, moments })
+            })??;
             param.changed();
             return Ok(());
         }
         let mut values = var.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-        rule.apply(&mut values, &grad, moments);
+        with_slices([&grad], |[grad]| rule.apply(&mut values, grad, moments))?;
         param.set(&Tensor::from_vec(values, var.shape(), &Device::Cpu)?)
     }
 
@@ -203,7 +203,7 @@ impl Rule {
 /// A step on the variable's own storage.
 struct InPlace<'a> {
     rule: Rule,
-    grad: Vec<f32>,
+    grad: &'a [f32],
     moments: RefCell<&'a mut Moments>,
 }
 
@@ -217,7 +217,7 @@ impl InplaceOp1 for InPlace<'_> {
             bail!("a parameter must be contiguous, in f32");
         };
         let mut moments = self.moments.borrow_mut();
-        self.rule.apply(&mut values[begin..end], &self.grad, &mut moments);
+        self.rule.apply(&mut values[begin..end], self.grad, &mut moments);
         Ok(())
     }
 }

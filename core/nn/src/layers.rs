@@ -30,11 +30,7 @@ impl Conv2d {
         stride: usize,
         padding: Padding,
     ) -> Result<Conv2d> {
-        let area = kernel * kernel;
-        let init = Init::GlorotUniform {
-            fan_in: in_channels * area,
-            fan_out: out_channels * area,
-        };
+        let init = Init::glorot_uniform([in_channels, out_channels], kernel * kernel);
         Conv2d::with_init(weights, [in_channels, out_channels], kernel, stride, padding, init)
     }
 
@@ -99,11 +95,7 @@ impl ConvTranspose2d {
         stride: usize,
         padding: Padding,
     ) -> Result<ConvTranspose2d> {
-        let area = kernel * kernel;
-        let init = Init::GlorotUniform {
-            fan_in: in_channels * area,
-            fan_out: out_channels * area,
-        };
+        let init = Init::glorot_uniform([in_channels, out_channels], kernel * kernel);
         Ok(ConvTranspose2d {
             weight: weights.param("weight", &[in_channels, out_channels, kernel, kernel], init)?,
             bias: weights.param("bias", &[out_channels], Init::Zeros)?,
@@ -143,10 +135,7 @@ impl Linear {
     /// # Errors
     /// Those of [`Weights::param`].
     pub fn new(weights: &Weights, inputs: usize, outputs: usize) -> Result<Linear> {
-        let init = Init::GlorotUniform {
-            fan_in: inputs,
-            fan_out: outputs,
-        };
+        let init = Init::glorot_uniform([inputs, outputs], 1);
         Ok(Linear {
             weight: weights.param("weight", &[outputs, inputs], init)?,
             bias: weights.param("bias", &[outputs], Init::Zeros)?,

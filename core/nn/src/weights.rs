@@ -37,6 +37,16 @@ pub enum Init {
     },
 }
 
+impl Init {
+    /// [`Init::GlorotUniform`] for a layer from `[in, out]` channels or elements, over `taps` places.
+    pub(crate) fn glorot_uniform([inputs, outputs]: [usize; 2], taps: usize) -> Init {
+        Init::GlorotUniform {
+            fan_in: inputs * taps,
+            fan_out: outputs * taps,
+        }
+    }
+}
+
 /// Where a model's parameters come from: a safetensors blob or a seeded initialisation.
 ///
 /// A blob is read strictly: a missing name, a wrong shape, a value that is not finite, and (see

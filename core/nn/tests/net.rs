@@ -13,31 +13,16 @@ use common::{distance, distinct, random, random_f32, values};
 /// A network by name: its builder, and the shape of its images.
 type Case = (&'static str, [usize; 3], fn(&Weights, &mut NetBuilder) -> Result<Node>);
 
-fn conv(
-    w: &Weights,
-    net: &mut NetBuilder,
-    x: Node,
-    to: usize,
-    k: usize,
-    stride: usize,
-    padding: Padding,
-) -> Result<Node> {
-    let [from, ..] = net.shape(x);
-    let name = format!("conv{}_{to}", w.params().len());
+/// Kernel, stride, padding.
+type Taps = (usize, usize, Padding);
+
+fn conv(w: &Weights, net: &mut NetBuilder, x: Node, to: usize, (k, stride, padding): Taps) -> Result<Node> {
+    let ([from, ..], name) = (net.shape(x), format!("conv{}_{to}", w.params().len()));
     net.conv2d(x, &Conv2d::new(&w.pp(&name), from, to, k, stride, padding)?)
 }
 
-fn transposed(
-    w: &Weights,
-    net: &mut NetBuilder,
-    x: Node,
-    to: usize,
-    k: usize,
-    stride: usize,
-    padding: Padding,
-) -> Result<Node> {
-    let [from, ..] = net.shape(x);
-    let name = format!("up{}_{to}", w.params().len());
+fn transposed(w: &Weights, net: &mut NetBuilder, x: Node, to: usize, (k, stride, padding): Taps) -> Result<Node> {
+    let ([from, ..], name) = (net.shape(x), format!("up{}_{to}", w.params().len()));
     net.conv_transpose2d(x, &ConvTranspose2d::new(&w.pp(&name), from, to, k, stride, padding)?)
 }
 
@@ -62,7 +47,7 @@ const CASES: [Case; 11] = [
     ("X, small", [1, 16, 16], |w, net| {
         let mut x = net.input();
         for (to, pool) in [(16, false), (16, true), (32, false)] {
-            x = conv(w, net, x, to, 3, 1, Padding::Valid)?;
+            x = conv(w, net, x, to, (3, 1, Padding::Valid))?;
             x = net.relu(x);
             if pool {
                 x = net.max_pool2d(x, 2)?;
@@ -76,17 +61,17 @@ const CASES: [Case; 11] = [
     ("auto-encoder", [1, 12, 12], |w, net| {
         let mut x = net.input();
         for _ in 0..2 {
-            x = conv(w, net, x, 16, 3, 1, Padding::Same)?;
+            x = conv(w, net, x, 16, (3, 1, Padding::Same))?;
             x = norm(w, net, x)?;
             x = net.relu(x);
             x = net.max_pool2d(x, 2)?;
         }
         for _ in 0..2 {
-            x = conv(w, net, x, 16, 3, 1, Padding::Same)?;
+            x = conv(w, net, x, 16, (3, 1, Padding::Same))?;
             x = net.relu(x);
             x = net.upsample_nearest2d(x, 2)?;
         }
-        x = conv(w, net, x, 1, 3, 1, Padding::Same)?;
+        x = conv(w, net, x, 1, (3, 1, Padding::Same))?;
         Ok(net.sigmoid(x))
     }),
     ("large kernels and strides, odd images", [3, 13, 17], |w, net| {
@@ -98,7 +83,7 @@ const CASES: [Case; 11] = [
             (17, 3, 2, Padding::Valid),
             (24, 2, 1, Padding::Valid),
         ] {
-            x = conv(w, net, x, to, k, stride, padding)?;
+            x = conv(w, net, x, to, (k, stride, padding))?;
             x = net.relu(x);
         }
         x = net.flatten(x);
@@ -115,31 +100,31 @@ const CASES: [Case; 11] = [
     }),
     ("U-net", [3, 13, 17], |w, net| {
         let x = net.input();
-        let a = conv(w, net, x, 8, 3, 1, Padding::Same)?;
+        let a = conv(w, net, x, 8, (3, 1, Padding::Same))?;
         let a = net.relu(a);
         let b = net.max_pool2d(a, 2)?;
-        let b = conv(w, net, b, 16, 3, 1, Padding::Same)?;
+        let b = conv(w, net, b, 16, (3, 1, Padding::Same))?;
         let b = net.relu(b);
         let c = net.upsample_nearest2d(b, 2)?;
         // 12 x 16 and 13 x 17 do not meet: one more place by a valid convolution of the larger.
-        let a = conv(w, net, a, 8, 2, 1, Padding::Valid)?;
+        let a = conv(w, net, a, 8, (2, 1, Padding::Valid))?;
         let c = net.concat(&[a, c])?;
-        let c = conv(w, net, c, 3, 3, 1, Padding::Same)?;
-        let d = conv(w, net, x, 3, 2, 1, Padding::Valid)?;
+        let c = conv(w, net, c, 3, (3, 1, Padding::Same))?;
+        let d = conv(w, net, x, 3, (2, 1, Padding::Valid))?;
         let c = net.add(c, d)?;
         Ok(net.sigmoid(c))
     }),
     ("residual, norm first", [3, 9, 8], |w, net| {
         let mut x = net.input();
-        x = conv(w, net, x, 16, 3, 1, Padding::Same)?;
+        x = conv(w, net, x, 16, (3, 1, Padding::Same))?;
         for stride in [1, 2] {
             let y = norm(w, net, x)?;
             let y = net.relu(y);
-            let y = conv(w, net, y, 16, 1, stride, Padding::Same)?;
+            let y = conv(w, net, y, 16, (1, stride, Padding::Same))?;
             let y = norm(w, net, y)?;
             let y = net.relu(y);
-            let y = conv(w, net, y, 16, 3, 1, Padding::Same)?;
-            let short = conv(w, net, x, 16, 1, stride, Padding::Same)?;
+            let y = conv(w, net, y, 16, (3, 1, Padding::Same))?;
+            let short = conv(w, net, x, 16, (1, stride, Padding::Same))?;
             x = net.add(y, short)?;
         }
         x = net.max_pool2d(x, 3)?;
@@ -150,23 +135,23 @@ const CASES: [Case; 11] = [
         [2, 11, 10],
         |w, net| {
             let mut x = net.input();
-            x = conv(w, net, x, 10, 3, 1, Padding::Valid)?;
+            x = conv(w, net, x, 10, (3, 1, Padding::Valid))?;
             x = net.max_pool2d(x, 2)?;
-            x = conv(w, net, x, 7, 4, 1, Padding::Same)?;
+            x = conv(w, net, x, 7, (4, 1, Padding::Same))?;
             x = net.max_pool2d(x, 2)?;
             x = net.upsample_nearest2d(x, 3)?;
-            x = conv(w, net, x, 5, 3, 3, Padding::Same)?;
+            x = conv(w, net, x, 5, (3, 3, Padding::Same))?;
             let y = net.sigmoid(x);
             net.concat(&[y, x])
         },
     ),
     ("few channels throughout", [1, 8, 8], |w, net| {
         let mut x = net.input();
-        x = conv(w, net, x, 2, 3, 1, Padding::Same)?;
+        x = conv(w, net, x, 2, (3, 1, Padding::Same))?;
         x = norm(w, net, x)?;
         x = net.relu(x);
         x = net.max_pool2d(x, 2)?;
-        x = conv(w, net, x, 4, 2, 1, Padding::Valid)?;
+        x = conv(w, net, x, 4, (2, 1, Padding::Valid))?;
         x = net.sigmoid(x);
         linear(w, net, x, 2)
     }),
@@ -177,29 +162,29 @@ const CASES: [Case; 11] = [
             (9, 2, 2, Padding::Valid),
             (16, 3, 1, Padding::Same),
         ] {
-            x = transposed(w, net, x, to, k, stride, padding)?;
+            x = transposed(w, net, x, to, (k, stride, padding))?;
             x = norm(w, net, x)?;
             x = net.relu(x);
         }
         x = net.max_pool2d(x, 2)?;
-        x = transposed(w, net, x, 20, 4, 3, Padding::Same)?;
+        x = transposed(w, net, x, 20, (4, 3, Padding::Same))?;
         x = net.relu(x);
-        x = transposed(w, net, x, 1, 5, 2, Padding::Same)?;
+        x = transposed(w, net, x, 1, (5, 2, Padding::Same))?;
         Ok(net.sigmoid(x))
     }),
     ("transposed, of few channels", [3, 6, 5], |w, net| {
         let mut x = net.input();
-        x = transposed(w, net, x, 12, 2, 2, Padding::Valid)?;
+        x = transposed(w, net, x, 12, (2, 2, Padding::Valid))?;
         x = net.relu(x);
-        x = transposed(w, net, x, 3, 3, 1, Padding::Valid)?;
-        x = transposed(w, net, x, 2, 3, 1, Padding::Same)?;
+        x = transposed(w, net, x, 3, (3, 1, Padding::Valid))?;
+        x = transposed(w, net, x, 2, (3, 1, Padding::Same))?;
         x = net.relu(x);
         linear(w, net, x, 6)
     }),
     ("few channels at a stride", [3, 9, 9], |w, net| {
         let mut x = net.input();
-        x = conv(w, net, x, 8, 3, 1, Padding::Same)?;
-        conv(w, net, x, 2, 3, 2, Padding::Same)
+        x = conv(w, net, x, 8, (3, 1, Padding::Same))?;
+        conv(w, net, x, 2, (3, 2, Padding::Same))
     }),
 ];
 
@@ -341,7 +326,7 @@ fn flat_images_have_the_gradient_of_exact_arithmetic() {
     let case: Case = ("flat", [1, 20, 20], |w, net| {
         let mut x = net.input();
         for _ in 0..2 {
-            x = conv(w, net, x, 16, 3, 1, Padding::Valid)?;
+            x = conv(w, net, x, 16, (3, 1, Padding::Valid))?;
             x = net.relu(x);
         }
         x = net.max_pool2d(x, 2)?;

@@ -336,9 +336,11 @@ fn forward_single<T: Real>(
     // Taken out, so that the others can be read.
     let mut target = std::mem::replace(&mut work.values[single.target], Buffer::empty());
     let frame = target.frame;
+    let mut sources = Vec::with_capacity(single.sources.len());
     for image in images.clone() {
         let source = |s: &usize| (&work.values[*s].frame, work.values[*s].map(image, images));
-        let sources: Vec<_> = single.sources.iter().map(source).collect();
+        sources.clear();
+        sources.extend(single.sources.iter().map(source));
         let marks = mark.as_mut().map(|(all, mark)| mark.of(&(image..image + 1), *all));
         let (bytes, _, numbers) = marks.unwrap_or_default();
         single.forward(&sources, &frame, target.map_mut(image, images), bytes, numbers);
