@@ -1,5 +1,6 @@
 //! Kernels by themselves, on maps as a network keeps them, for the benchmark `kernels`. Not for other use.
 
+use crate::kernels::aligned::Aligned;
 use crate::kernels::conv::{Correlation, Kernel};
 use crate::kernels::conv_weights::Rule;
 use crate::kernels::frame::{Border, Frame};
@@ -14,12 +15,12 @@ pub struct Convolution {
     images: usize,
     forward: Kernel<f32>,
     backward: Kernel<f32>,
-    source: Vec<f32>,
-    gradient: Vec<f32>,
+    source: Aligned<f32>,
+    gradient: Aligned<f32>,
     output: Frame,
     input: Frame,
     bias: Vec<f32>,
-    results: Vec<f32>,
+    results: Aligned<f32>,
     sums: Vec<f32>,
 }
 
@@ -41,13 +42,16 @@ impl Convolution {
         let forward = Correlation::new(g);
         let [source, gradient] = [forward, forward.transpose()].map(|c| Frame::new(c.input(), c.border()));
         let [output, input] = [g.output(), g.input()].map(|shape| Frame::channels_last(shape, Border::default()));
+        let [x, dy] = Rule::new(&g).lengths();
+        // The weight's gradient reads maps of a layout of its own: any numbers will do.
+        let numbers = |len: usize| Aligned::from(&*(0..images * len).map(number).collect::<Vec<_>>());
         Ok(Self {
             forward: forward.kernel(&source, &weight),
             backward: forward.transpose().kernel(&gradient, &weight),
-            source: (0..images * source.len()).map(number).collect(),
-            gradient: (0..images * gradient.len()).map(number).collect(),
+            source: numbers(source.len().max(x)),
+            gradient: numbers(gradient.len().max(dy)),
             bias: vec![0.1; output.channels()],
-            results: vec![0.; images * output.len().max(input.len())],
+            results: Aligned::zeros(images * output.len().max(input.len())),
             sums: vec![0.; Rule::new(&g).sums()],
             g,
             images,
@@ -98,11 +102,6 @@ impl Convolution {
     /// Gradient at the weights, before the batch's parts are added.
     pub fn weight_gradient(&mut self) {
         let rule = Rule::new(&self.g);
-        let [x, dy] = rule.lengths();
-        let (x, dy) = (self.images * x, self.images * dy);
-        // Any numbers of that many elements will do.
-        self.source.resize(self.source.len().max(x), 0.1);
-        self.gradient.resize(self.gradient.len().max(dy), 0.1);
         // SAFETY: there is a map for every image of both.
         unsafe {
             rule.add_maps(

@@ -159,7 +159,7 @@ impl<T: Real> Kernel<T> {
         let tap_offset = |tap: usize| back(g.kh, tap / g.kw) * row + back(g.kw, tap % g.kw) * column;
         if g.c_in <= NARROW {
             let mut dots = Dots::new(g.input());
-            for reach in reaches(g, source) {
+            for reach in reaches(g, source, true) {
                 let taps: Vec<usize> = reach.taps.iter().map(|tap| tap_offset(*tap)).collect();
                 let placed = (reach.first, g.stride);
                 dots.push(reach.grid, placed, &taps, source.channels(), |ci, i, co| {
@@ -186,7 +186,7 @@ impl<T: Real> Kernel<T> {
             first: reach.first,
             stride: g.stride,
         };
-        Self::Direct(direct, reaches(g, source).into_iter().map(part).collect())
+        Self::Direct(direct, reaches(g, source, false).into_iter().map(part).collect())
     }
 
     /// Whether outputs are few, for [`Kernel::run_narrow`].
@@ -302,10 +302,11 @@ struct Reach {
     first: (usize, usize),
 }
 
-/// All inputs of `g` by the taps that reach them; `source` is the layout of the output's gradient.
-fn reaches(g: &Geometry, source: &Frame) -> Vec<Reach> {
-    let rows = Spread::new(g.h, g.top, g.kh, g.stride).bands(g.h_out);
-    let columns = Spread::new(g.w, g.left, g.kw, g.stride).bands(g.w_out);
+/// All inputs of `g` by the taps that reach them, from outputs or, if `beyond`, from the zeros around them too; `source` is
+/// the layout of the output's gradient.
+fn reaches(g: &Geometry, source: &Frame, beyond: bool) -> Vec<Reach> {
+    let rows = Spread::new(g.h, g.top, g.kh, g.stride).bands((!beyond).then_some(g.h_out));
+    let columns = Spread::new(g.w, g.left, g.kw, g.stride).bands((!beyond).then_some(g.w_out));
     let [_, row, column] = source.strides();
     let reach = |(r, s): (&Band, &Band)| {
         // The place that the first tap of all would reach, be it on the map or before it.
@@ -361,7 +362,17 @@ pub(crate) fn border(g: &Geometry) -> Border {
 /// Zeros that the input gradient needs around the output's gradient `[c_out, h_out, w_out]`.
 fn gradient_border(g: &Geometry) -> Border {
     if g.c_in <= NARROW {
-        return Border::default();
+        if g.c_out <= NARROW || g.h_out * g.w_out <= 1 {
+            return Border::default();
+        }
+        let [top, bottom] = Spread::new(g.h, g.top, g.kh, g.stride).beyond(g.h_out);
+        let [left, right] = Spread::new(g.w, g.left, g.kw, g.stride).beyond(g.w_out);
+        return Border {
+            top,
+            left,
+            bottom,
+            right,
+        };
     }
     match g.three_by_three() && g.c_out > NARROW {
         true => border(&g.turned()),
@@ -400,17 +411,25 @@ impl Spread {
         }
     }
 
-    /// The taps that reach input `i` from one of `out` outputs.
-    fn taps(self, i: usize, out: usize) -> Vec<usize> {
-        let reaches = |tap: &usize| {
-            let from = (i + self.before).checked_sub(*tap);
-            from.is_some_and(|from| from % self.stride == 0 && from / self.stride < out)
-        };
-        (0..self.taps).filter(reaches).collect()
+    /// The taps that reach input `i` from one of `out` outputs, or from as many as it takes.
+    fn taps(self, i: usize, out: Option<usize>) -> Vec<usize> {
+        let at = i + self.before;
+        let on_output = |tap: usize| out.is_none_or(|out| tap <= at && (at - tap) / self.stride < out);
+        (at % self.stride..self.taps)
+            .step_by(self.stride)
+            .filter(|tap| on_output(*tap))
+            .collect()
+    }
+
+    /// Outputs before the first and behind the last of `out` that taps would reach inputs from.
+    fn beyond(self, out: usize) -> [usize; 2] {
+        let before = (self.taps - 1).saturating_sub(self.before).div_ceil(self.stride);
+        let behind = ((self.size + self.before - 1) / self.stride + 1).saturating_sub(out);
+        [before, behind]
     }
 
     /// All inputs, in bands.
-    fn bands(self, out: usize) -> Vec<Band> {
+    fn bands(self, out: Option<usize>) -> Vec<Band> {
         let mut bands: Vec<Band> = Vec::new();
         for phase in 0..self.stride.min(self.size) {
             for first in (phase..self.size).step_by(self.stride) {

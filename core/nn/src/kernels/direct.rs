@@ -8,6 +8,7 @@
 
 use std::ops::Range;
 
+use super::aligned::Aligned;
 use super::frame::PANEL;
 use super::sink::{Place, Sink, Spot};
 use super::vector::{LANES, Vector};
@@ -24,7 +25,7 @@ const BLOCK: usize = 256;
 pub(crate) struct Direct<T> {
     offsets: Vec<usize>,
     /// `[panels, terms, PANEL]`.
-    packed: Vec<T>,
+    packed: Aligned<T>,
     panels: usize,
 }
 
@@ -45,7 +46,7 @@ impl<T: Real> Direct<T> {
     /// Packs `weight(term, column)`.
     pub fn new(offsets: Vec<usize>, columns: usize, weight: impl Fn(usize, usize) -> T) -> Self {
         let panels = columns.div_ceil(PANEL);
-        let mut packed = vec![T::ZERO; panels * offsets.len() * PANEL];
+        let mut packed = Aligned::zeros(panels * offsets.len() * PANEL);
         for (panel, values) in packed.chunks_exact_mut((offsets.len() * PANEL).max(1)).enumerate() {
             let width = PANEL.min(columns - panel * PANEL);
             for (term, row) in values.chunks_exact_mut(PANEL).enumerate() {
@@ -97,7 +98,6 @@ impl<T: Real, S: Sink<T>> Task<T> for Product<'_, T, S> {
         let mut chunk = Chunk::default();
         let mut places = Places::new(&self.grid, self.images, S::BLOCKS);
         let mut sums = [T::ZERO; CHUNK * PANEL];
-        let rows = if S::BLOCKS { 4 } else { 6 };
         let mut spots = [Spot::default(); CHUNK];
         loop {
             places.fill(&mut chunk);
@@ -107,20 +107,24 @@ impl<T: Real, S: Sink<T>> Task<T> for Product<'_, T, S> {
             for (spot, place) in spots.iter_mut().zip(&chunk.places[..chunk.len]) {
                 *spot = self.sink.spot(*place);
             }
-            for panel in 0..self.direct.panels {
+            let panels = 0..self.direct.panels;
+            let mut tiles = |at: [usize; 3]| {
+                // SAFETY: the caller's; there are as many starts, spots and sums as places of the chunk.
+                unsafe { self.tiles::<V>(at, &chunk, &spots, &mut sums) }
+            };
+            let mut i = 0;
+            if self.blocks.len() <= 1 && self.direct.packed.len() <= BLOCK * PANEL {
+                // All weights stay in the first-level cache: a place's results are written one after the other.
+                while i < chunk.len {
+                    i += panels.clone().fold(0, |_, panel| tiles([panel, 0, i]));
+                }
+                continue;
+            }
+            for panel in panels {
                 for number in 0..self.blocks.len().max(1) {
-                    let mut i = 0;
+                    i = 0;
                     while i < chunk.len {
-                        let rows = rows.min(chunk.len - i);
-                        // SAFETY: the caller's; there are as many starts, spots and sums as rows.
-                        i += unsafe {
-                            match rows {
-                                6 => self.tile::<V, 6>([panel, number, i], &chunk, &spots, &mut sums),
-                                4.. => self.tile::<V, 4>([panel, number, i], &chunk, &spots, &mut sums),
-                                2.. => self.tile::<V, 2>([panel, number, i], &chunk, &spots, &mut sums),
-                                _ => self.tile::<V, 1>([panel, number, i], &chunk, &spots, &mut sums),
-                            }
-                        };
+                        i += tiles([panel, number, i]);
                     }
                 }
             }
@@ -129,6 +133,30 @@ impl<T: Real, S: Sink<T>> Task<T> for Product<'_, T, S> {
 }
 
 impl<T: Real, S: Sink<T>> Product<'_, T, S> {
+    /// The largest [`tile`](Self::tile) that the chunk's places from `i` on fill.
+    ///
+    /// # Safety
+    /// As for [`Task::run`].
+    #[inline(always)]
+    unsafe fn tiles<V: Vector<T = T>>(
+        &self,
+        at: [usize; 3],
+        chunk: &Chunk,
+        spots: &[Spot; CHUNK],
+        sums: &mut [T; CHUNK * PANEL],
+    ) -> usize {
+        let rows = if S::BLOCKS { 4 } else { 6 };
+        // SAFETY: the caller's.
+        unsafe {
+            match rows.min(chunk.len - at[2]) {
+                6 => self.tile::<V, 6>(at, chunk, spots, sums),
+                4.. => self.tile::<V, 4>(at, chunk, spots, sums),
+                2.. => self.tile::<V, 2>(at, chunk, spots, sums),
+                _ => self.tile::<V, 1>(at, chunk, spots, sums),
+            }
+        }
+    }
+
     /// `sum_k source[starts[i] + offsets[k]] weight[k][j]` for the terms of block `number`, `M` places from `i` on and the
     /// columns of one panel: kept in `sums`, or after the last block given to the sink. Returns `M`.
     #[inline(always)]

@@ -1,6 +1,7 @@
 //! Loops over plain slices: they know shapes, not tensors. Single-threaded unless
 //! [`with_threads`](crate::with_threads) allows more; generic over `f32` and `f64`.
 
+pub(crate) mod aligned;
 pub(crate) mod batch;
 pub(crate) mod conv;
 pub(crate) mod conv_weights;

@@ -2,26 +2,28 @@
 
 use std::cell::RefCell;
 
+use super::aligned::Aligned;
+
 /// A type whose scratch buffers are pooled.
 pub(crate) trait Pooled: Sized + Copy + 'static {
     /// Takes a buffer out of this thread's pool.
-    fn take() -> Vec<Self>;
+    fn take() -> Aligned<Self>;
     /// Puts it back.
-    fn give(buffer: Vec<Self>);
+    fn give(buffer: Aligned<Self>);
 }
 
 macro_rules! pooled {
     ($type:ty, $pool:ident) => {
         thread_local! {
-            static $pool: RefCell<Vec<Vec<$type>>> = const { RefCell::new(Vec::new()) };
+            static $pool: RefCell<Vec<Aligned<$type>>> = const { RefCell::new(Vec::new()) };
         }
 
         impl Pooled for $type {
-            fn take() -> Vec<$type> {
+            fn take() -> Aligned<$type> {
                 $pool.with_borrow_mut(Vec::pop).unwrap_or_default()
             }
 
-            fn give(buffer: Vec<$type>) {
+            fn give(buffer: Aligned<$type>) {
                 $pool.with_borrow_mut(|pool| pool.push(buffer));
             }
         }
@@ -38,14 +40,14 @@ pub(crate) fn with_scratch<T: Pooled + Default, R>(len: usize, f: impl FnOnce(&m
 
 /// A buffer of this thread's pool, given back when dropped. For kernels, whose closures would be compiled for the
 /// least of processors.
-pub(crate) struct Scratch<T: Pooled>(Vec<T>);
+pub(crate) struct Scratch<T: Pooled + Default>(Aligned<T>);
 
 impl<T: Pooled + Default> Scratch<T> {
     /// At least `len` elements, whose contents are whatever was left there.
     pub fn new(len: usize) -> Self {
         let mut buffer = T::take();
         if buffer.len() < len {
-            buffer.resize(len, T::default());
+            buffer = Aligned::zeros(len);
         }
         Self(buffer)
     }
@@ -56,7 +58,7 @@ impl<T: Pooled + Default> Scratch<T> {
     }
 }
 
-impl<T: Pooled> Drop for Scratch<T> {
+impl<T: Pooled + Default> Drop for Scratch<T> {
     fn drop(&mut self) {
         T::give(std::mem::take(&mut self.0));
     }

@@ -5,6 +5,7 @@
 //! Rounding: the transforms use the points 0, +-1, +-2, so that an output differs from the direct sum by some 1e-6 of
 //! the largest in `f32`. Every tile is transformed by itself: its result does not depend on the others.
 
+use super::aligned::Aligned;
 use super::direct::Grid;
 use super::frame::PANEL;
 use super::scratch::Scratch;
@@ -37,7 +38,7 @@ const G: [[f64; 3]; 6] = [
 pub(crate) struct Winograd<T> {
     c_in: usize,
     panels: usize,
-    packed: Vec<T>,
+    packed: Aligned<T>,
 }
 
 /// Tiles of 4 x 4 outputs that cover a grid.
@@ -87,7 +88,7 @@ impl<T: Real> Winograd<T> {
     /// Transforms `weight(co, ci, r, s)`; `c_in` as stored, a multiple of eight.
     pub fn new(c_in: usize, [c_out, used]: [usize; 2], weight: impl Fn(usize, usize, usize, usize) -> T) -> Self {
         let panels = c_out.div_ceil(PANEL);
-        let mut packed = vec![T::ZERO; POINTS * panels * c_in * PANEL];
+        let mut packed = Aligned::zeros(POINTS * panels * c_in * PANEL);
         for co in 0..c_out {
             for ci in 0..used {
                 let taps = std::array::from_fn(|r| std::array::from_fn(|s| weight(co, ci, r, s).to_f64()));

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::plan::{Conv, Plan, Post, Route, Step};
 use super::single::Single;
+use crate::kernels::aligned::Aligned;
 use crate::kernels::frame::{Border, Frame};
 use crate::kernels::layout::{export, import};
 use crate::kernels::sink::{
@@ -44,7 +45,7 @@ struct Mark<T> {
 struct Buffer<T> {
     frame: Frame,
     grouped: bool,
-    data: Vec<T>,
+    data: Aligned<T>,
 }
 
 impl<T: Real> Buffer<T> {
@@ -53,7 +54,7 @@ impl<T: Real> Buffer<T> {
         Self {
             frame,
             grouped,
-            data: vec![T::ZERO; slots * frame.len()],
+            data: Aligned::zeros(slots * frame.len()),
         }
     }
 
@@ -62,7 +63,7 @@ impl<T: Real> Buffer<T> {
         Self {
             frame: Frame::new([1, 1, 1], Border::default()),
             grouped: false,
-            data: vec![],
+            data: Aligned::default(),
         }
     }
 
