@@ -1,6 +1,8 @@
 //! Products of patches with a matrix of weights: convolutions of any kernel and stride, their input gradients, fully
 //! connected layers. Bound by compute: a tile of 6 places by 16 channels keeps twelve chains of fused multiply-adds
-//! going, at eight loads for twelve operations.
+//! going, at eight loads for twelve operations. By the bench `kernels` (one thread, AMD Zen 3) 85 to 95 % of the peak where a
+//! patch has hundreds of terms; beginning and ending a tile takes as long as seven terms, which leaves 75 % for 5 x 5
+//! patches of one channel and 50 to 58 % for 3 x 3.
 //!
 //! A patch is never copied: term `k` of a place is the element `offsets[k]` after the place's first. Terms are taken
 //! in blocks whose weights stay in the first-level cache while the places of a chunk pass; sums wait in between in
