@@ -26,7 +26,7 @@ def network(name):
     folder = ROOT / "plugins"
     if name == "AdvAE+X":
         auto_encoder = models.load(models.AE, folder / "purifiers/advae/weights/default.safetensors")
-        return nn.Sequential(auto_encoder, network("X"))
+        return nn.Sequential(auto_encoder, network("X")).eval()
     letter = name.lower()
     return models.load(getattr(models, name), folder / f"classifiers/model_{letter}/weights/clean.safetensors")
 

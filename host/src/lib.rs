@@ -9,6 +9,7 @@ pub mod console;
 pub mod doctor;
 pub mod eval;
 pub mod list;
+pub mod memory;
 pub mod model;
 pub mod oracle;
 pub mod pipeline;

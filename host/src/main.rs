@@ -1,7 +1,7 @@
 //! `advae-host`: evaluates defences of image classifiers against adversarial examples.
 
 use advae_host::cancel::{Cancel, EXIT_CANCELLED};
-use advae_host::{console, doctor, eval, list, rescore, train, workers};
+use advae_host::{console, doctor, eval, list, memory, rescore, train, workers};
 use anyhow::Result;
 use clap::{ArgAction, Parser, Subcommand};
 
@@ -36,6 +36,9 @@ fn main() {
     one_thread_in_candle();
     let cli = Cli::parse();
     console::log(cli.verbose);
+    if matches!(cli.command, Command::Train(_)) {
+        memory::keep();
+    }
     // A panic comes out of the worker as an error of one line.
     std::panic::set_hook(Box::new(|info| tracing::debug!("{info}")));
     let code = workers::on_large_stack(|| run(cli.command)).unwrap_or_else(|error| {
