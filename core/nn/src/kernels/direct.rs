@@ -109,24 +109,25 @@ impl<T: Real, S: Sink<T>> Task<T> for Product<'_, T, S> {
             for (spot, place) in spots.iter_mut().zip(&chunk.places[..chunk.len]) {
                 *spot = self.sink.spot(*place);
             }
-            let panels = 0..self.direct.panels;
-            let mut tiles = |at: [usize; 3]| {
-                // SAFETY: the caller's; there are as many starts, spots and sums as places of the chunk.
-                unsafe { self.tiles::<V>(at, &chunk, &spots, &mut sums) }
-            };
             let mut i = 0;
             if self.blocks.len() <= 1 && self.direct.packed.len() <= BLOCK * PANEL {
                 // All weights stay in the first-level cache: a place's results are written one after the other.
                 while i < chunk.len {
-                    i += panels.clone().fold(0, |_, panel| tiles([panel, 0, i]));
+                    let mut done = 0;
+                    for panel in 0..self.direct.panels {
+                        // SAFETY: the caller's; there are as many starts, spots and sums as places of the chunk.
+                        done = unsafe { self.tiles::<V>([panel, 0, i], &chunk, &spots, &mut sums) };
+                    }
+                    i += done;
                 }
                 continue;
             }
-            for panel in panels {
+            for panel in 0..self.direct.panels {
                 for number in 0..self.blocks.len().max(1) {
                     i = 0;
                     while i < chunk.len {
-                        i += tiles([panel, number, i]);
+                        // SAFETY: as above.
+                        i += unsafe { self.tiles::<V>([panel, number, i], &chunk, &spots, &mut sums) };
                     }
                 }
             }
