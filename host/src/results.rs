@@ -1,7 +1,7 @@
 //! Results as JSON lines: a header a cell, then a row a sample, written as they come.
 
 use advae_abi::info::NormKind;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -205,13 +205,23 @@ impl Results {
     /// # Errors
     /// Where it is there already or cannot be made.
     pub fn create(path: &Path) -> Result<Self> {
+        ensure!(
+            !path.is_dir(),
+            "--out '{}' is a folder: name a file, such as results.jsonl in it",
+            path.display()
+        );
         if path.exists() {
             bail!(
                 "'{}' is there already: add --resume to go on with it, or choose another --out",
                 path.display()
             );
         }
-        let file = File::create_new(path).with_context(|| format!("cannot write '{}'", path.display()))?;
+        let file = File::create_new(path).with_context(|| {
+            format!(
+                "cannot write --out '{}': name a file in a folder that is there and may be written",
+                path.display()
+            )
+        })?;
         Ok(Self {
             path: Some(path.into()),
             writer: Some(BufWriter::new(file)),
@@ -224,7 +234,7 @@ impl Results {
     /// # Errors
     /// Where the file is not one of this host.
     pub fn resume(path: &Path) -> Result<(Self, Previous)> {
-        if !path.exists() {
+        if !path.exists() || path.is_dir() {
             return Ok((Self::create(path)?, Previous::new()));
         }
         let shown = path.display();

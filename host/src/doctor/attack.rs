@@ -95,7 +95,7 @@ impl Trial {
         let budget = epsilon.map_or("without a budget".into(), |epsilon| format!("within {epsilon}"));
         let aim = if *targeted { "targeted" } else { "untargeted" };
         let text = format!("{norm} {budget}, {aim}, {passes} forward or backward passes a sample at most");
-        Finding::hope(*passes > 0, text, "give the number of passes, for the progress bar")
+        Finding::Pass(text)
     }
 
     fn images(&self, perturbed: &Perturbed) -> Finding {

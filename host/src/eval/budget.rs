@@ -63,8 +63,12 @@ impl Budgets {
 /// A budget, if images can use it: pixels are in 0..1.
 ///
 /// # Errors
-/// Where an Linf budget is above 1, as in `8` for 8/255.
+/// Where it is negative or no number, or an Linf budget is above 1, as in `8` for 8/255.
 pub fn within_range(norm: NormKind, epsilon: f64) -> Result<f64> {
+    ensure!(
+        epsilon >= 0. && epsilon.is_finite(),
+        "the {norm} budget {epsilon} is none: give a finite number, 0 or more"
+    );
     ensure!(
         norm != NormKind::Linf || epsilon <= 1.,
         "the Linf budget {epsilon} is above 1, but pixels are in 0..1: give a share of that range, such as {:.4} for {epsilon}/255",

@@ -81,7 +81,7 @@ pub struct EvalArgs {
     #[arg(long)]
     seed: Option<u64>,
     /// Budget, of all norms or of one (`l2=2`); repeatable [default: the dataset's; MNIST Linf 0.3, L2 2]
-    #[arg(long, value_name = "[NORM=]VALUE")]
+    #[arg(long, value_name = "[NORM=]VALUE", allow_hyphen_values = true)]
     #[serde(deserialize_with = "one_or_many")]
     epsilon: Vec<String>,
     /// Where models run: `cpu` or `cuda:N` [default: cpu]

@@ -62,6 +62,14 @@ struct LoadedThreat {
 pub fn plan(settings: &Settings) -> Result<Plan> {
     let all = advae_data::load(&settings.dataset, settings.data_dir.as_deref())?;
     let dataset_sha256 = all.sha256.clone();
+    if settings.samples > all.len() {
+        eprintln!(
+            "warning: '{}' holds {} images: all of them are taken, not {}",
+            all.name,
+            all.len(),
+            settings.samples
+        );
+    }
     let dataset = all.random_subset(settings.samples, settings.seed);
     let classifiers = models(settings, &settings.classifiers, Kind::Classifier, None)?;
     let purifiers = purifiers(settings)?;
@@ -223,7 +231,7 @@ fn load_attack(settings: &Settings, dataset: &Dataset, spec: &PluginSpec) -> Res
     let norm = attack.info().norm;
     let epsilon = epsilon
         .or(attack.info().epsilon)
-        .map(|e| within_range(norm, e))
+        .map(|e| within_range(norm, e).with_context(|| format!("attack '{}'", spec.label())))
         .transpose()?;
     let limits = Limits {
         bounds: [0., 1.],

@@ -42,8 +42,22 @@ pub fn search_dirs() -> Vec<PathBuf> {
 /// # Errors
 /// Where it is nowhere; says where was looked.
 pub fn find(name: &str) -> Result<PathBuf> {
-    if name.contains('/') || Path::new(name).is_file() {
-        return Ok(PathBuf::from(name));
+    let path = Path::new(name);
+    if path.is_file() {
+        return Ok(path.to_path_buf());
+    }
+    if name.contains('/') {
+        let hint = path
+            .parent()
+            .zip(path.file_name())
+            .map(|(dir, file)| dir.join(format!("lib{}", file.display())));
+        let hint = hint
+            .filter(|path| path.is_file())
+            .map(|path| format!(": did you mean '{}'?", path.display()));
+        bail!(
+            "no plugin file '{name}'{}",
+            hint.unwrap_or_else(|| ": give the path of a shared library, or a plugin's name".into())
+        );
     }
     find_in(name, &search_dirs())
 }
