@@ -31,6 +31,7 @@ ROWS = {
     "A": dict(classifier="model_a"),
     "C": dict(classifier="model_c"),
     "D": dict(classifier="model_d"),
+    "X-stop": dict(classifier="model_x", early_stop=True),
 }
 HEAD = ("what", "peer", "peer, s", "advae, s", "ratio")
 
@@ -127,11 +128,14 @@ def main():
         file = host.images()
         peer = lambda tuned, **more: lambda: Peer(file, options.threads, tuned, **more)
         for name in [name for name in wanted if name in ROWS]:
-            cell, settings = ROWS[name], dict(attack="pgd", model=name, steps=40, images=1000)
-            ours = lambda: host.eval("pgd:early_stop=false", cell["classifier"], 1000, cell.get("purifier", "none"), "--no-early-stop")
+            cell, stop = ROWS[name], ROWS[name].get("early_stop", False)
+            settings = dict(attack="pgd", model=name.removesuffix("-stop"), steps=40, images=1000)
+            attack, more = ("pgd", []) if stop else ("pgd:early_stop=false", ["--no-early-stop"])
+            ours = lambda: host.eval(attack, cell["classifier"], 1000, cell.get("purifier", "none"), *more)
             peers = [(f"{lib}", peer(False, library=lib, **settings)) for lib in LIBRARIES]
-            peers += [(f"{lib}, tuned", peer(True, library=lib, **settings)) for lib in LIBRARIES[:2]]
-            lines += compare(f"PGD-40, {name}, 1,000 images", ours, peers, options.rounds)
+            peers += [(f"{lib}, tuned", peer(True, library=lib, **settings)) for lib in LIBRARIES[:2] if not stop]
+            title = f"PGD-40, {name.replace('-', ', early ')}, 1,000 images"
+            lines += compare(title, ours, peers, options.rounds)
         if "cw-X" in wanted:
             settings = dict(attack="cw", model="X", steps=1000, images=100)
             ours = lambda: host.eval("cw:preset=paper,abort=false", "model_x", 100, "none", "--no-early-stop")

@@ -1,5 +1,7 @@
 //! Weight gradients of convolutions and fully connected layers. Bound by compute: tiles of six (four) terms
-//! by 16 channels stay in registers while places pass; in the transformed domain where Winograd applies.
+//! by 16 channels stay in registers while places pass; in the transformed domain where Winograd applies. By the bench `kernels`
+//! (one thread, AMD Zen 3, batches of 24) 180 to 300 % of the direct algorithm's peak there; else 86 % where terms fill their tiles
+//! (8 x 8), 30 to 55 % at a stride, and 14 to 22 % where outputs are few or a map has one place.
 //!
 //! Images are taken in chunks of fixed size, whose sums are added in order: the number of threads changes nothing.
 

@@ -1,7 +1,9 @@
 //! Convolutions from maps with channels last to few channels, such as the input gradient of a first layer: a place's
 //! output is one dot product of taps and channels. Eight neighbouring places are taken at once, so that a vector of the map
-//! serves all taps of a row that meet there, and every vector of weights all places. Bound by compute; the sums across the
-//! eight lanes take a tenth to a fifth of the time for 32 channels.
+//! serves all taps of a row that meet there, and every vector of weights all places. Bound by compute: 66 % of the peak by the
+//! bench `kernels` (one thread, AMD Zen 3, batches of 24) for 5 x 5 taps and for 8 x 8 at stride 2 of 64 channels; the strips'
+//! overlap takes an eighth where the width is no multiple of eight, the sums across lanes a tenth to a fifth for 32 channels. Of
+//! 3 x 3 taps of 128 channels 67 % while the map is in the second-level cache, 50 % from the third.
 
 use super::aligned::Aligned;
 use super::direct::Grid;

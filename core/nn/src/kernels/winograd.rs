@@ -1,6 +1,8 @@
 //! Convolution of 3 x 3 taps and stride 1 by Winograd's F(4 x 4, 3 x 3) (Lavin and Gray 2015): 36 multiplications
 //! for 16 outputs instead of 144. Bound by compute: the 36 products are tiles of fused multiply-adds, the transforms
-//! are additions on vectors of eight channels, and all of a block of 24 tiles stays in the second-level cache.
+//! are additions on vectors of eight channels, and all of a block of 24 tiles stays in the second-level cache. By the bench
+//! `kernels` (one thread, AMD Zen 3, batches of 24) the direct algorithm would have to run at 180 to 300 % of the peak forward, at
+//! 135 to 245 % for input gradients; the products take half of the time.
 //!
 //! Rounding: the transforms use the points 0, +-1, +-2, so that an output differs from the direct sum by some 1e-6 of
 //! the largest in `f32`. Every tile is transformed by itself: its result does not depend on the others.
