@@ -53,7 +53,7 @@ class Host:
         self.binary, self.threads = binary, threads
 
     def eval(self, cell, attack, samples, *more):
-        """Seconds the workers took, shared by the threads; MiB of the process."""
+        """Seconds of the cell, as the host shares them between samples; MiB of the process."""
         classifier, purifier = CELLS[cell]
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "results.jsonl"
@@ -71,7 +71,7 @@ class Host:
                     raise SystemExit(f"{' '.join(command)}\nfailed: {errors.read().strip()}")
             lines = map(json.loads, out.read_text().splitlines())
             seconds = sum(line["seconds"] for line in lines if line["type"] == "sample")
-            return seconds / self.threads, used.ru_maxrss / 1024
+            return seconds, used.ru_maxrss / 1024
 
     def median(self, *request):
         """Seconds, the median of three runs."""
