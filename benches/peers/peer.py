@@ -64,8 +64,10 @@ def art_classifier(model):
     )
 
 
-def cw(_, model, steps):
-    """foolbox's, as the preset `paper` without an abort: c = 10, one search, rate 0.2."""
+def cw(library, model, steps):
+    """The preset `paper` without an abort: c = 10, one search, rate 0.2."""
+    if library != "foolbox":
+        raise SystemExit(f"CW is timed in foolbox, not in {library}: see compare.py for the reason")
     import foolbox
 
     wrapped = foolbox.PyTorchModel(model, bounds=(0, 1))
