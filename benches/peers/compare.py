@@ -1,7 +1,8 @@
 """Times advae-host, through its real plugins, against torchattacks, foolbox and ART, interleaved in one run.
 
-    python compare.py                 every row, into docs/performance.md
-    python compare.py X D cw-X        some rows, printed only
+    python compare.py                       every row against every peer, into docs/performance.md
+    python compare.py X D cw-X              some rows, printed only
+    python compare.py A --peers tuned --publish   against the tuned peers, in place of the rows that are there
     python compare.py --help
 
 The host's time is that of its whole process: loading, scoring, writing. A peer's is its attack alone, in a process that
@@ -93,18 +94,21 @@ class Peer:
         self.process.wait()
 
 
-def compare(title, host, peers, rounds):
+def compare(title, host, peers, options):
     """One line a peer: interleaved times, their ratios."""
     lines = []
     for name, start in peers:
+        if options.peers and ("tuned" in name or "channels_last" in name) != (options.peers == "tuned"):
+            continue
         peer = start()
         theirs, ours = [], []
-        for _ in range(rounds):
+        for _ in range(options.rounds):
             theirs.append(peer.run())
             ours.append(host())
         peer.close()
         ratios = sorted(a / b for a, b in zip(theirs, ours))
-        ratio = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}, {len(ratios)} pairs" if ratios[1:] else "one pair"
+        ratio = f"{statistics.median(ratios):.2f} ({spread})"
         lines.append((title, name, f"{statistics.median(theirs):.2f}", f"{statistics.median(ours):.2f}", ratio))
         print(row(lines[-1]), flush=True)
     return lines
@@ -115,6 +119,8 @@ def main():
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"{', '.join(ROWS)}, cw-X, train; all, if none is named")
     parser.add_argument("--host", default=str(ROOT / "target/release/advae-host"), help="the host's binary")
     parser.add_argument("--rounds", type=int, default=3, help="pairs a ratio")
+    parser.add_argument("--peers", choices=["default", "tuned"], help="only those as users run them, or only tuned ones")
+    parser.add_argument("--publish", action="store_true", help="put the named rows into docs/performance.md")
     parser.add_argument("--threads", type=int, default=2, help="threads on both sides")
     parser.add_argument("--data-dir", default=os.environ.get("ADVAE_DATA_DIR"), help="MNIST, for the row `train`")
     options = parser.parse_args()
@@ -135,21 +141,21 @@ def main():
             peers = [(f"{lib}", peer(False, library=lib, **settings)) for lib in LIBRARIES]
             peers += [(f"{lib}, tuned", peer(True, library=lib, **settings)) for lib in LIBRARIES[:2] if not stop]
             title = f"PGD-40, {name.replace('-', ', early ')}, 1,000 images"
-            lines += compare(title, ours, peers, options.rounds)
+            lines += compare(title, ours, peers, options)
         if "cw-X" in wanted:
             settings = dict(attack="cw", model="X", steps=1000, images=100)
             ours = lambda: host.eval("cw:preset=paper,abort=false", "model_x", 100, "none", "--no-early-stop")
             # torchattacks gives a batch up as soon as its loss has risen over a tenth of the iterations, and ART searches the
             # learning rate by halves: neither does the same work.
             peers = [(f"foolbox{', tuned' * tuned}", peer(tuned, library="foolbox", **settings)) for tuned in (False, True)]
-            lines += compare("CW, X, 100 images, 1,000 iterations", ours, peers, max(1, options.rounds // 2))
+            lines += compare("CW, X, 100 images, 1,000 iterations", ours, peers, options)
         if "train" in wanted:
             settings = dict(attack="train", library="torch", model="AdvAE+X", steps=10, images=1000)
             ours = lambda: host.train(10, 2000, options.data_dir) / 2
             peers = [("torch, channels_last", peer(True, **settings))]
-            lines += compare("AdvAE on X, PGD-10 and update, 1,000 images", ours, peers, options.rounds)
-    if not options.rows:
-        publish("benches/peers/compare.py", HEAD, lines)
+            lines += compare("AdvAE on X, PGD-10 and update, 1,000 images", ours, peers, options)
+    if options.publish or not options.rows:
+        publish("benches/peers/compare.py", HEAD, lines, keep=2)
 
 
 if __name__ == "__main__":

@@ -28,8 +28,7 @@ pub const EXIT_FAILED: i32 = 2;
 pub fn run(args: EvalArgs) -> Result<i32> {
     let settings = args.settle()?;
     let cancel = Cancel::on_ctrl_c()?;
-    let plan = plan::plan(&settings)?;
-    let outcomes = run::run(&settings, &plan, &cancel)?;
+    let outcomes = outcomes(&settings, &cancel)?;
     let whole = outcomes.iter().filter(|o| o.is_whole());
     let report = Report::new(whole.map(Summary::of).collect());
     console::print(&report.render(settings.format)?)?;
@@ -38,6 +37,14 @@ pub fn run(args: EvalArgs) -> Result<i32> {
         return Ok(EXIT_CANCELLED);
     }
     Ok(complain(&report))
+}
+
+/// Crafts and scores every cell, or as many as come before a cancellation.
+///
+/// # Errors
+/// Where nothing can be run, or results cannot be read or written.
+pub fn outcomes(settings: &Settings, cancel: &Cancel) -> Result<Vec<CellOutcome>> {
+    run::run(settings, &plan::plan(settings)?, cancel)
 }
 
 /// Tells what went wrong, and the exit code that follows from it.

@@ -146,13 +146,17 @@ impl Model {
             .into_result();
         let Taped { y, tape } = taped.map_err(|e| self.0.origin.blame(e))?;
         let y = self.receive(call, x, &y)?;
-        let tape = Tape {
+        let tape = self.tape(tape, x, &y);
+        Ok((y, tape))
+    }
+
+    fn tape(&self, tape: TapeBox, x: &Tensor, y: &Tensor) -> Tape {
+        Tape {
             origin: self.0.origin.clone(),
             tape,
             input: x.shape.clone(),
             output: y.shape.clone(),
-        };
-        Ok((y, tape))
+        }
     }
 
     /// Activations of the penultimate layer `[N,F]`.
@@ -163,7 +167,27 @@ impl Model {
         self.check_call(call, x)?;
         let (ctx, dims) = (call.context(), x.dims());
         let y = self.0.model.features(ctx.lend(call.ids), x.lend(&dims)).into_result();
-        let y = self.0.origin.copy(&y.map_err(|e| self.0.origin.blame(e))?)?;
+        self.receive_features(call, x, &y.map_err(|e| self.0.origin.blame(e))?)
+    }
+
+    /// The same, and the way back.
+    ///
+    /// # Errors
+    /// As for [`features`](Self::features).
+    pub fn features_tape(&self, call: &Call, x: &Tensor) -> Result<(Tensor, Tape)> {
+        self.check_call(call, x)?;
+        let (ctx, dims) = (call.context(), x.dims());
+        let taped = (self.0.model)
+            .features_tape(ctx.lend(call.ids), x.lend(&dims))
+            .into_result();
+        let Taped { y, tape } = taped.map_err(|e| self.0.origin.blame(e))?;
+        let y = self.receive_features(call, x, &y)?;
+        let tape = self.tape(tape, x, &y);
+        Ok((y, tape))
+    }
+
+    fn receive_features(&self, call: &Call, x: &Tensor, y: &AbiTensor) -> Result<Tensor> {
+        let y = self.0.origin.copy(y)?;
         ensure!(
             y.shape.len() == 2 && y.rows() == x.rows(),
             "{} gave features of shape {:?}",

@@ -71,6 +71,7 @@ mod tests {
             error: None,
             zero_gradients: Some(0.),
             queries: 0,
+            substitute: None,
             passes: 40,
             shape: [1, 28, 28],
         }

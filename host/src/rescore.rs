@@ -103,6 +103,7 @@ fn score_file(args: &ScoreArgs, path: &Path, saved: Saved) -> Result<CellOutcome
         error: None,
         zero_gradients: None,
         queries: 0,
+        substitute: None,
         passes: 0,
         shape: saved.shape,
     })

@@ -172,16 +172,41 @@ impl Row {
     }
 }
 
+/// The model that a black-box attacker trained and attacked in place of the whole one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Substitute {
+    /// Labels of the whole model that it cost.
+    pub queries: u64,
+    /// Clean images of the run on which both models say the same.
+    pub agreeing: usize,
+    /// Of so many.
+    pub of: usize,
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum Line {
     Cell(Box<CellHeader>),
     Sample(Row),
-    Failed { cell: String, error: String },
+    Substitute {
+        cell: String,
+        #[serde(flatten)]
+        substitute: Substitute,
+    },
+    Failed {
+        cell: String,
+        error: String,
+    },
 }
 
-/// Rows of earlier runs, by cell and sample.
-pub type Previous = BTreeMap<String, BTreeMap<u64, Row>>;
+/// What earlier runs left.
+#[derive(Clone, Debug, Default)]
+pub struct Previous {
+    /// Rows by cell and sample.
+    pub rows: BTreeMap<String, BTreeMap<u64, Row>>,
+    /// Substitutes by cell.
+    pub substitutes: BTreeMap<String, Substitute>,
+}
 
 /// Where rows go; nowhere, if no file was asked for.
 pub struct Results {
@@ -235,7 +260,7 @@ impl Results {
     /// Where the file is not one of this host.
     pub fn resume(path: &Path) -> Result<(Self, Previous)> {
         if !path.exists() || path.is_dir() {
-            return Ok((Self::create(path)?, Previous::new()));
+            return Ok((Self::create(path)?, Previous::default()));
         }
         let shown = path.display();
         let read = || -> Result<_> { read_lines(File::open(path)?) };
@@ -246,11 +271,14 @@ impl Results {
             .with_context(|| format!("cannot write '{shown}'"))?;
         file.set_len(end)?;
         file.seek(std::io::SeekFrom::End(0))?;
-        let (mut headers, mut previous) = (HashSet::new(), Previous::new());
+        let (mut headers, mut previous) = (HashSet::new(), Previous::default());
         for line in lines {
             match line {
                 Line::Cell(header) => drop(headers.insert(header.key)),
-                Line::Sample(row) => drop(previous.entry(row.cell.clone()).or_default().insert(row.id, row)),
+                Line::Sample(row) => {
+                    previous.rows.entry(row.cell.clone()).or_default().insert(row.id, row);
+                }
+                Line::Substitute { cell, substitute } => drop(previous.substitutes.insert(cell, substitute)),
                 Line::Failed { .. } => {}
             }
         }
@@ -286,6 +314,17 @@ impl Results {
     /// Where the file cannot be written.
     pub fn append(&mut self, rows: &[Row]) -> Result<()> {
         self.write(rows.iter().cloned().map(Line::Sample))
+    }
+
+    /// Notes whom a cell attacks in place of the whole model.
+    ///
+    /// # Errors
+    /// Where the file cannot be written.
+    pub fn prepared(&mut self, cell: &str, substitute: Substitute) -> Result<()> {
+        self.write([Line::Substitute {
+            cell: cell.into(),
+            substitute,
+        }])
     }
 
     /// Notes that a cell failed.
@@ -413,6 +452,12 @@ pub(crate) mod tests {
         results
             .append(&[row(&header.key, 0, true, true), row(&header.key, 7, true, false)])
             .unwrap();
+        let substitute = Substitute {
+            queries: 4800,
+            agreeing: 9,
+            of: 10,
+        };
+        results.prepared(&header.key, substitute).unwrap();
         results.fail(&header.key, "plugin broke").unwrap();
         drop(results);
         assert!(Results::create(&path).is_err_and(|e| e.to_string().contains("--resume")));
@@ -420,13 +465,15 @@ pub(crate) mod tests {
         std::fs::write(&path, format!("{whole}{{\"type\":\"sam")).unwrap();
 
         let (mut results, previous) = Results::resume(&path).unwrap();
-        assert_eq!(previous[&header.key].keys().copied().collect::<Vec<_>>(), [0, 7]);
-        assert_eq!(previous[&header.key][&7], row(&header.key, 7, true, false));
+        let rows = &previous.rows[&header.key];
+        assert_eq!(rows.keys().copied().collect::<Vec<_>>(), [0, 7]);
+        assert_eq!(rows[&7], row(&header.key, 7, true, false));
+        assert_eq!(previous.substitutes[&header.key], substitute);
         results.begin(&header).unwrap();
         results.append(&[row(&header.key, 9, true, true)]).unwrap();
         drop(results);
         let text = std::fs::read_to_string(&path).unwrap();
-        assert!(text.starts_with(&whole) && text.lines().count() == 5, "{text}");
+        assert!(text.starts_with(&whole) && text.lines().count() == 6, "{text}");
     }
 
     #[test]

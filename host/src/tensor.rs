@@ -66,6 +66,13 @@ impl Tensor {
         Self { shape, data }
     }
 
+    /// Adds the samples of `other` behind its own. Panics if the samples' shapes differ: the caller made both.
+    pub fn append(&mut self, other: &Self) {
+        assert_eq!(self.shape[1..], other.shape[1..], "samples of different shapes");
+        self.shape[0] += other.rows();
+        self.data.extend_from_slice(&other.data);
+    }
+
     /// Index of the largest element of each row; the first one where several are equal.
     pub fn argmax(&self) -> Vec<u32> {
         (0..self.rows()).map(|i| argmax(self.row(i))).collect()

@@ -81,7 +81,7 @@ fn the_list_of_plugins_holds_whole_and_broken_ones() {
         .unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let text = stdout(&output);
-    assert!(text.contains("attack plain_noise 1.0.0 (contract 1.0.0"), "{text}");
+    assert!(text.contains("attack plain_noise 1.0.0 (contract 1.1.0"), "{text}");
     assert!(text.contains("epsilon = 0.3   radius of the Linf ball"), "{text}");
     assert!(
         text.contains("text.so: ") && text.contains("not a shared library"),
@@ -94,6 +94,8 @@ fn what_cannot_be_run_is_one_line_and_exit_code_2() {
     refused(&host(&["eval"]), "no classifier to attack: give --classifier");
     refused(&eval(&["--device", "gpu"]), "no device 'gpu': give cpu or cuda:N");
     refused(&eval(&["--epsilon=-1"]), "no budget");
+    refused(&eval(&["--epsilon", "-1"]), "-1");
+    refused(&eval(&["--out", "/"]), "is a folder: name a file");
     refused(&eval(&["--dataset", "mnist-2k"]), "mnist-1k");
     refused(&eval(&["--attack", "plain_noise:epsilon"]), "write key=value");
     refused(&eval(&["--attack", "plain_noise:steps=3"]), "steps");

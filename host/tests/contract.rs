@@ -63,6 +63,7 @@ fn append(text: &str, last: &str) -> String {
 fn a_plugin_of_a_contract_with_one_method_fewer() {
     let dir = golden::build("fewer", |file, text| match file {
         "model.rs" => without(&text, START, END).replacen("// End of AbiModel.", "", 1),
+        "manifest.rs" => text.replacen("\"1.1.0\"", "\"1.0.0\"", 1),
         _ => text,
     });
     assert_eq!(*robust(&eval(&dir, "fewer")), as_today());
@@ -89,7 +90,7 @@ fn a_plugin_of_a_contract_with_one_method_more() {
                 "cotangent: AbiTensorRef<'_>) -> AbiResult<ROption<AbiTensor>>;\n",
             )
         }
-        "Cargo.toml" => text.replacen("version = \"1.0.0\"", "version = \"1.1.0\"", 1),
+        "Cargo.toml" | "manifest.rs" => text.replacen("\"1.1.0\"", "\"1.2.0\"", 1),
         "attack.rs" => {
             let text = text.replacen("std_types::{", "std_types::{ROk, RStr, ", 1);
             let text = append(&text, ") -> AbiResult<Taped>;\n");

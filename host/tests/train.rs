@@ -4,8 +4,9 @@
 #[path = "common/plugins.rs"]
 mod plugins;
 
+use advae_abi::info::Label;
 use advae_data::Dataset;
-use advae_host::train::{EpochLog, Folder, Observer, Outcome, Position, Recipe, Trainer};
+use advae_host::train::{CraftOn, EpochLog, Folder, Objective, Observer, Outcome, Position, Recipe, Stage, Trainer};
 use anyhow::Result;
 use plugins::plugin;
 
@@ -16,6 +17,11 @@ struct Watch {
 }
 
 impl Observer for Watch {
+    fn crafted(&mut self, done: usize, of: usize) -> bool {
+        assert!(done <= of);
+        true
+    }
+
     fn step(&mut self, position: &Position, _: usize, _: f64) -> bool {
         Some(position.step) != self.stop_after
     }
@@ -61,7 +67,7 @@ fn losses(logs: &[EpochLog]) -> Vec<(f64, f64, f64)> {
 
 fn adversarial() -> Recipe {
     Recipe {
-        classifier: path("model_d") + "@clean",
+        classifier: vec![path("model_d") + "@clean"],
         purifier: Some(path("advae")),
         attack: Some(format!("{}:steps=2,relative_step_size=0.5", path("pgd"))),
         epsilon: 0.1,
@@ -74,16 +80,42 @@ fn adversarial() -> Recipe {
     }
 }
 
+/// HGD: examples crafted once on the classifier alone, logits compared with those of clean images.
+fn guided() -> Recipe {
+    Recipe {
+        craft_on: CraftOn::Classifier,
+        objective: Objective::Logits,
+        lambda: 0.,
+        ..adversarial()
+    }
+}
+
+/// Everything that a run must remember.
+fn elaborate() -> Recipe {
+    Recipe {
+        classifier: vec![path("model_d") + "@clean", path("model_d") + "@clean"],
+        label: Label::Predicted,
+        consistency: 0.5,
+        weight_averaging: 0.9,
+        curriculum: vec![Stage {
+            epochs: 1,
+            attack: path("fgsm"),
+        }],
+        validation_attack: Some(path("fgsm") + ":epsilon=0.05"),
+        ..adversarial()
+    }
+}
+
 /// Stopped in the middle of an epoch and resumed: the very weights and losses of an uninterrupted run.
 #[test]
 fn a_resumed_run_is_the_uninterrupted_run() {
     let clean = Recipe {
-        classifier: path("model_d"),
+        classifier: vec![path("model_d")],
         epochs: 2,
         batch_size: 64,
         ..Recipe::default()
     };
-    for recipe in [clean, adversarial()] {
+    for recipe in [clean, adversarial(), guided(), elaborate()] {
         let dir = tempfile::tempdir().unwrap();
         let (whole, parts) = (
             Folder::open(&dir.path().join("whole")).unwrap(),
@@ -105,7 +137,7 @@ fn a_resumed_run_is_the_uninterrupted_run() {
 fn training_learns() {
     let dir = tempfile::tempdir().unwrap();
     let recipe = Recipe {
-        classifier: path("model_d"),
+        classifier: vec![path("model_d")],
         epochs: 6,
         batch_size: 32,
         ..Recipe::default()
@@ -123,6 +155,64 @@ fn training_learns() {
     let (_, logs) = train(&recipe, &Folder::open(dir.path()).unwrap(), 2, None, false);
     assert!(logs[5].train_loss < logs[0].train_loss, "{:?}", losses(&logs));
     assert!(logs[5].robust_accuracy.unwrap() > logs[0].robust_accuracy.unwrap());
+}
+
+#[test]
+fn every_loss_of_a_denoiser_falls() {
+    for objective in [Objective::Logits, Objective::Features, Objective::CrossEntropy] {
+        let dir = tempfile::tempdir().unwrap();
+        let recipe = Recipe {
+            objective,
+            epochs: 4,
+            ..guided()
+        };
+        let (_, logs) = train(&recipe, &Folder::open(dir.path()).unwrap(), 2, None, false);
+        assert!(
+            logs[3].train_loss < 0.8 * logs[0].train_loss,
+            "{objective:?}: {:?}",
+            losses(&logs)
+        );
+    }
+}
+
+/// Eq. 8 sums: two base models that are one count twice.
+#[test]
+fn an_ensemble_of_one_model_twice_is_twice_its_loss() {
+    let step = |classifiers: usize, adversarial_weight: f64| {
+        let dir = tempfile::tempdir().unwrap();
+        let recipe = Recipe {
+            classifier: vec![path("model_d") + "@clean"; classifiers],
+            adversarial_weight,
+            clean_weight: 0.,
+            lambda: 0.,
+            epochs: 1,
+            ..adversarial()
+        };
+        let (_, logs) = train(&recipe, &Folder::open(dir.path()).unwrap(), 2, None, false);
+        (logs[0].train_loss, logs[0].validation_loss)
+    };
+    let (one, two) = (step(1, 2.), step(2, 1.));
+    let near = |a: f64, b: f64| (a / b - 1.).abs() < 1e-2;
+    assert!(near(one.0, two.0) && near(one.1, two.1), "{one:?} {two:?}");
+}
+
+/// Without decay the mean of the weights is the last weights; with it, validation judges the mean.
+#[test]
+fn the_mean_of_the_weights_comes_out() {
+    let weights = |weight_averaging: f64| {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::open(dir.path()).unwrap();
+        let recipe = Recipe {
+            weight_averaging,
+            epochs: 1,
+            ..adversarial()
+        };
+        train(&recipe, &folder, 2, None, false);
+        std::fs::read(folder.file("weights.safetensors")).unwrap()
+    };
+    let (last, mean) = (weights(0.), weights(0.9));
+    assert_eq!(last.len(), mean.len());
+    assert!(last != mean);
 }
 
 #[test]

@@ -68,10 +68,10 @@ class Agreement:
                 yield Pipeline(letter.upper(), f"model_{letter}.so", None, models.load(network, file))
 
     def weights(self, folder, given):
-        files = [Path(given)] if given else sorted((ROOT / folder).glob("*.safetensors"))
-        if len(files) > 1:
-            raise SystemExit(f"{folder} has {len(files)} files: name the default one with --weights-x or --weights-ae")
-        return files[0] if files else None
+        """The file given, or the set that a plugin of that folder takes by default."""
+        names = ("clean", "default")
+        files = [Path(given)] if given else [ROOT / folder / f"{name}.safetensors" for name in names]
+        return next((file for file in files if file.is_file()), None)
 
     def logits(self):
         for pipeline in [*self.pipelines(), *self.others()]:

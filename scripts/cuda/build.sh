@@ -18,14 +18,16 @@ if [ ! -e "$root/complete" ]; then
   mkdir -p "$CUDA_HOME/include" "$CUDA_HOME/lib64"
   ln -s "$toolkit/cu13/bin" "$toolkit/cu13/nvvm" "$CUDA_HOME/"
   ln -s "$toolkit"/cu13/include/* "$toolkit"/cudnn/include/*.h "$CUDA_HOME/include/"
-  # The linker looks for names without a version; the driver's library is a stub that the GPU's machine replaces.
+  # The linker looks for names without a version.
   for library in "$toolkit"/cu13/lib/lib*.so.* "$toolkit"/cudnn/lib/lib*.so.*; do
     name=$(basename "$library")
     ln -s "$library" "$CUDA_HOME/lib64/$name"
     ln -sf "$library" "$CUDA_HOME/lib64/${name%%.so.*}.so"
   done
   ln -s "$toolkit"/cu13/lib/*.a "$CUDA_HOME/lib64/"
-  cc -shared -Wl,-soname,libcuda.so.1 -o "$CUDA_HOME/lib64/libcuda.so" -x c /dev/null
+  # The driver's library comes with the GPU: here a stub stands for it, with the names of its functions.
+  cc -E "$CUDA_HOME/include/cuda.h" | grep -oE '\bcu[A-Z][A-Za-z0-9_]*\(' | sort -u | sed 's/(/(void) {}/; s/^/void /' |
+    cc -shared -Wl,-soname,libcuda.so.1 -o "$CUDA_HOME/lib64/libcuda.so" -x c -
   ln -s lib64 "$CUDA_HOME/lib"
   touch "$root/complete"
 fi

@@ -232,6 +232,48 @@ impl std::fmt::Display for NormKind {
     }
 }
 
+/// The label that an attack leads a sample away from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Label {
+    /// `true`: the true one.
+    #[default]
+    True,
+    /// `"predicted"`: what the attacked model says of the clean image.
+    Predicted,
+}
+
+impl Serialize for Label {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::True => serializer.serialize_bool(true),
+            Self::Predicted => serializer.serialize_str("predicted"),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Label {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "true or predicted")]
+        enum Text {
+            Flag(bool),
+            Word(String),
+        }
+        let text = match Text::deserialize(deserializer)? {
+            Text::Flag(true) => return Ok(Self::True),
+            Text::Flag(false) => "false".into(),
+            Text::Word(word) => word,
+        };
+        match text.as_str() {
+            "true" => Ok(Self::True),
+            "predicted" => Ok(Self::Predicted),
+            other => Err(serde::de::Error::custom(format!(
+                "unknown label '{other}', expected true or predicted"
+            ))),
+        }
+    }
+}
+
 /// What an attack says of itself.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AttackInfo {

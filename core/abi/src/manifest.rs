@@ -4,7 +4,7 @@
 pub const MANIFEST_SECTION: &str = ".advae.manifest";
 
 /// Version of the contract as text.
-pub const CONTRACT_VERSION_STRING: &str = "1.0.0";
+pub const CONTRACT_VERSION_STRING: &str = "1.1.0";
 
 /// Length of the parts put together.
 pub const fn joined_len(parts: &[&str]) -> usize {
@@ -57,6 +57,13 @@ macro_rules! manifest {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn the_version_is_the_same_as_text_and_as_numbers() {
+        let numbers = format!("{}.{}.0", crate::CONTRACT_MAJOR, crate::CONTRACT_MINOR);
+        assert_eq!(super::CONTRACT_VERSION_STRING, numbers);
+        assert_eq!(env!("CARGO_PKG_VERSION"), numbers);
+    }
+
     #[test]
     fn a_manifest_is_json() {
         const PARTS: &[&str] = crate::manifest!(

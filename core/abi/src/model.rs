@@ -69,6 +69,14 @@ pub trait AbiModel: Send + Sync {
         let _ = (ctx, x);
         RErr(AbiError::new(ErrorCode::Unsupported, "this model exposes no features"))
     }
+    /// The same, and the way back to the input.
+    fn features_tape(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<Taped> {
+        let _ = (ctx, x);
+        RErr(AbiError::new(
+            ErrorCode::Unsupported,
+            "this model exposes no features to be differentiated",
+        ))
+    }
     // End of AbiModel.
 }
 

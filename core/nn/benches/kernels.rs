@@ -1,9 +1,10 @@
 //! Speed of the kernels on one thread, beside the processor's peak measured in the same run.
 //!
 //! ```text
-//! CANDLE_NUM_THREADS=1 cargo bench -p advae-nn --bench kernels [-- batch]
+//! CANDLE_NUM_THREADS=1 cargo bench -p advae-nn --bench kernels [-- batch [name]]
 //! ```
 //!
+//! With a part of a name, such as `'128 @28 k3'`, only the kernels of the convolutions that have it are timed.
 //! Gradients are timed as a caller sees them, tape included: candle fills zeros and adds each gradient to them.
 //! The variable keeps candle from doing so on a pool of its own.
 //!
@@ -48,13 +49,17 @@ const CONVOLUTIONS: [(usize, usize, usize, usize, usize, Padding); 18] = [
 const LINEARS: [(usize, usize); 3] = [(1024, 200), (9216, 128), (784, 200)];
 
 fn main() -> Result<()> {
-    let batch = std::env::args().skip(1).find_map(|a| a.parse().ok());
-    let batch = batch.unwrap_or(16);
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    let batch = words.iter().find_map(|word| word.parse().ok()).unwrap_or(16);
+    let part = words.iter().find(|word| word.parse::<usize>().is_err());
     let peak = peak_gflops();
     println!("batch {batch}, one thread, f32; peak {peak:.0} GFLOPS");
     println!("{:34} {:>14} {:>14} {:>14}", "", "forward", "input grad", "weight grad");
     for (c_in, c_out, size, k, stride, padding) in CONVOLUTIONS {
         let name = format!("conv {c_in}->{c_out} @{size} k{k} s{stride} {padding:?}");
+        if part.is_some_and(|part| !name.contains(part.as_str())) {
+            continue;
+        }
         let mut kernel = Convolution::new(batch, [c_in, c_out, size], k, stride, padding)?;
         let times = [
             best(|| kernel.forward()),
@@ -62,6 +67,9 @@ fn main() -> Result<()> {
             best(|| kernel.weight_gradient()),
         ];
         line(&name, kernel.flops(), peak, times);
+    }
+    if part.is_some() {
+        return Ok(());
     }
     println!("as operators of candle, with tape, layout and weights made ready at every call");
     for (c_in, c_out, size, k, stride, padding) in CONVOLUTIONS {

@@ -1,6 +1,7 @@
 //! What an attack wants: away from the true label, or towards a target.
 
 use crate::Oracle;
+use advae_abi::info::Label;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use rand::Rng;
 use serde::de::{Error, Unexpected, Visitor};
@@ -36,7 +37,21 @@ impl Goal {
     /// # Errors
     /// Where the target is no class of the oracle's, or where the oracle refuses the logits that a rule needs.
     pub fn objective(self, oracle: &Oracle, x: &Tensor, y: &Tensor) -> Result<Objective> {
-        let truth = labels(y)?;
+        self.objective_by(Label::True, oracle, x, y)
+    }
+
+    /// The same with the true labels, or with those that the oracle predicts in their stead.
+    ///
+    /// # Errors
+    /// As for [`objective`](Self::objective), and where the oracle refuses the logits that a prediction needs.
+    pub fn objective_by(self, label: Label, oracle: &Oracle, x: &Tensor, y: &Tensor) -> Result<Objective> {
+        let truth = match label {
+            Label::True => labels(y)?,
+            Label::Predicted => rows(&oracle.logits(x)?)?
+                .iter()
+                .map(|z| first_of(z, |a, b| a > b))
+                .collect(),
+        };
         let classes = oracle.classes() as u32;
         let chosen = match self {
             Self::Untargeted => {

@@ -67,7 +67,7 @@ pub use candle_core;
 pub use serde;
 pub use serde_json;
 
-pub use advae_abi::info::{Access, AttackInfo, BackwardRule, NormKind as Norm, Target, Threading};
+pub use advae_abi::info::{Access, AttackInfo, BackwardRule, Label, NormKind as Norm, Target, Threading};
 pub use attack::{Attack, Perturbed};
 pub use candle_core::{Result, Tensor};
 pub use classifier::Classifier;
@@ -83,9 +83,9 @@ pub use threat::{Services, ThreatModel};
 /// Everything a plugin's file usually needs.
 pub mod prelude {
     pub use crate::{
-        Access, Attack, AttackInfo, BackwardRule, Ball, Classifier, Goal, Gradient, NoSettings, Norm, Objective,
-        Oracle, Pass, Perturbed, Purifier, Result, Services, Settings, Target, Tensor, Threading, ThreatModel, Weights,
-        export_plugin, nn, select_rows, settings,
+        Access, Attack, AttackInfo, BackwardRule, Ball, Classifier, Goal, Gradient, Label, NoSettings, Norm, Objective,
+        Oracle, Pass, Perturbed, Purifier, RemoteModel, Result, Services, Settings, Target, Tensor, Threading,
+        ThreatModel, Weights, export_plugin, nn, select_rows, settings,
     };
 }
 

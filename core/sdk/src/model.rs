@@ -139,25 +139,7 @@ impl<N: Network> AbiModel for Model<N> {
     }
 
     fn forward_tape(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<Taped> {
-        run(ctx, |pass| {
-            // Only one of the two gradients is of use: the parameters' in training, the input's in an attack.
-            let differentiable = self.0.rule == BackwardRule::Exact && !pass.track;
-            let x = import_to(&self.0.device, x, differentiable)?;
-            let y = self.0.network.run(&pass, &x)?;
-            let out = export(&y)?;
-            let keep = if differentiable || pass.track { y } else { y.detach() };
-            let tape = Tape {
-                model: self.0.clone(),
-                _alive: self.0.training.tape(),
-                x,
-                y: keep,
-                pass,
-            };
-            Ok(Taped {
-                y: out,
-                tape: AbiTape_TO::from_value(tape, TD_Opaque),
-            })
-        })
+        self.taped(ctx, x, |network, pass, x| network.run(pass, x))
     }
 
     fn trainable(&self, settings: RStr<'_>) -> AbiResult<TrainableBox> {
@@ -175,10 +157,48 @@ impl<N: Network> AbiModel for Model<N> {
     fn features(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<AbiTensor> {
         run(ctx, |pass| {
             let x = import_to(&self.0.device, x, false)?;
-            match self.0.network.features(&Pass { track: false, ..pass }, &x)? {
-                Some(features) => export(&features),
-                None => candle_core::bail!("this model exposes no features"),
-            }
+            export(&features(&*self.0.network, &Pass { track: false, ..pass }, &x)?)
+        })
+    }
+
+    fn features_tape(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<Taped> {
+        self.taped(ctx, x, features)
+    }
+}
+
+fn features<N: Network>(network: &N, pass: &Pass, x: &Tensor) -> Result<Tensor> {
+    match network.features(pass, x)? {
+        Some(features) => Ok(features),
+        None => candle_core::bail!("this model exposes no features"),
+    }
+}
+
+impl<N: Network> Model<N> {
+    /// What `f` makes of the images, and the way back.
+    fn taped(
+        &self,
+        ctx: CtxRef<'_>,
+        x: AbiTensorRef<'_>,
+        f: impl FnOnce(&N, &Pass, &Tensor) -> Result<Tensor>,
+    ) -> AbiResult<Taped> {
+        run(ctx, |pass| {
+            // Only one of the two gradients is of use: the parameters' in training, the input's in an attack.
+            let differentiable = self.0.rule == BackwardRule::Exact && !pass.track;
+            let x = import_to(&self.0.device, x, differentiable)?;
+            let y = f(&self.0.network, &pass, &x)?;
+            let out = export(&y)?;
+            let keep = if differentiable || pass.track { y } else { y.detach() };
+            let tape = Tape {
+                model: self.0.clone(),
+                _alive: self.0.training.tape(),
+                x,
+                y: keep,
+                pass,
+            };
+            Ok(Taped {
+                y: out,
+                tape: AbiTape_TO::from_value(tape, TD_Opaque),
+            })
         })
     }
 }

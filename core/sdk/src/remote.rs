@@ -35,7 +35,8 @@ impl RemoteModel {
 
     /// Logits `[N,K]` in evaluation mode.
     pub fn logits(&self, x: &Tensor) -> Result<Tensor> {
-        let ctx = CallCtx::new(0, CallPhase::Craft, &[]);
+        let mut ctx = CallCtx::new(0, CallPhase::Craft, &[]);
+        ctx.threads = advae_nn::threads() as u32;
         let images = export(x)?;
         let y = self
             .model
@@ -77,7 +78,7 @@ impl RemoteModel {
     ) -> Result<(Tensor, Option<Tensor>)> {
         let ids: Vec<u64> = (0..x.dim(0)? as u64).collect();
         let mut ctx = CallCtx::new(seed, CallPhase::Craft, &ids);
-        ctx.flags = flags;
+        (ctx.flags, ctx.threads) = (flags, advae_nn::threads() as u32);
         let images = export(x)?;
         let taped = self
             .model

@@ -7,16 +7,17 @@ use crate::cancel::Cancel;
 use crate::oracle::{Meter, Oracle, Rules, target};
 use crate::pipeline::Pipeline;
 use crate::progress::Progress;
-use crate::results::{CellHeader, Previous, Results, Row};
+use crate::results::{CellHeader, Previous, Results, Row, Substitute};
 use crate::score::{Batch, Limits, Scorer, Verdict};
 use crate::tensor::{Call, Tensor};
 use crate::threat::{Services, ThreatModel};
 use crate::workers::{Layout, for_each_batch};
-use advae_abi::info::Access;
+use advae_abi::info::{Access, Target};
 use advae_abi::{AbiError, ErrorCode};
 use advae_data::Dataset;
 use anyhow::{Result, anyhow};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -59,6 +60,8 @@ pub struct CellOutcome {
     pub zero_gradients: Option<f64>,
     /// Label queries.
     pub queries: u64,
+    /// What was attacked in place of the whole model.
+    pub substitute: Option<Substitute>,
     /// Passes a sample may need.
     pub passes: u64,
     /// Shape of the images.
@@ -103,6 +106,7 @@ struct Live<'a> {
     clean: BTreeMap<u64, Verdict>,
     rows: Mutex<BTreeMap<u64, Row>>,
     error: Mutex<Option<anyhow::Error>>,
+    substitute: Mutex<Option<Substitute>>,
 }
 
 impl Live<'_> {
@@ -163,7 +167,7 @@ impl Run<'_> {
             draws: header.config.draws,
             call_threads: layout.call_threads,
         };
-        let known = self.previous.get(&header.key).cloned().unwrap_or_default();
+        let known = self.previous.rows.get(&header.key).cloned().unwrap_or_default();
         let here = |id: &u64| self.dataset.ids.contains(id);
         let rows = known.into_iter().filter(|(id, _)| here(id)).collect();
         Live {
@@ -172,6 +176,7 @@ impl Run<'_> {
             clean: BTreeMap::new(),
             rows: Mutex::new(rows),
             error: Mutex::new(None),
+            substitute: Mutex::new(self.previous.substitutes.get(&header.key).copied()),
         }
     }
 
@@ -206,7 +211,7 @@ impl Run<'_> {
         if cells.iter().all(Live::failed) {
             return Ok(());
         }
-        let rules = self.prepare(group, layout, meter)?;
+        let rules = self.prepare(group, cells, layout, meter)?;
         for_each_batch(layout, missing, |batch| self.batch(group, cells, batch, layout, &rules))
     }
 
@@ -222,7 +227,7 @@ impl Run<'_> {
         Ok(verdicts.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn prepare(&self, group: &Group, layout: Layout, meter: &Arc<Meter>) -> Result<Rules> {
+    fn prepare(&self, group: &Group, cells: &[Live], layout: Layout, meter: &Arc<Meter>) -> Result<Rules> {
         let Crafting {
             classifier,
             threat_model,
@@ -248,10 +253,15 @@ impl Run<'_> {
         };
         let substitute = threat_model.prepare(&Call::craft(self.seed, &[]).with_threads(self.threads), services)?;
         let attacked = target(access, pipeline, substitute.map(Pipeline::undefended))?;
+        if access.target == Target::Substitute {
+            cells
+                .iter()
+                .try_for_each(|cell| self.compare(cell, &attacked, layout, meter))?;
+        }
         Ok(Rules {
             // The labels a black box gives are those of the whole model, whatever else is attacked in its stead.
             labelled: match access.target {
-                advae_abi::info::Target::Classifier => attacked.clone(),
+                Target::Classifier => attacked.clone(),
                 _ => pipeline.clone(),
             },
             target: attacked,
@@ -263,6 +273,33 @@ impl Run<'_> {
             meter: meter.clone(),
             cancel: self.cancel.clone(),
         })
+    }
+
+    /// Measures how far the substitute agrees with the whole model on clean images.
+    fn compare(&self, cell: &Live, substitute: &Pipeline, layout: Layout, meter: &Meter) -> Result<()> {
+        let agreeing = AtomicUsize::new(0);
+        let all: Vec<usize> = (0..self.dataset.len()).collect();
+        for_each_batch(layout, &all, |samples| {
+            self.cancel.check()?;
+            let batch = self.select(samples);
+            let call = Call::score(self.seed, &batch.ids).with_threads(layout.call_threads);
+            let said = substitute.forward(&call, &batch.x)?.argmax();
+            let rows = lock(&cell.rows);
+            let whole = |id: &u64| match rows.get(id) {
+                Some(row) => Some(row.clean_prediction),
+                None => cell.clean.get(id).map(|verdict| verdict.prediction),
+            };
+            let same = batch.ids.iter().zip(said).filter(|(id, said)| whole(id) == Some(*said));
+            agreeing.fetch_add(same.count(), Ordering::Relaxed);
+            Ok(())
+        })?;
+        let substitute = Substitute {
+            queries: meter.queries(),
+            agreeing: agreeing.into_inner(),
+            of: self.dataset.len(),
+        };
+        *lock(&cell.substitute) = Some(substitute);
+        lock(self.results).prepared(&cell.header.key, substitute)
     }
 
     fn batch(&self, group: &Group, cells: &[Live], samples: &[usize], layout: Layout, rules: &Rules) -> Result<()> {
@@ -331,6 +368,7 @@ impl Run<'_> {
     fn outcome(&self, cell: Live, meter: &Meter, passes: u64) -> Result<CellOutcome> {
         let error = cell.error.into_inner().unwrap_or_else(PoisonError::into_inner);
         let cancelled = error.as_ref().is_some_and(is_cancelled);
+        let substitute = *lock(&cell.substitute);
         let error = error.filter(|_| !cancelled).map(|e| format!("{e:#}"));
         if let Some(error) = &error {
             lock(self.results).fail(&cell.header.key, error)?;
@@ -342,7 +380,8 @@ impl Run<'_> {
             rows: self.dataset.ids.iter().filter_map(|id| rows.remove(id)).collect(),
             error,
             zero_gradients: meter.zero_gradient_share(),
-            queries: meter.queries(),
+            queries: meter.queries().max(substitute.map_or(0, |s| s.queries)),
+            substitute,
             passes,
             shape: self.dataset.shape,
         })

@@ -4,7 +4,7 @@ use super::budget::Budgets;
 use advae_abi::info::BackwardRule;
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::{Args, ValueEnum};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use std::path::PathBuf;
 
 /// How the report is printed.
@@ -54,19 +54,19 @@ impl From<Backward> for BackwardRule {
 pub struct EvalArgs {
     /// Classifier to attack; repeatable
     #[arg(long, value_name = "PLUGIN")]
-    #[serde(deserialize_with = "one_or_many")]
+    #[serde(deserialize_with = "crate::lists::one_or_many")]
     classifier: Vec<String>,
     /// Purifier in front of it, or `none`; repeatable [default: none]
     #[arg(long, value_name = "PLUGIN")]
-    #[serde(deserialize_with = "one_or_many")]
+    #[serde(deserialize_with = "crate::lists::one_or_many")]
     purifier: Vec<String>,
     /// Attack; repeatable [default: fgsm, pgd, cw, and every other attack on $ADVAE_PLUGIN_PATH]
     #[arg(long, value_name = "PLUGIN")]
-    #[serde(deserialize_with = "one_or_many")]
+    #[serde(deserialize_with = "crate::lists::one_or_many")]
     attack: Vec<String>,
     /// Threat model; repeatable [default: white_box, and oblivious where there is a purifier]
     #[arg(long, value_name = "PLUGIN")]
-    #[serde(deserialize_with = "one_or_many")]
+    #[serde(deserialize_with = "crate::lists::one_or_many")]
     threat_model: Vec<String>,
     /// Dataset [default: mnist-1k]
     #[arg(long, value_name = "NAME")]
@@ -82,7 +82,7 @@ pub struct EvalArgs {
     seed: Option<u64>,
     /// Budget, of all norms or of one (`l2=2`); repeatable [default: the dataset's; MNIST Linf 0.3, L2 2]
     #[arg(long, value_name = "[NORM=]VALUE", allow_hyphen_values = true)]
-    #[serde(deserialize_with = "one_or_many")]
+    #[serde(deserialize_with = "crate::lists::one_or_many")]
     epsilon: Vec<String>,
     /// Where models run: `cpu` or `cuda:N` [default: cpu]
     #[arg(long)]
@@ -166,6 +166,36 @@ pub struct Settings {
     pub save_adversarial: Option<PathBuf>,
     /// How the report is printed.
     pub format: Format,
+    /// Leave the black-box attacker's seeds out of scoring even where no threat model uses them, for one subset in all runs.
+    pub keep_seeds_out: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            classifiers: vec![],
+            purifiers: vec!["none".into()],
+            attacks: vec![],
+            threat_models: vec![],
+            dataset: "mnist-1k".into(),
+            data_dir: None,
+            samples: 1000,
+            seed: 0,
+            budgets: Budgets::default(),
+            device: "cpu".into(),
+            threads: 1,
+            batch: None,
+            eot: 1,
+            draws: 10,
+            backward: None,
+            early_stop: true,
+            out: None,
+            resume: false,
+            save_adversarial: None,
+            format: Format::default(),
+            keep_seeds_out: false,
+        }
+    }
 }
 
 impl EvalArgs {
@@ -262,6 +292,7 @@ impl EvalArgs {
             resume: self.resume,
             save_adversarial: self.save_adversarial,
             format: self.format.unwrap_or_default(),
+            keep_seeds_out: false,
         })
     }
 }
@@ -275,25 +306,6 @@ pub fn check_device(device: &str) -> Result<()> {
     let known = device == "cpu" || matches!(ordinal, Some(Ok(_)));
     ensure!(known, "no device '{device}': give cpu or cuda:N, such as cuda:0");
     Ok(())
-}
-
-/// `"a"`, `0.3` or `["a", "b"]`.
-fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Item {
-        Text(String),
-        Number(f64),
-        Many(Vec<Item>),
-    }
-    fn flatten(item: Item) -> Vec<String> {
-        match item {
-            Item::Text(text) => vec![text],
-            Item::Number(number) => vec![number.to_string()],
-            Item::Many(items) => items.into_iter().flat_map(flatten).collect(),
-        }
-    }
-    Item::deserialize(deserializer).map(flatten)
 }
 
 #[cfg(test)]

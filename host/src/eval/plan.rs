@@ -3,6 +3,7 @@
 use super::budget::within_range;
 use super::cells::{Crafting, Group};
 use super::options::Settings;
+use super::run::seeds;
 use crate::attack::Attack;
 use crate::model::Model;
 use crate::pipeline::Pipeline;
@@ -60,7 +61,15 @@ struct LoadedThreat {
 /// # Errors
 /// The first thing that does not load or fit.
 pub fn plan(settings: &Settings) -> Result<Plan> {
+    let classifiers = models(settings, &settings.classifiers, Kind::Classifier, None)?;
+    let purifiers = purifiers(settings)?;
+    let threats = threats(settings, purifiers.iter().any(Option::is_some))?;
     let all = advae_data::load(&settings.dataset, settings.data_dir.as_deref())?;
+    let black_box = |threat: &LoadedThreat| threat.threat_model.access().target == Target::Substitute;
+    let all = match settings.keep_seeds_out || threats.iter().any(black_box) {
+        true => without_seeds(all),
+        false => all,
+    };
     let dataset_sha256 = all.sha256.clone();
     if settings.samples > all.len() {
         eprintln!(
@@ -71,9 +80,6 @@ pub fn plan(settings: &Settings) -> Result<Plan> {
         );
     }
     let dataset = all.random_subset(settings.samples, settings.seed);
-    let classifiers = models(settings, &settings.classifiers, Kind::Classifier, None)?;
-    let purifiers = purifiers(settings)?;
-    let threats = threats(settings, purifiers.iter().any(Option::is_some))?;
     let attacks = attacks(settings, &dataset)?;
     let mut groups = vec![];
     for classifier in &classifiers {
@@ -92,6 +98,20 @@ pub fn plan(settings: &Settings) -> Result<Plan> {
         }
     }
     Ok(Plan { dataset, groups })
+}
+
+/// Without the images that a black-box attacker may begin with: those of MNIST's test set.
+fn without_seeds(all: Dataset) -> Dataset {
+    let Some(seeds) = seeds(&all).filter(|_| all.name == "mnist-test") else {
+        return all;
+    };
+    let kept: Vec<usize> = (0..all.len()).filter(|i| !seeds.ids.contains(&all.ids[*i])).collect();
+    eprintln!(
+        "note: {} images are the black-box attacker's seeds and are not scored: {} remain",
+        all.len() - kept.len(),
+        kept.len()
+    );
+    all.select(&kept)
 }
 
 /// Loads and constructs a classifier or purifier.

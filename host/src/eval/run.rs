@@ -63,14 +63,14 @@ pub fn run(settings: &Settings, plan: &Plan, cancel: &Cancel) -> Result<Vec<Cell
 
 fn open(settings: &Settings) -> Result<(Results, Previous)> {
     match (&settings.out, settings.resume) {
-        (None, _) => Ok((Results::nowhere(), Previous::new())),
-        (Some(path), false) => Ok((Results::create(path)?, Previous::new())),
+        (None, _) => Ok((Results::nowhere(), Previous::default())),
+        (Some(path), false) => Ok((Results::create(path)?, Previous::default())),
         (Some(path), true) => Results::resume(path),
     }
 }
 
 /// Images an attacker may have: those set aside, where the dataset has some.
-fn seeds(dataset: &Dataset) -> Option<Arc<Dataset>> {
+pub fn seeds(dataset: &Dataset) -> Option<Arc<Dataset>> {
     let mnist = dataset.name.starts_with("mnist");
     mnist
         .then(|| advae_data::load("mnist-1k-seeds", None).ok().map(Arc::new))

@@ -47,11 +47,8 @@ pub fn find(name: &str) -> Result<PathBuf> {
         return Ok(path.to_path_buf());
     }
     if name.contains('/') {
-        let hint = path
-            .parent()
-            .zip(path.file_name())
-            .map(|(dir, file)| dir.join(format!("lib{}", file.display())));
-        let hint = hint
+        let library = (path.file_name()).map(|file| path.with_file_name(format!("lib{}", file.display())));
+        let hint = library
             .filter(|path| path.is_file())
             .map(|path| format!(": did you mean '{}'?", path.display()));
         bail!(
@@ -149,6 +146,20 @@ mod tests {
         std::fs::write(dir.path().join("libadvae.so"), "").unwrap();
         let error = find_in("adva.so", &[dir.path().to_path_buf()]).unwrap_err().to_string();
         assert!(error.contains("did you mean 'advae.so'?"), "{error}");
+    }
+
+    #[test]
+    fn a_path_without_lib_is_put_right() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("libadvae.so"), "").unwrap();
+        let error = find(&dir.path().join("advae.so").to_string_lossy())
+            .unwrap_err()
+            .to_string();
+        let library = dir.path().join("libadvae.so");
+        assert!(
+            error.contains(&format!("did you mean '{}'?", library.display())),
+            "{error}"
+        );
     }
 
     #[test]

@@ -118,7 +118,15 @@ fn notes(report: &Report) -> String {
                 random.draws
             ));
         }
-        if cell.queries > 0 {
+        if let Some(substitute) = &cell.substitute {
+            let share = substitute.agreeing as f64 / substitute.of.max(1) as f64;
+            line(format!(
+                "{name}: the substitute agrees with the black box on {} % of {} clean images, after {} label queries",
+                percent(share),
+                substitute.of,
+                substitute.queries
+            ));
+        } else if cell.queries > 0 {
             line(format!("{name}: {} label queries", cell.queries));
         }
     }

@@ -1,7 +1,7 @@
 //! Figures of a cell, and the worst case over cells.
 
 use crate::eval::{CellOutcome, l2_caps};
-use crate::results::Row;
+use crate::results::{Row, Substitute};
 use crate::stats::{max, median, wilson, worst_case};
 use advae_abi::info::NormKind;
 use serde::Serialize;
@@ -110,6 +110,8 @@ pub struct Summary {
     pub random: Option<DrawSummary>,
     /// Label queries.
     pub queries: u64,
+    /// What was attacked in place of the whole model.
+    pub substitute: Option<Substitute>,
     /// Share of input gradients that were zero without reason.
     pub zero_gradients: Option<f64>,
     /// Time it took.
@@ -155,6 +157,7 @@ impl Summary {
             caps: caps.iter().map(|cap| within(rows, *cap)).collect(),
             random: (config.draws > 1).then(|| draws(rows, config.draws)),
             queries: outcome.queries,
+            substitute: outcome.substitute,
             zero_gradients: outcome.zero_gradients,
             seconds,
             images_per_second: if seconds > 0. { rows.len() as f64 / seconds } else { 0. },

@@ -11,6 +11,9 @@ const MANY_ZEROS: f64 = 0.1;
 /// Difference between oblivious and white-box figures from which on a defence lives on its secrecy.
 const LARGE_GAP: f64 = 0.2;
 
+/// Robust accuracy of the undefended classifier from which on a black-box attack says nothing.
+const WEAK: f64 = 0.5;
+
 /// Something about a cell that a reader should know.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Warning {
@@ -39,6 +42,18 @@ pub enum Warning {
         /// Robust accuracy with the purifier known.
         white_box: f64,
     },
+    /// A black-box figure without the same attack on the undefended classifier.
+    NoControl {
+        /// Which cell.
+        cell: String,
+    },
+    /// A black-box attack that does not even break the undefended classifier.
+    WeakSubstitute {
+        /// Which cell.
+        cell: String,
+        /// Robust accuracy of the classifier alone.
+        undefended: f64,
+    },
     /// One step does better than many.
     SingleStepStronger {
         /// Which cell.
@@ -60,7 +75,23 @@ impl Warning {
         let pairs = whole
             .iter()
             .flat_map(|a| whole.iter().filter_map(|b| Self::of_pair(a, b)));
-        alone.chain(pairs).collect()
+        let black_box = whole.iter().filter_map(|cell| Self::of_black_box(cell, &whole));
+        alone.chain(pairs).chain(black_box).collect()
+    }
+
+    fn of_black_box(cell: &Summary, all: &[&Summary]) -> Option<Self> {
+        cell.substitute.filter(|_| cell.purifier != "none")?;
+        let same = |other: &&&Summary| {
+            other.purifier == "none"
+                && (&other.classifier, &other.threat_model, &other.attack)
+                    == (&cell.classifier, &cell.threat_model, &cell.attack)
+        };
+        let name = cell.name();
+        match all.iter().find(same).map(|control| control.robust_accuracy.value) {
+            None => Some(Self::NoControl { cell: name }),
+            Some(undefended) if undefended >= WEAK => Some(Self::WeakSubstitute { cell: name, undefended }),
+            Some(_) => None,
+        }
     }
 
     fn of(cell: &Summary) -> Option<Self> {
@@ -146,6 +177,17 @@ impl fmt::Display for Warning {
                 percent(*white_box),
                 percent(*oblivious)
             ),
+            Self::NoControl { cell } => write!(
+                f,
+                "{cell}: whether this black-box attack breaks anything is not known: run it on the classifier alone \
+                 too, with --purifier none beside the others"
+            ),
+            Self::WeakSubstitute { cell, undefended } => write!(
+                f,
+                "{cell}: the same black-box attack leaves {} of the classifier alone: it says nothing of the defence: \
+                 give the substitute another architecture or more queries",
+                percent(*undefended)
+            ),
             Self::SingleStepStronger {
                 cell,
                 single,
@@ -166,6 +208,7 @@ impl fmt::Display for Warning {
 mod tests {
     use super::*;
     use crate::eval::CellOutcome;
+    use crate::results::Substitute;
     use crate::results::tests::{header, row};
     use advae_abi::info::NormKind;
 
@@ -181,6 +224,7 @@ mod tests {
             error: None,
             zero_gradients: Some(0.),
             queries: 0,
+            substitute: None,
             passes,
             shape,
         })
@@ -207,6 +251,28 @@ mod tests {
         assert!(matches!(Warning::all(&cells)[..], [Warning::TransferStronger { .. }]));
         let cells = [cell("pgd", "oblivious", 40, 61), cell("pgd", "white_box", 40, 60)];
         assert!(Warning::all(&cells).is_empty());
+    }
+
+    #[test]
+    fn a_black_box_figure_needs_a_control_that_breaks_the_classifier() {
+        let black_box = |purifier: &str, robust| {
+            let mut cell = cell("pgd", "black_box", 40, robust);
+            cell.purifier = purifier.into();
+            cell.substitute = Some(Substitute {
+                queries: 4800,
+                agreeing: 90,
+                of: 100,
+            });
+            cell
+        };
+        let warned = |cells: &[Summary]| Warning::all(cells);
+        assert!(matches!(
+            warned(&[black_box("advae", 97)])[..],
+            [Warning::NoControl { .. }]
+        ));
+        let weak = [black_box("advae", 97), black_box("none", 80)];
+        assert!(matches!(warned(&weak)[..], [Warning::WeakSubstitute { .. }]));
+        assert!(warned(&[black_box("advae", 97), black_box("none", 20)]).is_empty());
     }
 
     #[test]

@@ -46,6 +46,8 @@ pub struct Checkpoint {
     pub weights: Vec<u8>,
     /// The optimiser's state.
     pub state: Vec<u8>,
+    /// Running mean of the weights; empty without one.
+    pub average: Vec<u8>,
 }
 
 /// The folder of a run.
@@ -79,19 +81,24 @@ impl Folder {
         write().with_context(|| format!("cannot write '{}'", self.file(name).display()))
     }
 
-    /// Writes a checkpoint: weights and moments under the step's name first, the position that points to them last.
+    /// Writes a checkpoint: weights, moments and the weights' mean, if there is one, under the step's name first, the position
+    /// that points to them last.
     ///
     /// # Errors
     /// Where a file cannot be written.
-    pub fn save(&self, position: &Position, weights: &[u8], state: &[u8]) -> Result<()> {
+    pub fn save(&self, position: &Position, weights: &[u8], state: &[u8], average: &[u8]) -> Result<()> {
         let old = self.load().ok().flatten().map(|old| old.position);
-        self.write(&weights_name(position), weights)?;
-        self.write(&state_name(position), state)?;
+        for (name, bytes) in file_names(position).iter().zip([weights, state, average]) {
+            if !bytes.is_empty() {
+                self.write(name, bytes)?;
+            }
+        }
         self.write("checkpoint.json", serde_json::to_string_pretty(position)?.as_bytes())?;
         if let Some(old) = old.filter(|old| old.step != position.step) {
             // The old files are of no more use; failing to delete them loses nothing.
-            let _ = std::fs::remove_file(self.file(&weights_name(&old)));
-            let _ = std::fs::remove_file(self.file(&state_name(&old)));
+            file_names(&old).iter().for_each(|name| {
+                let _ = std::fs::remove_file(self.file(name));
+            });
         }
         Ok(())
     }
@@ -111,21 +118,23 @@ impl Folder {
         };
         let position: Position = serde_json::from_slice(&read("checkpoint.json")?)
             .with_context(|| format!("'{}' is not readable: remove it to start anew", path.display()))?;
-        let (weights, state) = (read(&weights_name(&position))?, read(&state_name(&position))?);
+        let [weights, state, average] = file_names(&position);
+        let average = match self.file(&average).exists() {
+            true => read(&average)?,
+            false => vec![],
+        };
         Ok(Some(Checkpoint {
+            weights: read(&weights)?,
+            state: read(&state)?,
+            average,
             position,
-            weights,
-            state,
         }))
     }
 }
 
-fn weights_name(position: &Position) -> String {
-    format!("checkpoint-{}.safetensors", position.step)
-}
-
-fn state_name(position: &Position) -> String {
-    format!("checkpoint-{}.state", position.step)
+/// Files of weights, moments and the weights' mean.
+fn file_names(position: &Position) -> [String; 3] {
+    ["safetensors", "state", "average"].map(|end| format!("checkpoint-{}.{end}", position.step))
 }
 
 #[cfg(test)]
@@ -148,13 +157,16 @@ mod tests {
         let path = std::env::temp_dir().join(format!("advae-checkpoint-{}", std::process::id()));
         let folder = Folder::open(&path).unwrap();
         assert!(folder.load().unwrap().is_none());
-        folder.save(&position(1), b"w1", b"s1").unwrap();
-        folder.save(&position(2), b"w2", b"s2").unwrap();
+        folder.save(&position(1), b"w1", b"s1", b"a1").unwrap();
+        folder.save(&position(2), b"w2", b"s2", b"a2").unwrap();
         let found = folder.load().unwrap().unwrap();
+        let files = [found.weights, found.state, found.average];
         assert_eq!(
-            (found.position.step, found.weights, found.state),
-            (2, b"w2".to_vec(), b"s2".to_vec())
+            (found.position.step, files),
+            (2, [b"w2", b"s2", b"a2"].map(|b| b.to_vec()))
         );
+        folder.save(&position(3), b"w3", b"s3", b"").unwrap();
+        assert!(folder.load().unwrap().unwrap().average.is_empty());
         assert!(!folder.file("checkpoint-1.safetensors").exists());
         std::fs::remove_dir_all(path).unwrap();
     }

@@ -43,6 +43,44 @@ pub fn reconstruction(p: &Tensor, x: &Tensor, weight: f32) -> (Vec<f32>, Tensor)
     (losses, cotangent)
 }
 
+/// Summed absolute differences of each row of `a` and `b` `[N,K]` (HGD's loss), and the gradient with respect to `a` times
+/// `weight` a row.
+pub fn l1(a: &Tensor, b: &Tensor, weight: f32) -> (Vec<f32>, Tensor) {
+    let mut cotangent = Tensor::zeros(&a.shape);
+    let mut losses = vec![0.; a.rows()];
+    for (i, loss) in losses.iter_mut().enumerate() {
+        let differences: Vec<f32> = a.row(i).iter().zip(b.row(i)).map(|(a, b)| a - b).collect();
+        *loss = differences.iter().map(|d| d.abs()).sum();
+        let sign = |d: &f32| if *d == 0. { 0. } else { weight * d.signum() };
+        cotangent.set_row(i, &differences.iter().map(sign).collect::<Vec<_>>());
+    }
+    (losses, cotangent)
+}
+
+/// Divergence KL(p || q) of every row, where `p` and `q` are the softmax of `a` and `b` `[N,K]`, and the gradients with respect
+/// to `a` and `b` times `weight` a row.
+pub fn divergence(a: &Tensor, b: &Tensor, weight: f32) -> (Vec<f32>, [Tensor; 2]) {
+    let mut cotangents = [Tensor::zeros(&a.shape), Tensor::zeros(&b.shape)];
+    let mut losses = Vec::with_capacity(a.rows());
+    for i in 0..a.rows() {
+        let (log_p, log_q) = (log_softmax(a.row(i)), log_softmax(b.row(i)));
+        let terms = log_p.iter().zip(&log_q);
+        let loss: f32 = terms.clone().map(|(p, q)| p.exp() * (p - q)).sum();
+        let by_a: Vec<f32> = terms.clone().map(|(p, q)| weight * p.exp() * (p - q - loss)).collect();
+        let by_b: Vec<f32> = terms.map(|(p, q)| weight * (q.exp() - p.exp())).collect();
+        cotangents[0].set_row(i, &by_a);
+        cotangents[1].set_row(i, &by_b);
+        losses.push(loss);
+    }
+    (losses, cotangents)
+}
+
+fn log_softmax(row: &[f32]) -> Vec<f32> {
+    let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f32 = row.iter().map(|z| (z - largest).exp()).sum();
+    row.iter().map(|z| z - largest - sum.ln()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,5 +125,24 @@ mod tests {
         check(&tensor(&[1, 4], vec![0.3, 0.6, 0.5, 0.4]), |p| {
             reconstruction(p, &x, 1.)
         });
+    }
+
+    #[test]
+    fn l1_has_the_gradient_of_its_differences() {
+        let b = tensor(&[2, 2], vec![0., 1., 0.5, 0.2]);
+        check(&tensor(&[2, 2], vec![0.3, 0.6, -0.5, 0.4]), |a| l1(a, &b, 1.));
+        assert_eq!(l1(&b, &b, 1.), (vec![0., 0.], Tensor::zeros(&[2, 2])));
+    }
+
+    #[test]
+    fn the_divergence_has_the_gradients_of_its_differences() {
+        let (a, b) = (
+            tensor(&[2, 3], vec![0.3, -0.2, 1., -1., 0.5, 0.1]),
+            tensor(&[2, 3], vec![1.3, 0.2, -1., 0., 0.5, 0.7]),
+        );
+        let one = |(losses, cotangents): (Vec<f32>, [Tensor; 2]), which: usize| (losses, cotangents[which].clone());
+        check(&a, |a| one(divergence(a, &b, 1.), 0));
+        check(&b, |b| one(divergence(&a, b, 1.), 1));
+        assert!(divergence(&a, &a, 1.).0.iter().all(|loss| loss.abs() < 1e-6));
     }
 }

@@ -1,14 +1,17 @@
 //! `advae-host train`: clean training of a classifier; adversarial training of a purifier (Eq. 7) or a classifier.
 
+mod average;
 mod checkpoint;
+mod craft;
 mod half;
 mod loss;
+mod objective;
 mod recipe;
 mod schedule;
 mod trainer;
 
 pub use checkpoint::{Checkpoint, Folder, Position, Sums};
-pub use recipe::Recipe;
+pub use recipe::{CraftOn, Objective, Recipe, Stage};
 pub use schedule::{Rules, Schedule};
 pub use trainer::{EpochLog, Observer, Outcome, Trainer};
 
@@ -25,9 +28,9 @@ pub struct TrainArgs {
     /// Recipe (TOML); the flags below win over it.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Classifier: what is trained, or what stands frozen behind the purifier.
+    /// Classifier: what is trained, or what stands frozen behind the purifier; several for a purifier that serves them all
     #[arg(long, value_name = "PLUGIN")]
-    pub classifier: Option<String>,
+    pub classifier: Vec<String>,
     /// Purifier to train in front of the frozen classifier.
     #[arg(long, value_name = "PLUGIN")]
     pub purifier: Option<String>,
@@ -78,7 +81,9 @@ impl TrainArgs {
             .transpose()?
             .unwrap_or_default();
         let set = |field: &mut String, flag: &Option<String>| flag.iter().for_each(|value| *field = value.clone());
-        set(&mut recipe.classifier, &self.classifier);
+        if !self.classifier.is_empty() {
+            recipe.classifier = self.classifier.clone();
+        }
         set(&mut recipe.dataset, &self.dataset);
         recipe.purifier = self.purifier.clone().or(recipe.purifier);
         recipe.attack = self.attack.clone().or(recipe.attack);
@@ -163,6 +168,13 @@ impl<'a> Console<'a> {
 }
 
 impl Observer for Console<'_> {
+    fn crafted(&mut self, done: usize, of: usize) -> bool {
+        self.bar.set_prefix("crafting the examples");
+        self.bar.set_length(of as u64);
+        self.bar.set_position(done as u64);
+        !self.cancel.is_cancelled()
+    }
+
     fn step(&mut self, position: &Position, steps: usize, loss: f64) -> bool {
         if self.bar.length() != Some(steps as u64) || self.bar.position() > position.batch as u64 {
             self.bar.reset();

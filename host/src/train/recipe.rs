@@ -1,26 +1,72 @@
 //! A training run as a file: what is trained, on what, and how.
 
 use super::schedule::Rules;
+use advae_abi::info::Label;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
+/// What the loss compares.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Objective {
+    /// Logits with labels, by softmax cross-entropy (AdvAE's Eq. 7, HGD's CGD).
+    #[default]
+    CrossEntropy,
+    /// Logits behind the purifier with those of the clean image without it, by their L1 distance (HGD's LGD).
+    Logits,
+    /// The same with the activations of the penultimate layer (HGD's FGD).
+    Features,
+}
+
+/// Whom the examples are crafted on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CraftOn {
+    /// Purifier and classifier together, anew at every step.
+    #[default]
+    Pipeline,
+    /// The frozen classifier alone, once before training (HGD).
+    Classifier,
+}
+
+/// Epochs that craft by another attack.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stage {
+    /// How many.
+    pub epochs: usize,
+    /// Their attack.
+    pub attack: String,
+}
+
 /// Everything that defines a run; kept beside the weights it made.
 ///
-/// With a purifier, the purifier is trained in front of the frozen classifier (Eq. 7); without one the classifier is.
-/// With an attack the examples are crafted on the whole pipeline while it trains; without one training is clean.
+/// With a purifier, the purifier is trained in front of the frozen classifiers (Eq. 7 for one, Eq. 8 for several); without
+/// one the classifier is. With an attack the examples are crafted while it trains; without one training is clean.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Recipe {
-    /// Classifier, `model_x.so@clean`. Without a purifier it is what is trained, from a seeded initialisation unless
-    /// weights are named.
-    pub classifier: String,
+    /// Classifier, `model_x.so@clean`, or a list of them for a purifier that is to serve several. Without a purifier it is what
+    /// is trained, from a seeded initialisation unless weights are named.
+    #[serde(
+        deserialize_with = "crate::lists::one_or_many",
+        serialize_with = "crate::lists::one_if_single"
+    )]
+    pub classifier: Vec<String>,
     /// Purifier to train, from a seeded initialisation unless weights are named.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub purifier: Option<String>,
     /// Attack that crafts the examples, `pgd:steps=10`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attack: Option<String>,
+    /// Attack on the validation images, with an epsilon of its own if it names one; `attack` if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation_attack: Option<String>,
+    /// Whom the attack attacks.
+    pub craft_on: CraftOn,
+    /// Which label it is given: true, or "predicted".
+    pub label: Label,
     /// Radius of the attack's ball.
     pub epsilon: f64,
     /// Steps over which the radius grows from 0 to `epsilon`.
@@ -31,6 +77,10 @@ pub struct Recipe {
     pub clean_weight: f64,
     /// Eq. 7's lambda: weight of the reconstruction loss between purified and clean images.
     pub lambda: f64,
+    /// Weight of the divergence KL(clean || adversarial) between what the model says of the two images (as in TRADES).
+    pub consistency: f64,
+    /// What the loss compares.
+    pub objective: Objective,
     /// Dataset.
     pub dataset: String,
     /// Share of the training set held out for validation, its last images (paper: 10 %).
@@ -55,19 +105,29 @@ pub struct Recipe {
     pub checkpoint_steps: u64,
     /// Round the weights that come out to `f16`: half the size. Checkpoints stay as they are.
     pub half_precision: bool,
+    /// Decay a step of a running mean of the weights, which is validated and comes out in their place; 0 for none.
+    pub weight_averaging: f64,
+    /// What the first epochs craft by, in place of `attack`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub curriculum: Vec<Stage>,
 }
 
 impl Default for Recipe {
     fn default() -> Self {
         Self {
-            classifier: String::new(),
+            classifier: vec![],
             purifier: None,
             attack: None,
+            validation_attack: None,
+            craft_on: CraftOn::default(),
+            label: Label::default(),
             epsilon: 0.3,
             epsilon_ramp_steps: 0,
             adversarial_weight: 1.,
             clean_weight: 0.,
             lambda: 0.,
+            consistency: 0.,
+            objective: Objective::default(),
             dataset: "mnist-train".into(),
             validation: 0.1,
             samples: 0,
@@ -80,6 +140,8 @@ impl Default for Recipe {
             seed: 0,
             checkpoint_steps: 200,
             half_precision: false,
+            weight_averaging: 0.,
+            curriculum: vec![],
         }
     }
 }
@@ -125,6 +187,7 @@ impl Recipe {
             ("adversarial_weight", self.adversarial_weight),
             ("clean_weight", self.clean_weight),
             ("lambda", self.lambda),
+            ("consistency", self.consistency),
         ] {
             ensure!(
                 weight >= 0. && weight.is_finite(),
@@ -132,15 +195,80 @@ impl Recipe {
             );
         }
         ensure!(
-            self.lambda == 0. || self.purifier.is_some(),
+            (0. ..1.).contains(&self.weight_averaging),
+            "weight_averaging is {}: expected a decay in [0, 1)",
+            self.weight_averaging
+        );
+        ensure!(
+            self.attack.is_none() || self.adversarial_weight + self.clean_weight + self.lambda + self.consistency > 0.,
+            "every weight of the loss is 0: nothing would be learnt"
+        );
+        self.check_purifier()?;
+        self.check_attack()
+    }
+
+    /// What needs a purifier.
+    fn check_purifier(&self) -> Result<()> {
+        if self.purifier.is_some() {
+            return Ok(());
+        }
+        ensure!(
+            self.lambda == 0.,
             "lambda is {} but there is no purifier to reconstruct images",
             self.lambda
         );
         ensure!(
-            self.attack.is_none() || self.adversarial_weight + self.clean_weight + self.lambda > 0.,
-            "every weight of the loss is 0: nothing would be learnt"
+            self.classifier.len() == 1,
+            "{} classifiers are named but no purifier: several are for a purifier that is to serve them all",
+            self.classifier.len()
+        );
+        ensure!(
+            self.objective == Objective::CrossEntropy && self.craft_on == CraftOn::Pipeline,
+            "objective and craft_on are for purifiers: without one leave them out, or name a purifier"
         );
         Ok(())
+    }
+
+    /// What needs an attack.
+    fn check_attack(&self) -> Result<()> {
+        if self.attack.is_some() {
+            ensure!(
+                self.curriculum.is_empty() || self.craft_on == CraftOn::Pipeline,
+                "a curriculum is for craft_on = \"pipeline\": on the classifier all examples are crafted once"
+            );
+            return Ok(());
+        }
+        for (name, given) in [
+            ("curriculum", !self.curriculum.is_empty()),
+            ("validation_attack", self.validation_attack.is_some()),
+            ("consistency", self.consistency > 0.),
+        ] {
+            ensure!(
+                !given,
+                "{name} is given but no attack: name one, such as attack = \"pgd:steps=10\""
+            );
+        }
+        Ok(())
+    }
+
+    /// Epochs that craft by attacks of their own.
+    pub fn staged_epochs(&self) -> usize {
+        self.curriculum.iter().map(|stage| stage.epochs).sum()
+    }
+
+    /// The attack of an epoch.
+    pub fn attack_of(&self, epoch: usize) -> Option<&str> {
+        let mut until = 0;
+        let stage = self.curriculum.iter().find(|stage| {
+            until += stage.epochs;
+            epoch < until
+        });
+        stage.map(|stage| stage.attack.as_str()).or(self.attack.as_deref())
+    }
+
+    /// The attack on validation images.
+    pub fn validation_attack(&self) -> Option<&str> {
+        self.validation_attack.as_deref().or(self.attack.as_deref())
     }
 
     /// The rate of an epoch, where it is not left to the plateau rule.
@@ -150,11 +278,11 @@ impl Recipe {
             .then_some(self.learning_rate + share * (self.final_learning_rate - self.learning_rate))
     }
 
-    /// The attack's radius at a step: a linear ramp from the start of training.
-    pub fn epsilon_at(&self, step: u64) -> f64 {
+    /// Share of the attack's radius at a step: a linear ramp from the start of training.
+    pub fn ramp(&self, step: u64) -> f64 {
         match self.epsilon_ramp_steps {
-            0 => self.epsilon,
-            ramp => self.epsilon * (step as f64 / ramp as f64).min(1.),
+            0 => 1.,
+            ramp => (step as f64 / ramp as f64).min(1.),
         }
     }
 }
@@ -169,11 +297,8 @@ mod tests {
             epsilon_ramp_steps: 100,
             ..Recipe::default()
         };
-        assert_eq!(
-            [recipe.epsilon_at(0), recipe.epsilon_at(50), recipe.epsilon_at(500)],
-            [0., 0.15, 0.3]
-        );
-        assert_eq!(Recipe::default().epsilon_at(0), 0.3);
+        assert_eq!([recipe.ramp(0), recipe.ramp(50), recipe.ramp(500)], [0., 0.5, 1.]);
+        assert_eq!(Recipe::default().ramp(0), 1.);
     }
 
     #[test]
@@ -196,7 +321,7 @@ mod tests {
         let error = toml::from_str::<Recipe>("batchsize = 3").unwrap_err().to_string();
         assert!(error.contains("batchsize") && error.contains("batch_size"), "{error}");
         let recipe = Recipe {
-            classifier: "x".into(),
+            classifier: vec!["x".into()],
             lambda: 1.,
             ..Recipe::default()
         };
@@ -211,9 +336,40 @@ mod tests {
     }
 
     #[test]
+    fn the_first_epochs_have_attacks_of_their_own() {
+        let stage = |epochs, attack: &str| Stage {
+            epochs,
+            attack: attack.into(),
+        };
+        let recipe = Recipe {
+            attack: Some("last".into()),
+            curriculum: vec![stage(2, "first"), stage(1, "second")],
+            ..Recipe::default()
+        };
+        let attacks: Vec<_> = (0..5).map(|epoch| recipe.attack_of(epoch).unwrap()).collect();
+        assert_eq!(attacks, ["first", "first", "second", "last", "last"]);
+        assert_eq!(recipe.validation_attack(), Some("last"));
+    }
+
+    #[test]
+    fn what_lacks_its_counterpart_is_refused() {
+        let several = "classifier = ['x', 'a']\nattack = 'pgd'";
+        let refused = |text: &str| toml::from_str::<Recipe>(text).unwrap().check().unwrap_err().to_string();
+        assert!(refused(several).contains("2 classifiers"));
+        assert!(refused("classifier = 'x'\nobjective = 'logits'").contains("objective"));
+        assert!(refused("classifier = 'x'\nconsistency = 1.0").contains("no attack"));
+        assert!(
+            toml::from_str::<Recipe>(&format!("{several}\npurifier = 'p'"))
+                .unwrap()
+                .check()
+                .is_ok()
+        );
+    }
+
+    #[test]
     fn a_recipe_survives_being_written() {
         let recipe = Recipe {
-            classifier: "x".into(),
+            classifier: vec!["x".into()],
             attack: Some("pgd".into()),
             ..Recipe::default()
         };

@@ -1,42 +1,36 @@
 //! The training loop: craft on the pipeline as it stands (eval mode), then one whole-batch update (train mode).
 
+use super::average::Average;
 use super::checkpoint::{Folder, Position, Sums};
+use super::craft::{Attacker, Crafter, Examples, images};
 use super::half;
-use super::loss;
-use super::recipe::Recipe;
+use super::objective::{Joint, Loss, Measured, Terms};
+use super::recipe::{CraftOn, Recipe};
 use super::schedule::Schedule;
-use crate::attack::Attack;
-use crate::cancel::Cancel;
 use crate::model::{Model, Trainable};
-use crate::oracle::{Oracle, Rules};
 use crate::pipeline::Pipeline;
 use crate::plugin::{Plugin, PluginSpec};
-use crate::progress::Ticker;
-use crate::tensor::{Call, Tensor};
+use crate::tensor::Tensor;
 use crate::workers::{self, Layout};
-use advae_abi::flags::{ACCUMULATE_PARAMS, TRAIN};
-use advae_abi::info::{Access, Target, TrainSettings};
+use advae_abi::info::TrainSettings;
 use advae_data::Dataset;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
-
-/// Ids of adversarial images in a joint batch, so that their dropout differs from the clean images'.
-const ADVERSARIAL_IDS: u64 = 1 << 40;
 
 /// One run.
 pub struct Trainer {
     recipe: Recipe,
-    pipeline: Pipeline,
+    purifier: Option<Model>,
+    classifiers: Vec<Model>,
+    /// What the examples are crafted on, one a classifier.
+    targets: Vec<Pipeline>,
     trainee: Model,
     trainable: Trainable,
-    attack: Option<(Plugin, PluginSpec)>,
     training: Dataset,
     validation: Dataset,
     threads: usize,
@@ -73,6 +67,8 @@ pub struct EpochLog {
 
 /// What the loop tells its caller.
 pub trait Observer {
+    /// While examples are crafted before training: how many of how many there are. `false` stops; what there is stays.
+    fn crafted(&mut self, done: usize, of: usize) -> bool;
     /// After every step: position, steps of the epoch, mean loss so far. `false` stops after a checkpoint.
     fn step(&mut self, position: &Position, steps: usize, loss: f64) -> bool;
     /// After every epoch.
@@ -88,10 +84,16 @@ pub enum Outcome {
     Interrupted,
 }
 
-struct Measured {
-    loss: f64,
-    correct_clean: usize,
-    correct_adversarial: usize,
+/// What changes while a run goes on, beside the plugin's weights and moments.
+struct Run {
+    position: Position,
+    average: Average,
+}
+
+/// Examples that are crafted once: for training and for validation, one set a classifier.
+struct Fixed {
+    training: Vec<Examples>,
+    validation: Vec<Examples>,
 }
 
 impl Trainer {
@@ -100,51 +102,61 @@ impl Trainer {
     /// # Errors
     /// Where a plugin cannot be loaded, has nothing to train, or images and networks do not fit.
     pub fn new(recipe: Recipe, training: Dataset, validation: Dataset, threads: usize) -> Result<Self> {
-        let purifier = recipe
-            .purifier
-            .as_deref()
+        let purifier = (recipe.purifier.as_deref())
             .map(|spec| construct(spec, Some(recipe.seed)))
             .transpose()?;
-        let classifier = construct(&recipe.classifier, purifier.is_none().then_some(recipe.seed))?;
-        let trainee = purifier.clone().unwrap_or_else(|| classifier.clone());
+        let initialise = purifier.is_none().then_some(recipe.seed);
+        let classifiers = recipe.classifier.iter().map(|spec| construct(spec, initialise));
+        let classifiers = classifiers.collect::<Result<Vec<_>>>()?;
+        let trainee = purifier.as_ref().unwrap_or(&classifiers[0]).clone();
         let settings = TrainSettings {
             optimiser: "adam".into(),
             options: Default::default(),
         };
         let trainable = trainee.trainable(&settings)?;
-        let pipeline = Pipeline { purifier, classifier };
-        pipeline.check()?;
-        let input = pipeline.input()?;
-        ensure!(
-            training.shape == input,
-            "dataset '{}' has images {:?}, the classifier takes {input:?}",
-            training.name,
-            training.shape
-        );
+        for classifier in &classifiers {
+            let pipeline = Pipeline {
+                purifier: purifier.clone(),
+                classifier: classifier.clone(),
+            };
+            pipeline.check()?;
+            let input = pipeline.input()?;
+            ensure!(
+                training.shape == input,
+                "dataset '{}' has images {:?}, classifier '{}' takes {input:?}",
+                training.name,
+                training.shape,
+                classifier.name()
+            );
+        }
         ensure!(
             !training.is_empty() && !validation.is_empty(),
             "{} training and {} validation images: both are needed",
             training.len(),
             validation.len()
         );
-        let attack = match &recipe.attack {
-            Some(text) => {
-                let spec = PluginSpec::parse(text)?;
-                Some((Plugin::find(&spec.name)?, spec))
-            }
-            None => None,
+        let attacked = match recipe.craft_on {
+            CraftOn::Pipeline => &purifier,
+            CraftOn::Classifier => &None,
         };
+        let targets = classifiers.iter().map(|classifier| Pipeline {
+            purifier: attacked.clone(),
+            classifier: classifier.clone(),
+        });
         let trainer = Self {
+            targets: targets.collect(),
             recipe,
-            pipeline,
+            purifier,
+            classifiers,
             trainee,
             trainable,
-            attack,
             training,
             validation,
             threads,
         };
-        trainer.attack_at(trainer.recipe.epsilon)?;
+        // Whatever does not load must say so now, not hours later.
+        (0..=trainer.recipe.staged_epochs()).try_for_each(|epoch| trainer.attacker_of(epoch).map(|_| ()))?;
+        trainer.validation_attacker()?;
         Ok(trainer)
     }
 
@@ -158,22 +170,26 @@ impl Trainer {
     /// # Errors
     /// Where a plugin or a file fails, or the checkpoint is of another recipe.
     pub fn run(&self, folder: &Folder, resume: bool, observer: &mut dyn Observer) -> Result<Outcome> {
-        let mut position = self.start(folder, resume)?;
-        while position.epoch < self.recipe.epochs && !position.schedule.exhausted(&self.recipe.schedule) {
-            if let Some(rate) = self.recipe.learning_rate_at(position.epoch) {
-                position.schedule.learning_rate = rate;
+        let mut run = self.start(folder, resume)?;
+        let Some(fixed) = self.fixed(folder, observer)? else {
+            self.checkpoint(&run, folder)?;
+            return Ok(Outcome::Interrupted);
+        };
+        while run.position.epoch < self.recipe.epochs && !run.position.schedule.exhausted(&self.recipe.schedule) {
+            if let Some(rate) = self.recipe.learning_rate_at(run.position.epoch) {
+                run.position.schedule.learning_rate = rate;
             }
-            if self.epoch(&mut position, folder, observer)? == Outcome::Interrupted {
-                self.checkpoint(&position, folder)?;
+            if self.epoch(&mut run, &fixed, folder, observer)? == Outcome::Interrupted {
+                self.checkpoint(&run, folder)?;
                 return Ok(Outcome::Interrupted);
             }
-            self.finish_epoch(&mut position, folder, observer)?;
-            self.checkpoint(&position, folder)?;
+            self.finish_epoch(&mut run, &fixed, folder, observer)?;
+            self.checkpoint(&run, folder)?;
         }
         Ok(Outcome::Finished)
     }
 
-    fn start(&self, folder: &Folder, resume: bool) -> Result<Position> {
+    fn start(&self, folder: &Folder, resume: bool) -> Result<Run> {
         let recipe = hash(&toml::to_string(&self.recipe)?);
         let schedule = Schedule::new(self.recipe.learning_rate);
         let fresh = Position {
@@ -185,7 +201,10 @@ impl Trainer {
             recipe,
         };
         let Some(found) = folder.load()?.filter(|_| resume) else {
-            return Ok(fresh);
+            return Ok(Run {
+                position: fresh,
+                average: Average::default(),
+            });
         };
         ensure!(
             found.position.recipe == fresh.recipe,
@@ -193,316 +212,227 @@ impl Trainer {
         );
         self.trainable.load_weights(&found.weights)?;
         self.trainable.load_state(&found.state)?;
-        Ok(found.position)
+        Ok(Run {
+            position: found.position,
+            average: Average { blob: found.average },
+        })
     }
 
-    fn checkpoint(&self, position: &Position, folder: &Folder) -> Result<()> {
-        folder.save(position, &self.trainable.save_weights()?, &self.trainable.save_state()?)
+    fn checkpoint(&self, run: &Run, folder: &Folder) -> Result<()> {
+        let (weights, state) = (self.trainable.save_weights()?, self.trainable.save_state()?);
+        folder.save(&run.position, &weights, &state, &run.average.blob)
     }
 
-    fn epoch(&self, position: &mut Position, folder: &Folder, observer: &mut dyn Observer) -> Result<Outcome> {
+    /// The examples that are crafted once; absent where the observer stopped it. Empty where all are crafted on the way.
+    fn fixed(&self, folder: &Folder, observer: &mut dyn Observer) -> Result<Option<Fixed>> {
+        let mut fixed = Fixed {
+            training: vec![],
+            validation: vec![],
+        };
+        if self.recipe.craft_on == CraftOn::Pipeline {
+            return Ok(Some(fixed));
+        }
+        let (Some(attack), Some(check)) = (self.attacker_of(0)?, self.validation_attacker()?) else {
+            return Ok(Some(fixed));
+        };
+        let sets = [
+            ("training", &self.training, attack.at(1.)?, &mut fixed.training),
+            ("validation", &self.validation, check.at(1.)?, &mut fixed.validation),
+        ];
+        let seed = key(&[self.recipe.seed, u64::MAX - 1]);
+        let recipe = &hash(&toml::to_string(&self.recipe)?)[..12];
+        let all = self.classifiers.len() * (self.training.len() + self.validation.len());
+        let mut before = 0;
+        for (set, data, attack, made) in sets {
+            for (i, target) in self.targets.iter().enumerate() {
+                let crafter = self.crafter(target, seed);
+                let name = format!("adversarial-{recipe}-{set}-{i}.f32");
+                let told = |done| observer.crafted(before + done, all);
+                let examples = Examples::make(folder, &name, data, |batch| crafter.craft(&attack, batch), told)?;
+                let Some(examples) = examples else { return Ok(None) };
+                made.push(examples);
+                before += data.len();
+            }
+        }
+        Ok(Some(fixed))
+    }
+
+    fn crafter<'a>(&self, target: &'a Pipeline, seed: u64) -> Crafter<'a> {
+        Crafter {
+            target,
+            label: self.recipe.label,
+            threads: self.threads,
+            seed,
+        }
+    }
+
+    fn attacker_of(&self, epoch: usize) -> Result<Option<Attacker>> {
+        self.attacker(self.recipe.attack_of(epoch))
+    }
+
+    fn validation_attacker(&self) -> Result<Option<Attacker>> {
+        self.attacker(self.recipe.validation_attack())
+    }
+
+    fn attacker(&self, text: Option<&str>) -> Result<Option<Attacker>> {
+        text.map(|text| Attacker::new(text, self.recipe.epsilon)).transpose()
+    }
+
+    fn epoch(&self, run: &mut Run, fixed: &Fixed, folder: &Folder, observer: &mut dyn Observer) -> Result<Outcome> {
         let mut order: Vec<usize> = (0..self.training.len()).collect();
-        order.shuffle(&mut keyed(&[self.recipe.seed, position.epoch as u64]));
+        order.shuffle(&mut keyed(&[self.recipe.seed, run.position.epoch as u64]));
         let batches: Vec<&[usize]> = order.chunks(self.recipe.batch_size).collect();
-        while position.batch < batches.len() {
-            self.step(&self.training.select(batches[position.batch]), position)?;
-            position.batch += 1;
-            position.step += 1;
-            let mean = position.sums.loss / position.sums.images as f64;
-            if !observer.step(position, batches.len(), mean) {
+        let attacker = self.attacker_of(run.position.epoch)?;
+        while run.position.batch < batches.len() {
+            self.step(batches[run.position.batch], attacker.as_ref(), fixed, run)?;
+            run.position.batch += 1;
+            run.position.step += 1;
+            let mean = run.position.sums.loss / run.position.sums.images as f64;
+            if !observer.step(&run.position, batches.len(), mean) {
                 return Ok(Outcome::Interrupted);
             }
-            if position.step.is_multiple_of(self.recipe.checkpoint_steps.max(1)) {
-                self.checkpoint(position, folder)?;
+            if run.position.step.is_multiple_of(self.recipe.checkpoint_steps.max(1)) {
+                self.checkpoint(run, folder)?;
             }
         }
         Ok(Outcome::Finished)
     }
 
-    fn finish_epoch(&self, position: &mut Position, folder: &Folder, observer: &mut dyn Observer) -> Result<()> {
-        let measured = self.validate()?;
-        let sums = std::mem::take(&mut position.sums);
-        let images = self.validation.len() as f64;
-        let learning_rate = position.schedule.learning_rate;
-        let best = position
-            .schedule
-            .observe(position.epoch, measured.loss, &self.recipe.schedule);
+    fn finish_epoch(&self, run: &mut Run, fixed: &Fixed, folder: &Folder, observer: &mut dyn Observer) -> Result<()> {
+        let attacker = self.attacker_of(run.position.epoch)?;
+        let (measured, weights) = self.validate(run, fixed)?;
+        let sums = std::mem::take(&mut run.position.sums);
+        let learning_rate = run.position.schedule.learning_rate;
+        let best = (run.position.schedule).observe(run.position.epoch, measured.loss(), &self.recipe.schedule);
         if best {
-            let weights = self.trainable.save_weights()?;
             let weights = match self.recipe.half_precision {
                 true => half::round(&weights)?,
                 false => weights,
             };
             folder.write("weights.safetensors", &weights)?;
         }
-        position.epoch += 1;
-        position.batch = 0;
+        run.position.epoch += 1;
+        run.position.batch = 0;
         observer.epoch(&EpochLog {
-            epoch: position.epoch,
-            step: position.step,
+            epoch: run.position.epoch,
+            step: run.position.step,
             learning_rate,
-            epsilon: self.attack.as_ref().map(|_| self.recipe.epsilon_at(position.step)),
+            epsilon: attacker.map(|a| a.epsilon() * self.recipe.ramp(run.position.step)),
             train_loss: sums.loss / sums.images as f64,
             train_accuracy: sums.correct as f64 / sums.seen as f64,
-            validation_loss: measured.loss,
-            clean_accuracy: measured.correct_clean as f64 / images,
-            robust_accuracy: self
-                .attack
-                .as_ref()
-                .map(|_| measured.correct_adversarial as f64 / images),
+            validation_loss: measured.loss(),
+            clean_accuracy: measured.clean.share().unwrap_or(0.),
+            robust_accuracy: measured.adversarial.share(),
             best,
             seconds: sums.seconds,
             images_per_second: sums.images as f64 / sums.seconds,
         })
     }
 
-    /// One update on `batch`.
-    fn step(&self, batch: &Dataset, position: &mut Position) -> Result<()> {
+    /// One update on the images at `indices`.
+    fn step(&self, indices: &[usize], attacker: Option<&Attacker>, fixed: &Fixed, run: &mut Run) -> Result<()> {
         let started = Instant::now();
-        let seed = key(&[self.recipe.seed, position.step]);
-        let clean = images(batch)?;
-        let adversarial = match self.attack_at(self.recipe.epsilon_at(position.step))? {
-            Some(attack) => Some(self.craft(&attack, batch, &clean, seed)?),
-            None => None,
+        let seed = key(&[self.recipe.seed, run.position.step]);
+        let batch = self.training.select(indices);
+        let loss = self.loss();
+        let adversarial = match attacker {
+            _ if !loss.terms.needs()[1] => vec![],
+            None => vec![],
+            Some(_) if !fixed.training.is_empty() => chosen(&fixed.training, indices, batch.shape),
+            Some(attacker) => {
+                let attack = attacker.at(self.recipe.ramp(run.position.step))?;
+                let craft = |target| self.crafter(target, seed).craft(&attack, &batch);
+                self.targets.iter().map(craft).collect::<Result<_>>()?
+            }
         };
-        let joint = self.joint(batch, &clean, adversarial.as_ref());
-        let (loss, correct) = self.update(&joint, seed)?;
-        self.trainable.step(position.schedule.learning_rate)?;
-        ensure!(
-            loss.is_finite(),
-            "the loss became {loss} at step {}: lower the learning rate",
-            position.step
+        let joint = Joint::new(
+            loss.terms.needs(),
+            images(&batch)?,
+            &batch.ids,
+            &batch.labels,
+            &adversarial,
         );
-        position.sums.loss += loss * batch.len() as f64;
-        position.sums.images += batch.len();
-        position.sums.correct += correct;
-        position.sums.seen += joint.x.rows();
-        position.sums.seconds += started.elapsed().as_secs_f64();
+        let measured = loss.update(&joint, seed, self.threads)?;
+        self.trainable.step(run.position.schedule.learning_rate)?;
+        let mean = measured.loss();
+        ensure!(
+            mean.is_finite(),
+            "the loss became {mean} at step {}: lower the learning rate",
+            run.position.step
+        );
+        if self.recipe.weight_averaging > 0. {
+            let weights = self.trainable.save_weights()?;
+            run.average
+                .add(weights, run.position.step, self.recipe.weight_averaging)?;
+        }
+        run.position.sums.loss += mean * batch.len() as f64;
+        run.position.sums.images += batch.len();
+        for count in [measured.clean, measured.adversarial] {
+            run.position.sums.correct += count.correct;
+            run.position.sums.seen += count.of;
+        }
+        run.position.sums.seconds += started.elapsed().as_secs_f64();
         Ok(())
     }
 
-    /// Clean and adversarial images in one batch, so that batch norm sees one distribution: the one of evaluation.
-    fn joint(&self, batch: &Dataset, clean: &Tensor, adversarial: Option<&Tensor>) -> Joint {
-        let (with_clean, with_adversarial) = self.parts();
-        let parts = [
-            (with_clean, Some(clean), 0),
-            (with_adversarial, adversarial, ADVERSARIAL_IDS),
-        ];
-        let mut joint = Joint {
-            x: Tensor::zeros(&[&[0], &clean.shape[1..]].concat()),
-            ..Joint::default()
-        };
-        for (weight, x, offset) in parts {
-            // With lambda alone the loss is the reconstruction of the adversarial images.
-            let wanted = weight > 0. || (self.recipe.lambda > 0. && offset > 0);
-            let Some(x) = x.filter(|_| wanted) else { continue };
-            joint.x.shape[0] += x.rows();
-            joint.x.data.extend_from_slice(&x.data);
-            joint.clean.extend_from_slice(&clean.data);
-            joint.labels.extend_from_slice(&batch.labels);
-            joint.ids.extend(batch.ids.iter().map(|id| id + offset));
-            joint
-                .weights
-                .extend(std::iter::repeat_n(weight as f32 / batch.len() as f32, batch.len()));
-        }
-        joint
-    }
-
-    /// Weights of the clean and the adversarial loss.
-    fn parts(&self) -> (f64, f64) {
-        match self.attack {
-            Some(_) => (self.recipe.clean_weight, self.recipe.adversarial_weight),
-            None => (1., 0.),
+    fn loss(&self) -> Loss<'_> {
+        Loss {
+            terms: Terms::new(&self.recipe),
+            purifier: self.purifier.as_ref(),
+            classifiers: self.classifiers.iter().collect(),
         }
     }
 
-    /// Forward and backward of a whole batch; gradients are added to the trainable's sums. Gives loss and correct count.
-    fn update(&self, joint: &Joint, seed: u64) -> Result<(f64, usize)> {
-        let frozen = Call::score(seed, &joint.ids).with_threads(self.threads);
-        let train = frozen.with_flags(TRAIN | ACCUMULATE_PARAMS);
-        let Some(purifier) = &self.pipeline.purifier else {
-            let (logits, tape) = self.pipeline.classifier.forward_tape(&train, &joint.x)?;
-            let (loss, cotangent) = joint.cross_entropy(&logits);
-            tape.backward(&train, &cotangent)?;
-            return Ok((loss, joint.correct(&logits)));
-        };
-        let (purified, tape) = purifier.forward_tape(&train, &joint.x)?;
-        let (logits, behind) = self.pipeline.classifier.forward_tape(&frozen, &purified)?;
-        let (mut loss, cotangent) = joint.cross_entropy(&logits);
-        let mut cotangent = behind
-            .backward(&frozen, &cotangent)?
-            .context("the classifier gave no input gradient")?;
-        if self.recipe.lambda > 0. {
-            let clean = Tensor {
-                shape: joint.x.shape.clone(),
-                data: joint.clean.clone(),
-            };
-            let weight = (self.recipe.lambda / joint.x.rows() as f64) as f32;
-            let (losses, more) = loss::reconstruction(&purified, &clean, weight);
-            loss += losses.iter().map(|l| f64::from(*l * weight)).sum::<f64>();
-            cotangent.add(&more);
+    /// The training loss on the validation images, on fresh examples at the full radius, of the weights that would come out;
+    /// and those weights.
+    fn validate(&self, run: &Run, fixed: &Fixed) -> Result<(Measured, Vec<u8>)> {
+        let last = self.trainable.save_weights()?;
+        if self.recipe.weight_averaging == 0. {
+            return Ok((self.measure(fixed)?, last));
         }
-        tape.backward(&train, &cotangent)?;
-        Ok((loss, joint.correct(&logits)))
+        let mean = run.average.blob.clone();
+        self.trainable.load_weights(&mean)?;
+        let measured = self.measure(fixed);
+        self.trainable.load_weights(&last)?;
+        Ok((measured?, mean))
     }
 
-    /// The training loss on the validation images, on fresh examples at the full radius.
-    fn validate(&self) -> Result<Measured> {
-        let attack = self.attack_at(self.recipe.epsilon)?;
+    fn measure(&self, fixed: &Fixed) -> Result<Measured> {
+        let attack = self
+            .validation_attacker()?
+            .map(|attacker| attacker.at(1.))
+            .transpose()?;
         let seed = key(&[self.recipe.seed, u64::MAX]);
-        let (with_clean, with_adversarial) = self.parts();
-        let measured = self.in_micro_batches(self.validation.len(), |indices| {
-            let batch = self.validation.select(indices);
-            let clean = images(&batch)?;
-            let call = Call::score(seed, &batch.ids);
-            let (clean_loss, correct_clean) = self.measure(&call, &clean, &clean, &batch.labels)?;
-            let (adversarial_loss, correct_adversarial) = match &attack {
+        let models = self.purifier.iter().chain(&self.classifiers);
+        let layout = Layout::of(models, self.threads, None);
+        let all: Vec<usize> = (0..self.validation.len()).collect();
+        let batches = layout.cut(&all);
+        let loss = || self.loss();
+        let parts = workers::for_each(layout.workers, batches.len(), |i| {
+            let batch = self.validation.select(batches[i]);
+            let adversarial = match &attack {
+                None => vec![],
+                Some(_) if !fixed.validation.is_empty() => chosen(&fixed.validation, batches[i], batch.shape),
                 Some(attack) => {
-                    let x_adv = self.craft_chunk(attack, &batch.ids, &clean, &batch.labels, seed)?;
-                    self.measure(&call, &x_adv, &clean, &batch.labels)?
+                    let craft = |target| {
+                        self.crafter(target, seed)
+                            .craft_part(attack, &batch, layout.call_threads)
+                    };
+                    self.targets.iter().map(craft).collect::<Result<_>>()?
                 }
-                None => (0., 0),
             };
-            let loss = with_clean * clean_loss + with_adversarial * adversarial_loss;
-            Ok(Measured {
-                loss,
-                correct_clean,
-                correct_adversarial,
-            })
+            let joint = Joint::new([true, true], images(&batch)?, &batch.ids, &batch.labels, &adversarial);
+            loss().measure(&joint, seed, layout.call_threads)
         })?;
-        Ok(Measured {
-            loss: measured.iter().map(|m| m.loss).sum::<f64>() / self.validation.len() as f64,
-            correct_clean: measured.iter().map(|m| m.correct_clean).sum(),
-            correct_adversarial: measured.iter().map(|m| m.correct_adversarial).sum(),
-        })
-    }
-
-    /// Summed loss and correct count in evaluation mode.
-    fn measure(&self, call: &Call, x: &Tensor, clean: &Tensor, labels: &[u32]) -> Result<(f64, usize)> {
-        let purified = match &self.pipeline.purifier {
-            Some(purifier) => purifier.forward(call, x)?,
-            None => x.clone(),
-        };
-        let logits = self.pipeline.classifier.forward(call, &purified)?;
-        let mut losses = loss::cross_entropy(&logits, labels, 1.).0;
-        if self.recipe.lambda > 0. {
-            let more = loss::reconstruction(&purified, clean, 1.).0;
-            losses
-                .iter_mut()
-                .zip(more)
-                .for_each(|(loss, more)| *loss += self.recipe.lambda as f32 * more);
-        }
-        let correct = logits.argmax().iter().zip(labels).filter(|(a, b)| a == b).count();
-        Ok((losses.iter().map(|l| f64::from(*l)).sum(), correct))
-    }
-
-    fn attack_at(&self, epsilon: f64) -> Result<Option<Attack>> {
-        let Some((plugin, spec)) = &self.attack else {
-            return Ok(None);
-        };
-        let mut config = spec.config.clone();
-        config.insert("epsilon".into(), epsilon.into());
-        Attack::construct(plugin, config).map(Some)
-    }
-
-    fn craft(&self, attack: &Attack, batch: &Dataset, clean: &Tensor, seed: u64) -> Result<Tensor> {
-        let crafted = self.in_micro_batches(batch.len(), |indices| {
-            let range = indices[0]..indices[0] + indices.len();
-            self.craft_chunk(
-                attack,
-                &batch.ids[range.clone()],
-                &clean.select(indices),
-                &batch.labels[range],
-                seed,
-            )
-        })?;
-        let data = crafted.into_iter().flat_map(|t| t.data).collect();
-        Ok(Tensor {
-            shape: clean.shape.clone(),
-            data,
-        })
-    }
-
-    /// How crafting is spread.
-    fn layout(&self) -> Layout {
-        Layout::of(self.pipeline.models(), self.threads, None)
-    }
-
-    /// Runs `work` on micro-batches of `0..len`, one worker a thread; results in order.
-    fn in_micro_batches<T: Send>(&self, len: usize, work: impl Fn(&[usize]) -> Result<T> + Sync) -> Result<Vec<T>> {
-        let layout = self.layout();
-        let indices: Vec<usize> = (0..len).collect();
-        let results = Mutex::new(BTreeMap::new());
-        workers::for_each_batch(layout, &indices, |batch| {
-            let result = work(batch)?;
-            results
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .insert(batch[0], result);
-            Ok(())
-        })?;
-        Ok(results
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner)
-            .into_values()
-            .collect())
-    }
-
-    /// Examples for training run all their steps: an early stop would leave them at the decision boundary.
-    fn craft_chunk(&self, attack: &Attack, ids: &[u64], x: &Tensor, labels: &[u32], seed: u64) -> Result<Tensor> {
-        let rules = Rules {
-            target: self.pipeline.clone(),
-            labelled: self.pipeline.clone(),
-            access: Access {
-                target: Target::Pipeline,
-                gradients: true,
-                logits: true,
-                labels: true,
-                query_limit: None,
-            },
-            seed,
-            eot: 1,
-            early_stop: false,
-            call_threads: self.layout().call_threads,
-            meter: Arc::default(),
-            cancel: Cancel::default(),
-        };
-        let (oracle, state) = Oracle::boxed(rules, Ticker::silent());
-        let perturbed = attack.perturb(&Call::craft(seed, ids), &oracle, x, labels);
-        match state.first_error() {
-            Some(error) => Err(error.into()),
-            None => Ok(perturbed?.x_adv),
-        }
+        let mut whole = Measured::default();
+        parts.into_iter().for_each(|part| whole.append(part));
+        Ok(whole)
     }
 }
 
-/// A batch of the update.
-#[derive(Default)]
-struct Joint {
-    x: Tensor,
-    clean: Vec<f32>,
-    labels: Vec<u32>,
-    ids: Vec<u64>,
-    weights: Vec<f32>,
-}
-
-impl Joint {
-    /// Weighted sum of the losses and its cotangent.
-    fn cross_entropy(&self, logits: &Tensor) -> (f64, Tensor) {
-        let (losses, mut cotangent) = loss::cross_entropy(logits, &self.labels, 1.);
-        let classes = logits.row_len();
-        for (row, weight) in cotangent.data.chunks_mut(classes).zip(&self.weights) {
-            row.iter_mut().for_each(|g| *g *= weight);
-        }
-        (
-            losses.iter().zip(&self.weights).map(|(l, w)| f64::from(l * w)).sum(),
-            cotangent,
-        )
-    }
-
-    fn correct(&self, logits: &Tensor) -> usize {
-        logits.argmax().iter().zip(&self.labels).filter(|(a, b)| a == b).count()
-    }
+/// The fixed examples at these positions, a tensor a classifier.
+fn chosen(examples: &[Examples], indices: &[usize], shape: [usize; 3]) -> Vec<Tensor> {
+    examples.iter().map(|e| e.select(indices, shape)).collect()
 }
 
 /// A model from `plugin.so@weights:settings`. What is trained starts from a seeded initialisation unless weights are named.
@@ -520,11 +450,6 @@ fn construct(text: &str, initialise: Option<u64>) -> Result<Model> {
         backward: None,
     };
     Model::construct(&Plugin::find(&spec.name)?, &request)
-}
-
-fn images(batch: &Dataset) -> Result<Tensor> {
-    let shape = [&[batch.len()], batch.shape.as_slice()].concat();
-    Ok(Tensor::new(shape, batch.images.clone())?)
 }
 
 fn hash(text: &str) -> String {

@@ -26,10 +26,11 @@ pub(crate) fn correlate<T: Real>(
     let source = layout(correlation.input(), correlation.border());
     let kernel = correlation.kernel(&source, weight);
     let output = correlation.output();
-    let mut padded = bias.map_or_else(Vec::new, <[T]>::to_vec);
-    if bias.is_some() {
+    let padded = bias.map_or_else(Vec::new, |bias| {
+        let mut padded = bias.to_vec();
         padded.resize(output[0].next_multiple_of(super::frame::PANEL), T::ZERO);
-    }
+        padded
+    });
     run(&kernel, n, x, &source, output, &padded)
 }
 

@@ -94,7 +94,7 @@ impl<T: Real> Kernel<T> {
     /// `[c_out, c_in, kh, kw]`.
     fn forward(g: &Geometry, source: &Frame, weight: &[T]) -> Self {
         let corner = source.corner(g.top, g.left);
-        if dots(g.c_out, source) {
+        if dots(g.c_out, g.input()) {
             let [_, row, column] = source.strides();
             let taps: Vec<usize> = (0..g.taps())
                 .map(|tap| tap / g.kw * row + tap % g.kw * column)
@@ -142,7 +142,7 @@ impl<T: Real> Kernel<T> {
 
     /// Its input gradient. `source` is the layout of the output's gradient, with [`gradient_border`] at least.
     fn input_gradient(g: &Geometry, source: &Frame, weight: &[T]) -> Self {
-        if g.c_in <= NARROW && !dots(g.c_in, source) {
+        if g.c_in <= NARROW && !dots(g.c_in, g.output()) {
             return Self::Narrow(Narrow::input_gradient(g, source, weight));
         }
         if winograd(g, source) && g.c_in > NARROW {
@@ -277,9 +277,9 @@ fn winograd(g: &Geometry, source: &Frame) -> bool {
     g.three_by_three() && !source.narrow
 }
 
-/// Whether outputs of these channels are sums over vectors of channels.
-fn dots(outputs: usize, source: &Frame) -> bool {
-    outputs <= NARROW && !source.narrow && source.h * source.w > 1
+/// Whether so many outputs of maps `[channels, h, w]` are sums over vectors of channels.
+fn dots(outputs: usize, [channels, h, w]: [usize; 3]) -> bool {
+    outputs <= NARROW && channels > NARROW && h * w > 1
 }
 
 /// The places of the outputs of `g`, whose patches begin at `base` for the first.
@@ -361,10 +361,7 @@ pub(crate) fn border(g: &Geometry) -> Border {
 
 /// Zeros that the input gradient needs around the output's gradient `[c_out, h_out, w_out]`.
 fn gradient_border(g: &Geometry) -> Border {
-    if g.c_in <= NARROW {
-        if g.c_out <= NARROW || g.h_out * g.w_out <= 1 {
-            return Border::default();
-        }
+    if dots(g.c_in, g.output()) {
         let [top, bottom] = Spread::new(g.h, g.top, g.kh, g.stride).beyond(g.h_out);
         let [left, right] = Spread::new(g.w, g.left, g.kw, g.stride).beyond(g.w_out);
         return Border {
@@ -374,7 +371,7 @@ fn gradient_border(g: &Geometry) -> Border {
             right,
         };
     }
-    match g.three_by_three() && g.c_out > NARROW {
+    match g.three_by_three() && g.c_in > NARROW && g.c_out > NARROW {
         true => border(&g.turned()),
         false => Border::default(),
     }

@@ -12,6 +12,8 @@ settings! {
         epsilon: f64 = 0.3,
         /// Target: null (untargeted), next, random, least_likely or a class.
         target: Goal = Goal::Untargeted,
+        /// Label to lead away from: true, or predicted (on the clean image, by the attacked model).
+        label: Label = Label::True,
     }
 }
 
@@ -30,18 +32,28 @@ impl Attack for Fgsm {
     }
 
     fn info(&self) -> AttackInfo {
-        let FgsmSettings { norm, epsilon, target } = self.0;
+        let FgsmSettings {
+            norm,
+            epsilon,
+            target,
+            label,
+        } = self.0;
         AttackInfo {
             norm,
             epsilon: Some(epsilon),
             targeted: target.targeted(),
-            passes: 1,
+            passes: 1 + u64::from(label == Label::Predicted),
         }
     }
 
     fn perturb(&self, oracle: &Oracle, x: &Tensor, y: &Tensor) -> Result<Perturbed> {
-        let FgsmSettings { norm, epsilon, target } = self.0;
-        let objective = target.objective(oracle, x, y)?;
+        let FgsmSettings {
+            norm,
+            epsilon,
+            target,
+            label,
+        } = self.0;
+        let objective = target.objective_by(label, oracle, x, y)?;
         let gradient = oracle.gradient(x, |logits| objective.loss(logits))?.x;
         let x_adv = oracle.clip(&(x + (norm.direction(&gradient)? * epsilon)?)?)?;
         Ok(Perturbed {

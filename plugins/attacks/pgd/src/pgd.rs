@@ -28,6 +28,8 @@ settings! {
         loss: Loss = Loss::Ce,
         /// Target: null (untargeted), next, random, least_likely or a class.
         target: Goal = Goal::Untargeted,
+        /// Label to lead away from: true, or predicted (on the clean image, by the attacked model).
+        label: Label = Label::True,
     }
 }
 
@@ -87,16 +89,18 @@ impl Attack for Pgd {
     fn info(&self) -> AttackInfo {
         let (steps, restarts) = (self.settings.steps, self.settings.restarts);
         let judging = if restarts > 1 { restarts } else { 0 };
+        let predicting = u64::from(self.settings.label == Label::Predicted);
         AttackInfo {
             norm: self.settings.norm,
             epsilon: Some(self.settings.epsilon),
             targeted: self.settings.target.targeted(),
-            passes: steps * restarts + judging,
+            passes: steps * restarts + judging + predicting,
         }
     }
 
     fn perturb(&self, oracle: &Oracle, x: &Tensor, y: &Tensor) -> Result<Perturbed> {
-        let objective = self.settings.target.objective(oracle, x, y)?;
+        let PgdSettings { target, label, .. } = self.settings;
+        let objective = target.objective_by(label, oracle, x, y)?;
         let x_adv = match self.settings.restarts {
             1 => self.search(oracle, &objective, x)?,
             restarts => self.best_of(restarts, oracle, &objective, x)?,

@@ -1,0 +1,194 @@
+//! What the tables of the paper (Li et al. 2019) hold, and how each figure is measured here.
+
+/// A table.
+pub struct Table {
+    /// Name of its files.
+    pub name: &'static str,
+    /// What it shows.
+    pub title: &'static str,
+    /// Its rows.
+    pub attacks: &'static [Attack],
+    /// Its columns.
+    pub columns: &'static [Column],
+}
+
+/// A row.
+pub struct Attack {
+    /// What it is called.
+    pub title: &'static str,
+    /// The plugin and its settings.
+    pub spec: &'static str,
+    /// Where the paper's figure stands among those of a column; absent: the paper has none.
+    pub paper: Option<usize>,
+}
+
+/// A defence under a threat model.
+pub struct Column {
+    /// What it is called.
+    pub title: &'static str,
+    /// Classifier.
+    pub classifier: &'static str,
+    /// Purifier, or `none`.
+    pub purifier: &'static str,
+    /// Threat model.
+    pub threat_model: &'static str,
+    /// Accuracy in percent that the paper prints: clean, FGSM, PGD, CW.
+    pub paper: [Option<f64>; 4],
+}
+
+const HEADLINE: [Attack; 3] = [
+    attack("FGSM", "fgsm", Some(1)),
+    attack("PGD-40", "pgd", Some(2)),
+    attack("CW", "cw", Some(3)),
+];
+
+const fn attack(title: &'static str, spec: &'static str, paper: Option<usize>) -> Attack {
+    Attack { title, spec, paper }
+}
+
+const fn column(title: &'static str, models: [&'static str; 3], paper: [Option<f64>; 4]) -> Column {
+    let [classifier, purifier, threat_model] = models;
+    Column {
+        title,
+        classifier,
+        purifier,
+        threat_model,
+        paper,
+    }
+}
+
+const fn all(clean: f64, fgsm: f64, pgd: f64, cw: f64) -> [Option<f64>; 4] {
+    [Some(clean), Some(fgsm), Some(pgd), Some(cw)]
+}
+
+const fn attacked(fgsm: f64, pgd: f64, cw: f64) -> [Option<f64>; 4] {
+    [None, Some(fgsm), Some(pgd), Some(cw)]
+}
+
+const UNPRINTED: [Option<f64>; 4] = [None; 4];
+
+/// Table 1, MNIST.
+pub fn table1() -> Table {
+    const ATTACKS: &[Attack] = &{
+        let [fgsm, pgd, cw] = HEADLINE;
+        [
+            fgsm,
+            pgd,
+            cw,
+            attack("FGSM, predicted label", "fgsm:label=predicted", Some(1)),
+            attack(
+                "PGD-40, predicted label, no early stop",
+                "pgd:label=predicted,early_stop=false",
+                Some(2),
+            ),
+            attack("PGD-100, 5 restarts", "pgd:steps=100,restarts=5", None),
+            attack("CW without abort", "cw:abort=false", None),
+        ]
+    };
+    const COLUMNS: &[Column] = &[
+        column(
+            "no defence",
+            ["model_x@clean", "none", "white_box"],
+            all(99.6, 41.1, 1.6, 0.0),
+        ),
+        column(
+            "AdvAE, oblivious",
+            ["model_x@clean", "advae", "oblivious"],
+            attacked(96.5, 97.1, 96.6),
+        ),
+        column(
+            "AdvAE, black box",
+            ["model_x@clean", "advae", "black_box"],
+            attacked(96.8, 97.6, 97.3),
+        ),
+        column(
+            "no defence, black box (control)",
+            ["model_x@clean", "none", "black_box"],
+            UNPRINTED,
+        ),
+        column(
+            "AdvAE, white box",
+            ["model_x@clean", "advae", "white_box"],
+            all(99.1, 96.9, 94.8, 82.7),
+        ),
+        column("HGD, oblivious", ["model_x@clean", "hgd", "oblivious"], UNPRINTED),
+        column(
+            "HGD, white box",
+            ["model_x@clean", "hgd", "white_box"],
+            all(98.3, 57.1, 1.3, 0.0),
+        ),
+        column(
+            "It-Adv-train, white box",
+            ["model_x@it_adv", "none", "white_box"],
+            all(99.5, 98.0, 97.2, 93.0),
+        ),
+        column(
+            "AdvAE@plus (ours), white box",
+            ["model_x@clean", "advae@plus", "white_box"],
+            UNPRINTED,
+        ),
+    ];
+    Table {
+        name: "table1",
+        title: "Table 1, MNIST: accuracy of classifier X",
+        attacks: ATTACKS,
+        columns: COLUMNS,
+    }
+}
+
+/// Table 3: transfer.
+pub fn table3() -> Table {
+    const COLUMNS: &[Column] = &[
+        column(
+            "X on X",
+            ["model_x@clean", "advae", "white_box"],
+            all(99.1, 96.9, 94.8, 82.7),
+        ),
+        column(
+            "X on A",
+            ["model_a@clean", "advae", "white_box"],
+            all(98.1, 93.1, 90.7, 76.9),
+        ),
+        column(
+            "X on B",
+            ["model_b@clean", "advae", "white_box"],
+            all(96.8, 92.1, 88.2, 71.7),
+        ),
+        column(
+            "X on C",
+            ["model_c@clean", "advae", "white_box"],
+            all(96.5, 93.1, 90.9, 77.9),
+        ),
+        column(
+            "X on D",
+            ["model_d@clean", "advae", "white_box"],
+            all(79.7, 73.8, 71.8, 50.2),
+        ),
+        column(
+            "XAB on A",
+            ["model_a@clean", "advae@xab", "white_box"],
+            all(99.0, 97.1, 95.7, 85.0),
+        ),
+        column(
+            "XAB on B",
+            ["model_b@clean", "advae@xab", "white_box"],
+            all(99.1, 95.8, 93.8, 81.8),
+        ),
+        column(
+            "XAB on C",
+            ["model_c@clean", "advae@xab", "white_box"],
+            all(97.9, 94.7, 93.4, 81.2),
+        ),
+        column(
+            "XAB on D",
+            ["model_d@clean", "advae@xab", "white_box"],
+            all(95.0, 88.5, 85.4, 69.7),
+        ),
+    ];
+    Table {
+        name: "table3",
+        title: "Table 3: accuracy where the purifier was trained on some classifiers and is used on another, white box",
+        attacks: &HEADLINE,
+        columns: COLUMNS,
+    }
+}

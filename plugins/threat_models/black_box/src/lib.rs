@@ -1,0 +1,80 @@
+//! Black box (Papernot et al. 2017): the attacker sees only the labels that the whole model gives, trains a substitute on them and
+//! attacks that.
+
+mod substitute;
+#[cfg(test)]
+mod tests;
+
+use advae_sdk::candle_core::bail;
+use advae_sdk::prelude::*;
+
+settings! {
+    /// Defaults of the AdvAE paper (Li et al. 2019): 4,800 label queries.
+    pub struct BlackBoxSettings {
+        /// Classifier plugin with the substitute's architecture, such as model_b.so; empty: that of the classifier under attack.
+        substitute: String = String::new(),
+        /// Rounds of training; before each but the first, the attacker doubles its images.
+        rounds: u64 = 6,
+        /// Epochs a round.
+        epochs: u64 = 10,
+        /// Images a step.
+        batch_size: u64 = 128,
+        /// Adam's rate.
+        learning_rate: f64 = 1e-3,
+        /// Length of the augmentation's step along the sign of the gradient.
+        augmentation: f64 = 0.1,
+        /// Images to begin with, of those that the dataset sets aside.
+        seeds: u64 = 150,
+    }
+}
+
+struct BlackBox(BlackBoxSettings);
+
+impl ThreatModel for BlackBox {
+    type Settings = BlackBoxSettings;
+
+    fn new(settings: BlackBoxSettings) -> Result<Self> {
+        for (name, value) in [
+            ("rounds", settings.rounds),
+            ("epochs", settings.epochs),
+            ("batch_size", settings.batch_size),
+            ("seeds", settings.seeds),
+        ] {
+            if value == 0 {
+                bail!("{name} is 0: it must be 1 or more")
+            }
+        }
+        for (name, value) in [
+            ("learning_rate", settings.learning_rate),
+            ("augmentation", settings.augmentation),
+        ] {
+            if !(value.is_finite() && value > 0.) {
+                bail!("{name} is {value}: it must be a finite number above 0")
+            }
+        }
+        if settings.rounds > 16 {
+            bail!("rounds is {}: the images double in each, 16 at most", settings.rounds)
+        }
+        Ok(Self(settings))
+    }
+
+    fn access(&self) -> Access {
+        Access {
+            target: Target::Substitute,
+            gradients: true,
+            logits: true,
+            labels: true,
+            query_limit: None,
+        }
+    }
+
+    fn prepare(&self, services: &Services) -> Result<Option<RemoteModel>> {
+        let model = services.fresh_classifier(&self.0.substitute, services.pass().seed)?;
+        let (x, _) = services.seeds()?;
+        let x = x.narrow(0, 0, x.dim(0)?.min(self.0.seeds as usize))?;
+        substitute::train(&self.0, services.pass(), &model, x, |x| services.labels(x))?;
+        Ok(Some(model))
+    }
+}
+
+export_plugin! { threat_model: BlackBox }

@@ -1,0 +1,85 @@
+use crate::BlackBoxSettings;
+use crate::substitute::{Student, train};
+use advae_sdk::candle_core::{DType, Device};
+use advae_sdk::prelude::*;
+use std::cell::{Cell, RefCell};
+
+/// Remembers what it was taught; the gradient of its label's logit is 1 where the label is 1, else -1.
+#[derive(Default)]
+struct Pupil {
+    batches: RefCell<Vec<usize>>,
+    seeds: RefCell<Vec<u64>>,
+}
+
+impl Student for Pupil {
+    fn learn(&self, x: &Tensor, labels: &Tensor, seed: u64, _: f64) -> Result<()> {
+        assert_eq!(x.dim(0)?, labels.dim(0)?);
+        self.batches.borrow_mut().push(x.dim(0)?);
+        self.seeds.borrow_mut().push(seed);
+        Ok(())
+    }
+
+    fn gradient(&self, x: &Tensor, labels: &Tensor) -> Result<Tensor> {
+        let slope = ((labels.to_dtype(DType::F32)? * 2.)? - 1.)?;
+        x.ones_like()?.broadcast_mul(&slope.reshape(((), 1, 1, 1))?)
+    }
+}
+
+/// Says 1 where the first pixel is above a half; keeps what it was asked.
+fn black_box(asked: &RefCell<Vec<f32>>, x: &Tensor) -> Result<Tensor> {
+    let first = x.flatten_from(1)?.narrow(1, 0, 1)?.flatten_all()?.to_vec1::<f32>()?;
+    asked.borrow_mut().extend(&first);
+    let labels: Vec<i64> = first.iter().map(|v| i64::from(*v > 0.5)).collect();
+    Tensor::new(labels, &Device::Cpu)
+}
+
+#[test]
+fn images_double_along_the_gradient_and_every_one_is_asked_about_once() {
+    let settings = BlackBoxSettings {
+        rounds: 5,
+        epochs: 2,
+        batch_size: 3,
+        augmentation: 0.25,
+        ..Default::default()
+    };
+    let x = Tensor::new(&[0.25f32, 0.75], &Device::Cpu)
+        .unwrap()
+        .reshape((2, 1, 1, 1))
+        .unwrap();
+    let (pupil, asked) = (Pupil::default(), RefCell::default());
+    train(&settings, &Pass::eval(), &pupil, x, |x| black_box(&asked, x)).unwrap();
+    let asked = asked.into_inner();
+    // The seeds, then three times down the label's logit, clipped to [0, 1], then up.
+    assert_eq!(asked.len(), 2 * 16);
+    assert_eq!(asked[..4], [0.25, 0.75, 0.5, 0.5]);
+    assert_eq!(asked[4..8], [0.5, 0.5, 0.75, 0.75]);
+    assert_eq!(asked[16..20], [0., 1., 0.25, 0.25]);
+    assert!(asked.iter().all(|v| (0. ..=1.).contains(v)));
+    // Two epochs a round over 2, 4, 8, 16 and 32 images in batches of 3.
+    let images: usize = pupil.batches.borrow().iter().sum();
+    assert_eq!(images, 2 * (2 + 4 + 8 + 16 + 32));
+    let mut seeds = pupil.seeds.into_inner();
+    seeds.sort_unstable();
+    seeds.dedup();
+    assert_eq!(
+        seeds.len(),
+        pupil.batches.borrow().len(),
+        "dropout is drawn afresh at every step"
+    );
+}
+
+#[test]
+fn the_papers_settings_ask_4800_times() {
+    let settings = BlackBoxSettings {
+        epochs: 1,
+        ..Default::default()
+    };
+    let seeds = Tensor::zeros((150, 1, 1, 1), DType::F32, &Device::Cpu).unwrap();
+    let count = Cell::new(0);
+    let ask = |x: &Tensor| {
+        count.set(count.get() + x.dim(0)?);
+        Tensor::zeros(x.dim(0)?, DType::I64, &Device::Cpu)
+    };
+    train(&settings, &Pass::eval(), &Pupil::default(), seeds, ask).unwrap();
+    assert_eq!(count.get(), 4800);
+}
