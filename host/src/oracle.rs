@@ -78,6 +78,8 @@ pub struct Rules {
     pub early_stop: bool,
     /// Threads a plugin may use in one call.
     pub call_threads: usize,
+    /// Bits of [`advae_abi::flags`] that every pass is made with.
+    pub flags: u64,
     /// Shared by all oracles of the cell.
     pub meter: Arc<Meter>,
     /// Stops the run.
@@ -161,7 +163,9 @@ impl Oracle {
 
     /// The attack's call under the host's seed, phase and flags.
     fn call<'a>(&self, ctx: CtxRef<'a>, repetition: u64) -> Call<'a> {
-        let call = Call::craft(self.rules.seed, ctx.sample_ids()).with_threads(self.rules.call_threads);
+        let call = Call::craft(self.rules.seed, ctx.sample_ids())
+            .with_threads(self.rules.call_threads)
+            .with_flags(self.rules.flags);
         call.with_draw(ctx.get().draw * self.rules.eot + repetition)
     }
 

@@ -72,7 +72,7 @@ struct Graph {
 impl Graph {
     fn new(dtype: DType) -> Self {
         let weights = || Weights::init(SEED).with_dtype(dtype);
-        let purifier = AutoEncoder::new(NoSettings {}, &weights()).unwrap();
+        let purifier = AutoEncoder::new(Default::default(), &weights()).unwrap();
         Self {
             purifier,
             classifier: ModelX::new(NoSettings {}, &weights()).unwrap(),

@@ -6,7 +6,9 @@ mod plugins;
 
 use advae_abi::info::Label;
 use advae_data::Dataset;
-use advae_host::train::{CraftOn, EpochLog, Folder, Objective, Observer, Outcome, Position, Recipe, Stage, Trainer};
+use advae_host::train::{
+    CraftOn, EpochLog, Folder, Objective, Observer, Outcome, Position, Recipe, Stage, Statistics, Trainer,
+};
 use anyhow::Result;
 use plugins::plugin;
 
@@ -95,6 +97,7 @@ fn elaborate() -> Recipe {
     Recipe {
         classifier: vec![path("model_d") + "@clean", path("model_d") + "@clean"],
         label: Label::Predicted,
+        statistics: Statistics::Batch,
         consistency: 0.5,
         weight_averaging: 0.9,
         curriculum: vec![Stage {

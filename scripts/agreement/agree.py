@@ -135,6 +135,33 @@ class Agreement:
             figure = f"{ours:.2%} same outcome, torch f64 {floor:.2%} ({count(theirs)} robust)"
             self.report(f"{check}, {other}", figure, "", None)
 
+    def headline(self):
+        """The white-box figures as the tables print them: random start, default settings; both sides start where they like."""
+        for pipeline in self.pipelines():
+            cell = self.host.eval("pgd", pipeline.classifier, pipeline.purifier, self.options.samples)
+            model = pipeline.model.double()
+            x_adv = reference.pgd(model, cell.x.double(), cell.y, epsilon=0.3, random_start=True)
+            theirs = reference.robust(model, x_adv, cell.y).float().mean().item()
+            self.same_accuracy(f"PGD-40, {pipeline.name}", cell, theirs, points=0.5)
+            self.same_verdicts(f"PGD-40, {pipeline.name}", pipeline, cell)
+            n = self.options.cw_samples
+            cell = self.host.eval("cw:abort=false", pipeline.classifier, pipeline.purifier, n)
+            x_adv = reference.foolbox_cw(pipeline.model.float(), cell.x, cell.y, iterations=1000, **CW["paper"])
+            theirs = reference.robust(pipeline.model, x_adv, cell.y).float().mean().item()
+            self.same_accuracy(f"CW, {pipeline.name}", cell, theirs, points=2)
+            self.same_verdicts(f"CW, {pipeline.name}", pipeline, cell)
+
+    def same_accuracy(self, check, cell, theirs, points):
+        ours = cell.robust.float().mean().item()
+        figure = f"{ours:.1%} : {theirs:.1%} robust of {len(cell.y)}"
+        self.report(f"{check}, its own attack", figure, f"within {points} points", abs(ours - theirs) <= points / 100)
+
+    def same_verdicts(self, check, pipeline, cell):
+        """What PyTorch makes of the very images that the host scored."""
+        theirs = reference.robust(pipeline.model.float(), cell.x_adv.float(), cell.y)
+        same = (theirs == cell.robust).float().mean().item()
+        self.report(f"{check}, our images", f"{same:.1%} same verdict", ">= 99 %", same >= 0.99)
+
     def contested_epsilon(self, pipeline, norm, step_size):
         """The radius, in thousandths, at which about half of the images withstand PGD here."""
         cell = self.host.eval("fgsm", pipeline.classifier, pipeline.purifier, 200)
@@ -178,7 +205,7 @@ def count(flags):
 
 def options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    checks = ["logits", "fgsm", "pgd", "cw-paper", "cw-strong"]
+    checks = ["logits", "fgsm", "pgd", "headline", "cw-paper", "cw-strong"]
     parser.add_argument("checks", nargs="*", metavar="CHECK", help=f"{', '.join(checks)}; all, if none is named")
     parser.add_argument("--host", default=ROOT / "target/release/advae-host", help="the host's binary")
     parser.add_argument("--samples", type=int, default=1000, help="images for logits and PGD")

@@ -29,9 +29,11 @@ def robust(model, x, y):
 
 
 @batched
-def pgd(model, x, y, epsilon, step_size=0.01, steps=40, norm="linf"):
-    """Madry et al. 2017, from the clean image, to the last step."""
+def pgd(model, x, y, epsilon, step_size=0.01, steps=40, norm="linf", random_start=False):
+    """Madry et al. 2017, from the clean image or from a random one of the Linf ball, to the last step."""
     x_adv = x
+    if random_start:
+        x_adv = (x + epsilon * (2 * torch.rand_like(x) - 1)).clamp(0, 1)
     for _ in range(steps):
         x_adv = x_adv.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(F.cross_entropy(model(x_adv), y, reduction="sum"), x_adv)

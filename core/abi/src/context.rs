@@ -9,6 +9,8 @@ pub mod flags {
     pub const TRAIN: u64 = 1;
     /// The tape keeps what parameter gradients need, and `backward` adds them to the trainable's sums.
     pub const ACCUMULATE_PARAMS: u64 = 2;
+    /// Batch norm on batch statistics, as in training; running statistics and everything else as in evaluation. Since 1.1.
+    pub const BATCH_STATISTICS: u64 = 4;
 }
 
 /// Why a pass is made. Scoring never reuses crafting's randomness.

@@ -189,11 +189,15 @@ impl BatchNorm2d {
     }
 
     /// `x` `[N, C, H, W]`, normalised by the running statistics; in a training pass by the batch's own
-    /// mean and biased variance, which then move the running ones (the variance as its unbiased estimate).
+    /// mean and biased variance, which then move the running ones (the variance as its unbiased estimate). A pass may ask for the
+    /// batch's statistics alone.
     pub fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
-        if pass.train {
+        if pass.train || pass.batch_statistics {
             let (weight, bias) = (self.weight.tensor(pass), self.bias.tensor(pass));
             let (y, mean, var) = batch_norm(x, &weight, &bias, Self::EPSILON)?;
+            if !pass.train {
+                return Ok(y);
+            }
             let (n, _, h, w) = x.dims4()?;
             let count = (n * h * w) as f64;
             update(&self.running_mean, &mean)?;

@@ -20,6 +20,8 @@ pub enum Phase {
 pub struct Pass {
     /// Batch statistics, dropout on, running statistics updated.
     pub train: bool,
+    /// Batch statistics in an evaluation: running statistics stay as they are.
+    pub batch_statistics: bool,
     /// Parameters are variables of the graph: weight gradients are wanted.
     pub track: bool,
     /// Seed of the experiment.
@@ -37,6 +39,7 @@ impl Pass {
     pub fn eval() -> Pass {
         Pass {
             train: false,
+            batch_statistics: false,
             track: false,
             seed: 0,
             sample_ids: Arc::from([]),

@@ -48,6 +48,34 @@ fn batch_norm_gradients() {
     }
 }
 
+/// What training computes, without what it changes: alone and in a network.
+#[test]
+fn batch_statistics_alone_leave_the_running_ones() {
+    let w = weights();
+    let layer = BatchNorm2d::new(&w, 3).unwrap();
+    let mut net = NetBuilder::new([3, 4, 5]);
+    let input = net.input();
+    let out = net.batch_norm(input, &layer).unwrap();
+    let net = net.build(out).unwrap();
+    randomise(&w);
+    let x = random(1, &[4, 3, 4, 5]);
+    let running = || [2, 3].map(|i| values(w.params()[i].var().as_tensor()));
+    let (before, pass) = (
+        running(),
+        Pass {
+            batch_statistics: true,
+            ..Pass::eval()
+        },
+    );
+    let alone = [layer.forward(&pass, &x).unwrap(), net.forward(&pass, &x).unwrap()];
+    assert_eq!(running(), before);
+    let trained = layer.forward(&Pass::training(0), &x).unwrap();
+    assert!(running() != before);
+    for y in alone {
+        assert!(distance(&y, &trained) < 1e-6);
+    }
+}
+
 #[test]
 fn gradients_at_every_parameter() {
     let w = weights();

@@ -70,6 +70,7 @@ pub(crate) fn variable(tensor: &Tensor) -> Result<Tensor> {
 pub(crate) fn pass(ctx: &CallCtx, ids: &[u64]) -> Pass {
     Pass {
         train: ctx.flags & flags::TRAIN != 0,
+        batch_statistics: ctx.flags & flags::BATCH_STATISTICS != 0,
         track: ctx.flags & flags::ACCUMULATE_PARAMS != 0,
         seed: ctx.seed,
         sample_ids: ids.into(),

@@ -80,6 +80,7 @@ impl Trial {
             eot: 1,
             early_stop: true,
             call_threads: 1,
+            flags: 0,
             meter: Arc::new(Meter::default()),
             cancel: Cancel::default(),
         }

@@ -270,6 +270,7 @@ impl Run<'_> {
             eot: *eot,
             early_stop: *early_stop,
             call_threads: layout.call_threads,
+            flags: 0,
             meter: meter.clone(),
             cancel: self.cancel.clone(),
         })

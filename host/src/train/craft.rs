@@ -1,6 +1,7 @@
 //! The examples of training: crafted anew at every step on what is trained, or once on the frozen classifier.
 
 use super::checkpoint::Folder;
+use super::recipe::Statistics;
 use crate::attack::Attack;
 use crate::cancel::Cancel;
 use crate::oracle::{Oracle, Rules};
@@ -9,6 +10,7 @@ use crate::plugin::{Plugin, PluginSpec};
 use crate::progress::Ticker;
 use crate::tensor::{Call, Tensor};
 use crate::workers::{self, Layout};
+use advae_abi::flags::BATCH_STATISTICS;
 use advae_abi::info::{Access, Label, Target};
 use advae_data::Dataset;
 use anyhow::{Context, Result};
@@ -66,6 +68,8 @@ pub struct Crafter<'a> {
     pub target: &'a Pipeline,
     /// By which labels.
     pub label: Label,
+    /// By whose statistics batch norm goes.
+    pub statistics: Statistics,
     /// Threads in all.
     pub threads: usize,
     /// Keys random starts, together with the images' ids.
@@ -78,7 +82,15 @@ impl Crafter<'_> {
     /// # Errors
     /// Where a plugin fails.
     pub fn craft(&self, attack: &Attack, batch: &Dataset) -> Result<Tensor> {
-        let layout = Layout::of(self.target.models(), self.threads, None);
+        let layout = match self.statistics {
+            Statistics::Running => Layout::of(self.target.models(), self.threads, None),
+            // The statistics are those of the whole batch.
+            Statistics::Batch => Layout {
+                workers: 1,
+                batch: batch.len(),
+                call_threads: self.threads,
+            },
+        };
         let indices: Vec<usize> = (0..batch.len()).collect();
         let parts = layout.cut(&indices);
         let crafted = workers::for_each(layout.workers, parts.len(), |i| {
@@ -87,6 +99,13 @@ impl Crafter<'_> {
         let mut all = Tensor::zeros(&[&[0], batch.shape.as_slice()].concat());
         crafted.iter().for_each(|part| all.append(part));
         Ok(all)
+    }
+
+    fn flags(&self) -> u64 {
+        match self.statistics {
+            Statistics::Running => 0,
+            Statistics::Batch => BATCH_STATISTICS,
+        }
     }
 
     /// The same on the caller's thread, in one call.
@@ -116,6 +135,7 @@ impl Crafter<'_> {
             eot: 1,
             early_stop: false,
             call_threads,
+            flags: self.flags(),
             meter: Arc::default(),
             cancel: Cancel::default(),
         };

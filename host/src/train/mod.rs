@@ -11,16 +11,17 @@ mod schedule;
 mod trainer;
 
 pub use checkpoint::{Checkpoint, Folder, Position, Sums};
-pub use recipe::{CraftOn, Objective, Recipe, Stage};
+pub use recipe::{CraftOn, Objective, Recipe, Stage, Statistics};
 pub use schedule::{Rules, Schedule};
 pub use trainer::{EpochLog, Observer, Outcome, Trainer};
 
 use crate::cancel::Cancel;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Train a classifier or a purifier.
 #[derive(Args, Clone, Debug)]
@@ -140,6 +141,8 @@ struct Console<'a> {
     log: std::fs::File,
     bar: ProgressBar,
     epochs: usize,
+    /// What the last epoch came to, as the bar shows it.
+    robust: String,
     cancel: &'a Cancel,
 }
 
@@ -156,15 +159,23 @@ impl<'a> Console<'a> {
         } else {
             ProgressBar::hidden()
         };
-        let style = ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len} {msg} {eta} left in the epoch")?;
+        let style = ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len} {msg}")?;
         bar.set_style(style.progress_chars("=> "));
         Ok(Self {
             log,
             bar,
             epochs,
+            robust: String::new(),
             cancel,
         })
     }
+}
+
+/// Time that the steps still to come will take at the pace of this epoch's, up to the last epoch.
+fn time_left(position: &Position, steps: usize, epochs: usize) -> Duration {
+    let done = position.batch.max(1) as f64;
+    let to_come = ((epochs - position.epoch.min(epochs)) * steps).saturating_sub(position.batch);
+    Duration::from_secs_f64(position.sums.seconds / done * to_come as f64)
 }
 
 impl Observer for Console<'_> {
@@ -180,10 +191,14 @@ impl Observer for Console<'_> {
             self.bar.reset();
             self.bar.set_length(steps as u64);
         }
-        let rate = position.sums.images as f64 / position.sums.seconds;
-        self.bar
-            .set_prefix(format!("epoch {}/{}", position.epoch + 1, self.epochs));
-        self.bar.set_message(format!("loss {loss:.4}, {rate:.0} images/s"));
+        let Sums { images, seconds, .. } = position.sums;
+        let (rate, left) = (images as f64 / seconds, time_left(position, steps, self.epochs));
+        let (epoch, robust) = (position.epoch + 1, &self.robust);
+        self.bar.set_prefix(format!("epoch {epoch}/{}", self.epochs));
+        self.bar.set_message(format!(
+            "loss {loss:.4}{robust}, {rate:.0} images/s, {} left at the most",
+            HumanDuration(left)
+        ));
         self.bar.set_position(position.batch as u64);
         !self.cancel.is_cancelled()
     }
@@ -194,6 +209,7 @@ impl Observer for Console<'_> {
             .robust_accuracy
             .map(|r| format!(", robust {:.2} %", 100. * r))
             .unwrap_or_default();
+        self.robust = robust.clone();
         let line = format!(
             "epoch {:>3}: loss {:.4}, validation {:.4}, clean {:.2} %{robust}, {:.0} images/s{}",
             log.epoch,
@@ -205,5 +221,27 @@ impl Observer for Console<'_> {
         );
         self.bar.suspend(|| println!("{line}"));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_left_counts_the_epochs_to_come() {
+        let position = Position {
+            epoch: 1,
+            batch: 5,
+            step: 15,
+            schedule: Schedule::new(0.1),
+            sums: Sums {
+                seconds: 10.,
+                ..Sums::default()
+            },
+            recipe: String::new(),
+        };
+        // Two seconds a step: five are to come in this epoch of ten, and ten in the last.
+        assert_eq!(time_left(&position, 10, 3), Duration::from_secs(30));
     }
 }

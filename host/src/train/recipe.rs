@@ -30,6 +30,17 @@ pub enum CraftOn {
     Classifier,
 }
 
+/// The statistics that batch norm goes by while training examples are crafted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Statistics {
+    /// The running ones, as in evaluation.
+    #[default]
+    Running,
+    /// Those of the batch, as in the update.
+    Batch,
+}
+
 /// Epochs that craft by another attack.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -65,6 +76,8 @@ pub struct Recipe {
     pub validation_attack: Option<String>,
     /// Whom the attack attacks.
     pub craft_on: CraftOn,
+    /// By which statistics batch norm goes meanwhile; validation always goes by the running ones.
+    pub statistics: Statistics,
     /// Which label it is given: true, or "predicted".
     pub label: Label,
     /// Radius of the attack's ball.
@@ -120,6 +133,7 @@ impl Default for Recipe {
             attack: None,
             validation_attack: None,
             craft_on: CraftOn::default(),
+            statistics: Statistics::default(),
             label: Label::default(),
             epsilon: 0.3,
             epsilon_ramp_steps: 0,

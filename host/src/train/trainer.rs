@@ -5,7 +5,7 @@ use super::checkpoint::{Folder, Position, Sums};
 use super::craft::{Attacker, Crafter, Examples, images};
 use super::half;
 use super::objective::{Joint, Loss, Measured, Terms};
-use super::recipe::{CraftOn, Recipe};
+use super::recipe::{CraftOn, Recipe, Statistics};
 use super::schedule::Schedule;
 use crate::model::{Model, Trainable};
 use crate::pipeline::Pipeline;
@@ -261,6 +261,7 @@ impl Trainer {
         Crafter {
             target,
             label: self.recipe.label,
+            statistics: self.recipe.statistics,
             threads: self.threads,
             seed,
         }
@@ -414,10 +415,11 @@ impl Trainer {
                 None => vec![],
                 Some(_) if !fixed.validation.is_empty() => chosen(&fixed.validation, batches[i], batch.shape),
                 Some(attack) => {
-                    let craft = |target| {
-                        self.crafter(target, seed)
-                            .craft_part(attack, &batch, layout.call_threads)
+                    let crafter = |target| Crafter {
+                        statistics: Statistics::Running,
+                        ..self.crafter(target, seed)
                     };
+                    let craft = |target| crafter(target).craft_part(attack, &batch, layout.call_threads);
                     self.targets.iter().map(craft).collect::<Result<_>>()?
                 }
             };

@@ -4,7 +4,7 @@
 mod auto_encoder;
 mod classifiers;
 
-pub use auto_encoder::AutoEncoder;
+pub use auto_encoder::{AutoEncoder, AutoEncoderSettings};
 pub use classifiers::{ModelA, ModelB, ModelC, ModelD, ModelX};
 
 /// Shape of an MNIST image.

@@ -87,6 +87,27 @@ fn whole_maps<T: Real>(g: &Geometry, n: usize, x: &[T], dy: &[T]) -> Vec<T> {
     dw
 }
 
+/// Whether sums are taken in the transformed domain.
+fn transformed(g: &Geometry) -> bool {
+    g.three_by_three() && g.c_in > NARROW
+}
+
+/// Zeros that the gradient of the weights needs around the output's gradient: whole tiles of 4 x 4 where it is transformed.
+pub(crate) fn gradient_border(g: &Geometry) -> Border {
+    let beyond = |size: usize| {
+        if transformed(g) {
+            size.next_multiple_of(4) - size
+        } else {
+            0
+        }
+    };
+    Border {
+        bottom: beyond(g.h_out),
+        right: beyond(g.w_out),
+        ..Border::default()
+    }
+}
+
 /// How the gradient of one shape is summed.
 pub(crate) struct Rule<'a> {
     g: &'a Geometry,
@@ -99,16 +120,15 @@ pub(crate) struct Rule<'a> {
 impl<'a> Rule<'a> {
     pub fn new(g: &'a Geometry) -> Self {
         let x = Frame::new(g.input(), border(g));
-        let transformed = g.three_by_three() && g.c_in > NARROW;
-        let whole = |size: usize| size.next_multiple_of(4) - size;
-        let beyond = Border {
-            bottom: whole(g.h_out),
-            right: whole(g.w_out),
-            ..Border::default()
-        };
-        let dy = Frame::channels_last(g.output(), if transformed { beyond } else { Border::default() });
+        let dy = Frame::channels_last(g.output(), gradient_border(g));
+        Self::laid_out(g, x, dy)
+    }
+
+    /// For maps of these layouts: inputs with the border that the convolution needs at least, gradients channels last and with
+    /// their [`gradient_border`].
+    pub fn laid_out(g: &'a Geometry, x: Frame, dy: Frame) -> Self {
         let [channel, row, column] = x.strides();
-        let offsets = (!transformed).then(|| {
+        let offsets = (!transformed(g)).then(|| {
             let mut offsets = Vec::new();
             for ci in 0..g.c_in {
                 for r in 0..g.kh {
@@ -175,6 +195,7 @@ impl<'a> Rule<'a> {
         };
         // SAFETY: the frames have the borders that these kernels read; the rest is the caller's.
         unsafe {
+            let dy = dy.add(self.dy.at(0, 0));
             match &self.offsets {
                 None => T::dispatch(winograd::Gradient {
                     grid,
@@ -200,8 +221,8 @@ impl<'a> Rule<'a> {
         }
     }
 
-    /// The weight's gradient from the sums of all chunks.
-    fn finish<T: Real>(&self, sums: &[T]) -> Vec<T> {
+    /// The weight's gradient `[c_out, c_in, kh, kw]` from the sums of all chunks.
+    pub fn finish<T: Real>(&self, sums: &[T]) -> Vec<T> {
         let g = self.g;
         let (c_in, c_out) = (self.x.channels(), self.dy.channels());
         let mut dw = Vec::with_capacity(g.c_out * g.c_in * g.taps());

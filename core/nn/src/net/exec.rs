@@ -5,8 +5,10 @@ use std::ops::Range;
 use super::plan::{Conv, Plan, Post, Route, Step};
 use super::single::Single;
 use crate::kernels::aligned::Aligned;
+use crate::kernels::conv_weights::{Rule, gradient_border};
 use crate::kernels::frame::{Border, Frame};
 use crate::kernels::layout::{export, import};
+use crate::kernels::scratch::with_scratch;
 use crate::kernels::sink::{
     Maps, Marks, Masked, Place, Plain, Sink, Store, StorePooled, StoreUpsampled, Summed, Unpooled,
 };
@@ -98,9 +100,10 @@ impl<T: Real> Buffer<T> {
 }
 
 impl<T: Real> Workspace<T> {
-    /// Room for `images` images.
-    pub fn new(plan: &Plan<T>, images: usize) -> Self {
-        let inner = |value: usize, grouped_step: bool| grouped_step && !plan.shared[value];
+    /// Room for `images` images. With `keep`, every map is still there when the last step has run, as gradients of weights need
+    /// them.
+    pub fn new(plan: &Plan<T>, images: usize, keep: bool) -> Self {
+        let inner = |value: usize, grouped_step: bool| !keep && grouped_step && !plan.shared[value];
         let mut grouped = vec![false; plan.values.len()];
         for (i, step) in plan.steps.iter().enumerate() {
             for value in step.sources().into_iter().chain([step.target()]) {
@@ -246,15 +249,71 @@ pub(super) fn forward<T: Real>(
     }
 }
 
-/// Gradient `dx` `[n, C, H, W]` of the images, from the output's `dy` `[n, ...]` and the tape of their way forward.
+/// Sums over images of the gradients of a network's weights, layer by layer.
+pub(super) struct Sums<T>(Vec<Layer<T>>);
+
+/// Those of one layer, as its [`Rule`] has them.
+struct Layer<T> {
+    weight: Vec<T>,
+    bias: Vec<T>,
+}
+
+impl<T: Real> Sums<T> {
+    /// Zeros.
+    pub fn new(plan: &Plan<T>) -> Self {
+        let layer = |conv: &Conv<T>| Layer {
+            weight: vec![T::ZERO; Rule::new(&conv.geometry).sums()],
+            bias: vec![T::ZERO; conv.result.c],
+        };
+        Self(convolutions(plan).map(|(_, conv)| layer(conv)).collect())
+    }
+
+    /// Adds those of further images.
+    pub fn add(&mut self, other: &Self) {
+        for (layer, more) in self.0.iter_mut().zip(&other.0) {
+            for (sums, more) in [(&mut layer.weight, &more.weight), (&mut layer.bias, &more.bias)] {
+                sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += *more);
+            }
+        }
+    }
+
+    /// The gradients, weight and bias of one layer after the other, in one vector.
+    pub fn finish(self, plan: &Plan<T>) -> Vec<T> {
+        let mut all = Vec::new();
+        for (layer, (_, conv)) in self.0.iter().zip(convolutions(plan)) {
+            all.extend(Rule::new(&conv.geometry).finish(&layer.weight));
+            all.extend_from_slice(&layer.bias);
+        }
+        all
+    }
+}
+
+/// The convolutions and fully connected layers of a plan, with the numbers of their steps.
+fn convolutions<T>(plan: &Plan<T>) -> impl Iterator<Item = (usize, &Conv<T>)> {
+    plan.steps.iter().enumerate().filter_map(|(i, step)| match step {
+        Step::Conv(conv) => Some((i, &**conv)),
+        Step::Single(_) => None,
+    })
+}
+
+/// What the way back is to find.
+pub(super) struct Wanted<'a, T> {
+    /// Gradient `[n, C, H, W]` of the images.
+    pub dx: Option<&'a mut [T]>,
+    /// Sums of the gradients of weights; the workspace must keep all maps.
+    pub sums: Option<&'a mut Sums<T>>,
+}
+
+/// Gradients of the images or the weights, from the output's `dy` `[n, ...]` and the tape of their way forward.
 pub(super) fn backward<T: Real>(
     plan: &Plan<T>,
     work: &mut Workspace<T>,
     tape: &mut Tape<T>,
     n: usize,
     dy: &[T],
-    dx: &mut [T],
+    wanted: Wanted<T>,
 ) {
+    let Wanted { mut dx, mut sums } = wanted;
     let output = &mut work.slopes[plan.output];
     let frame = output.frame;
     for (map, dy) in output
@@ -264,14 +323,35 @@ pub(super) fn backward<T: Real>(
     {
         import(&frame, dy, map);
     }
-    for i in (plan.grouped..plan.steps.len()).rev() {
-        step_back(plan, i, work, tape, &(0..n));
-    }
-    let length = dx.len() / n;
-    for images in groups(n) {
-        for i in (0..plan.grouped).rev() {
-            step_back(plan, i, work, tape, &images);
+    let mut layer = sums.as_ref().map_or(0, |sums| sums.0.len());
+    let to_images = dx.is_some();
+    let mut back = |i: usize, layer: &mut usize, work: &mut Workspace<T>, images: &Range<usize>| {
+        let Step::Conv(conv) = &plan.steps[i] else {
+            return step_back(plan, i, work, tape, images, to_images);
+        };
+        pull_back(conv, i, work, tape, images);
+        if let Some(sums) = sums.as_deref_mut() {
+            *layer -= 1;
+            learn(
+                conv,
+                &work.values[conv.source],
+                &work.results[i],
+                &mut sums.0[*layer],
+                images,
+            );
         }
+        step_back(plan, i, work, tape, images, to_images);
+    };
+    for i in (plan.grouped..plan.steps.len()).rev() {
+        back(i, &mut layer, work, &(0..n));
+    }
+    for images in groups(n) {
+        let mut layer = layer;
+        for i in (0..plan.grouped).rev() {
+            back(i, &mut layer, work, &images);
+        }
+        let Some(dx) = dx.as_deref_mut() else { continue };
+        let length = dx.len() / n;
         let slopes = &work.slopes[0];
         let maps = slopes.maps(&images).chunks_exact(slopes.frame.len());
         for (map, dx) in maps.zip(dx[images.start * length..].chunks_exact_mut(length)) {
@@ -349,18 +429,70 @@ fn forward_single<T: Real>(
     work.values[single.target] = target;
 }
 
-fn step_back<T: Real>(plan: &Plan<T>, i: usize, work: &mut Workspace<T>, tape: &mut Tape<T>, images: &Range<usize>) {
+/// Takes the gradient of what a convolution made to its result, unless the step that reads it has done so.
+fn pull_back<T: Real>(conv: &Conv<T>, i: usize, work: &mut Workspace<T>, tape: &mut Tape<T>, images: &Range<usize>) {
+    if conv.pulled {
+        pull(
+            conv,
+            &work.slopes[conv.target],
+            &mut work.results[i],
+            &mut tape.marks[i],
+            tape.images,
+            images,
+        );
+    }
+}
+
+/// Adds the gradients of a layer's weight and bias.
+fn learn<T: Real>(conv: &Conv<T>, source: &Buffer<T>, result: &Buffer<T>, sums: &mut Layer<T>, images: &Range<usize>) {
+    let (x, dy) = (source.maps(images), result.maps(images));
+    if !result.frame.narrow {
+        return learn_from(conv, source.frame, x, result.frame, dy, sums);
+    }
+    // Few outputs lie plane by plane: a copy with channels last.
+    let wide = Frame::channels_last(result.frame.shape(), gradient_border(&conv.geometry));
+    let Frame { c, h, w, .. } = wide;
+    with_scratch(images.len() * wide.len(), |copy: &mut [T]| {
+        copy.fill(T::ZERO);
+        for (from, to) in dy
+            .chunks_exact(result.frame.len())
+            .zip(copy.chunks_exact_mut(wide.len()))
+        {
+            for (channel, y, x) in (0..c).flat_map(|c| (0..h).flat_map(move |y| (0..w).map(move |x| (c, y, x)))) {
+                to[wide.at(y, x) + channel] = from[result.frame.at(y, x) + channel * result.frame.strides()[0]];
+            }
+        }
+        learn_from(conv, source.frame, x, wide, copy, sums);
+    });
+}
+
+/// The same with the result's gradient channels last.
+fn learn_from<T: Real>(conv: &Conv<T>, x_frame: Frame, x: &[T], frame: Frame, dy: &[T], sums: &mut Layer<T>) {
+    let images = x.len() / x_frame.len();
+    let rule = Rule::laid_out(&conv.geometry, x_frame, frame);
+    // SAFETY: both hold a map for every image, with the borders that the plan asked for.
+    unsafe { rule.add_maps(images, x.as_ptr(), dy.as_ptr(), &mut sums.weight) };
+    for map in dy.chunks_exact(frame.len()) {
+        for (y, x) in (0..frame.h).flat_map(|y| (0..frame.w).map(move |x| (y, x))) {
+            let place = &map[frame.at(y, x)..][..sums.bias.len()];
+            sums.bias.iter_mut().zip(place).for_each(|(sum, dy)| *sum += *dy);
+        }
+    }
+}
+
+/// Takes a step's gradient to what it read; that of the images only if `to_images`.
+fn step_back<T: Real>(
+    plan: &Plan<T>,
+    i: usize,
+    work: &mut Workspace<T>,
+    tape: &mut Tape<T>,
+    images: &Range<usize>,
+    to_images: bool,
+) {
     match &plan.steps[i] {
         Step::Conv(conv) => {
-            if conv.pulled {
-                pull(
-                    conv,
-                    &work.slopes[conv.target],
-                    &mut work.results[i],
-                    &mut tape.marks[i],
-                    tape.images,
-                    images,
-                );
+            if conv.source == 0 && !to_images {
+                return;
             }
             match conv.route {
                 Route::Into(maker) => {
@@ -394,7 +526,8 @@ fn step_back<T: Real>(plan: &Plan<T>, i: usize, work: &mut Workspace<T>, tape: &
         }
         Step::Single(single) => {
             let frames: Vec<Frame> = single.sources.iter().map(|s| work.slopes[*s].frame).collect();
-            for (number, source) in single.sources.iter().enumerate() {
+            let wanted = |source: usize| source > 0 || to_images;
+            for (number, source) in single.sources.iter().enumerate().filter(|(_, s)| wanted(**s)) {
                 for image in images.clone() {
                     let [target, to] = pair(&mut work.slopes, single.target, *source);
                     let (bytes, _, numbers) = tape.marks[i].of(&(image..image + 1), tape.images);

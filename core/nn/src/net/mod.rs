@@ -30,6 +30,7 @@ mod graph;
 mod op;
 mod plan;
 mod single;
+mod train;
 
 pub use graph::{NetBuilder, Node};
 pub use op::Net;

@@ -1,13 +1,14 @@
 //! A network as one differentiable operator of candle.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
 
 use super::compose;
-use super::exec::{self, Tape, Workspace};
-use super::graph::{Graph, Op};
+use super::exec::{self, Tape, Wanted, Workspace};
+use super::graph::Graph;
 use super::plan::Plan;
+use super::train::Piece;
 use crate::kernels::Real;
 use crate::ops::adapter::{composed, slice, stored, with_slices};
 use crate::threads::for_each_chunk;
@@ -24,6 +25,8 @@ struct Inner {
     graph: Arc<Graph>,
     output: usize,
     params: Vec<Param>,
+    /// What it is cut into for training; none where it cannot be.
+    pieces: OnceLock<Option<Vec<Piece>>>,
     f32: Slot<f32>,
     f64: Slot<f64>,
 }
@@ -50,7 +53,7 @@ impl<T: Real> Compiled<T> {
     /// Lends `f` a workspace for `images` images.
     fn work<R>(&self, images: usize, f: impl FnOnce(&mut Workspace<T>) -> R) -> R {
         let spare = spare(&self.workspaces, |work| work.images() >= images);
-        let mut work = spare.unwrap_or_else(|| Workspace::new(&self.plan, images));
+        let mut work = spare.unwrap_or_else(|| Workspace::new(&self.plan, images, false));
         let result = f(&mut work);
         lock(&self.workspaces).push(work);
         result
@@ -75,21 +78,11 @@ fn lock<P>(mutex: &Mutex<P>) -> MutexGuard<'_, P> {
 
 impl Net {
     pub(super) fn new(graph: Arc<Graph>, output: usize) -> Net {
-        let needed = graph.needed(output);
-        let mut params = Vec::new();
-        for (entry, _) in graph.0.iter().zip(needed).filter(|(_, needed)| *needed) {
-            match &entry.op {
-                Op::Conv(layer) => params.extend(layer.params().map(Param::clone)),
-                Op::ConvTranspose(layer) => params.extend(layer.params().map(Param::clone)),
-                Op::Linear(layer) => params.extend(layer.params().map(Param::clone)),
-                Op::Norm(layer) => params.extend(layer.params().map(Param::clone)),
-                _ => {}
-            }
-        }
         Net(Arc::new(Inner {
+            params: graph.params(output),
             graph,
             output,
-            params,
+            pieces: OnceLock::new(),
             f32: Mutex::default(),
             f64: Mutex::default(),
         }))
@@ -109,12 +102,24 @@ impl Net {
         if [c, h, w] != self.input() {
             bail!("a network of images {:?} was given {:?}", self.input(), [c, h, w]);
         }
-        let fused = x.device().is_cpu() && !pass.train && !pass.track && !composed() && n > 0;
+        let ours = x.device().is_cpu() && !composed() && n > 0;
+        let training = pass.train || pass.batch_statistics || pass.track;
+        if ours
+            && training
+            && let Some(pieces) = self.pieces()
+        {
+            return pieces.iter().try_fold(x.clone(), |x, piece| piece.forward(pass, &x));
+        }
         match x.dtype() {
-            DType::F32 if fused => self.run(&self.0.f32, pass, x),
-            DType::F64 if fused => self.run(&self.0.f64, pass, x),
+            DType::F32 if ours && !training => self.run(&self.0.f32, pass, x),
+            DType::F64 if ours && !training => self.run(&self.0.f64, pass, x),
             _ => compose::forward(&self.0.graph, self.0.output, pass, x),
         }
+    }
+
+    fn pieces(&self) -> Option<&[Piece]> {
+        let Inner { graph, output, .. } = &*self.0;
+        self.0.pieces.get_or_init(|| Piece::all(graph, *output)).as_deref()
     }
 
     fn run<T: Real>(&self, slot: &Slot<T>, pass: &Pass, x: &Tensor) -> Result<Tensor> {
@@ -138,7 +143,7 @@ impl Net {
         match &*slot {
             Some((of, compiled)) if *of == version => compiled.clone(),
             _ => {
-                let plan = Plan::new(&self.0.graph, self.0.output).ok();
+                let plan = Plan::new(&self.0.graph, self.0.output, false).ok();
                 let compiled = plan.map(|plan| Arc::new(Compiled::new(plan)));
                 *slot = Some((version, compiled.clone()));
                 compiled
@@ -191,7 +196,17 @@ impl<T: Real> NetOp<T> {
                 return;
             };
             self.compiled.work(images, |work| {
-                exec::backward(&self.compiled.plan, work, &mut tape, images, dy, dx)
+                exec::backward(
+                    &self.compiled.plan,
+                    work,
+                    &mut tape,
+                    images,
+                    dy,
+                    Wanted {
+                        dx: Some(dx),
+                        sums: None,
+                    },
+                )
             });
             lock(&self.tapes)[i] = Some(tape);
         });

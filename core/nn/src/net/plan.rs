@@ -6,6 +6,7 @@ use super::graph::{Graph, Op};
 use super::single::Single;
 use crate::kernels::Real;
 use crate::kernels::conv::{Correlation, Kernel};
+use crate::kernels::conv_weights::gradient_border;
 use crate::kernels::frame::{Border, Frame, NARROW, PANEL};
 use crate::kernels::geometry::Geometry;
 use crate::{BatchNorm2d, Param};
@@ -45,6 +46,8 @@ pub(super) struct Conv<T> {
     pub route: Route,
     /// Whether the gradient of what it made comes by the value, not straight from the step that reads it.
     pub pulled: bool,
+    /// Its shape.
+    pub geometry: Geometry,
 }
 
 /// What follows a convolution in registers.
@@ -88,8 +91,8 @@ impl<T> Step<T> {
 }
 
 impl<T: Real> Plan<T> {
-    /// Compiles the part of the graph that `output` needs.
-    pub fn new(graph: &Graph, output: usize) -> Result<Plan<T>> {
+    /// Compiles the part of the graph that `output` needs. With `weights`, gradients lie as those of weights need them.
+    pub fn new(graph: &Graph, output: usize, weights: bool) -> Result<Plan<T>> {
         let drafts = Drafts::new(graph, output);
         let borders = drafts.borders();
         let values: Vec<Frame> = drafts
@@ -106,7 +109,7 @@ impl<T: Real> Plan<T> {
             shared: vec![],
         };
         for draft in &drafts.steps {
-            let step = draft.step(&plan.values)?;
+            let step = draft.step(&plan.values, weights)?;
             plan.steps.push(step);
         }
         plan.route();
@@ -362,7 +365,7 @@ fn follow(
 }
 
 impl Draft<'_> {
-    fn step<T: Real>(&self, values: &[Frame]) -> Result<Step<T>> {
+    fn step<T: Real>(&self, values: &[Frame], weights: bool) -> Result<Step<T>> {
         let (sources, target) = (self.sources.clone(), self.target);
         let op = match &self.kind {
             DraftKind::Single(op) => *op,
@@ -378,6 +381,9 @@ impl Draft<'_> {
                 if geometry.c_out <= NARROW && geometry.c_in <= NARROW && !geometry.dense() {
                     bail!("few channels at a stride are computed layer by layer");
                 }
+                if weights && correlation.transposed {
+                    bail!("weights of transposed convolutions are trained layer by layer");
+                }
                 let (mut weight, mut bias) = (numbers::<T>(weight)?, numbers::<T>(bias)?);
                 if let Some(norm) = norm {
                     fold(norm, correlation, &mut weight, &mut bias)?;
@@ -387,9 +393,9 @@ impl Draft<'_> {
                     weight,
                     bias,
                     values,
-                    sources[0],
-                    target,
+                    [sources[0], target],
                     *post,
+                    weights,
                 ))));
             }
         };
@@ -409,12 +415,16 @@ fn conv<T: Real>(
     weight: Vec<T>,
     mut bias: Vec<T>,
     values: &[Frame],
-    source: usize,
-    target: usize,
+    [source, target]: [usize; 2],
     post: Post,
+    weights: bool,
 ) -> Conv<T> {
     let (back, output) = (correlation.transpose(), correlation.output());
-    let gradient = Frame::new(output, back.border());
+    let border = match weights {
+        true => back.border().union(gradient_border(&correlation.geometry)),
+        false => back.border(),
+    };
+    let gradient = Frame::new(output, border);
     bias.resize(output[0].next_multiple_of(PANEL), T::ZERO);
     Conv {
         source,
@@ -427,6 +437,7 @@ fn conv<T: Real>(
         gradient,
         route: Route::Value { add: false },
         pulled: true,
+        geometry: correlation.geometry,
     }
 }
 
