@@ -50,6 +50,26 @@ fn results(args: &[&str]) -> BTreeMap<(String, u64), Value> {
 }
 
 #[test]
+fn a_denoiser_that_does_not_know_its_attacker_falls_in_white_box() {
+    let robust = |threat_model: &str| {
+        let cell = [
+            "--classifier",
+            "model_x",
+            "--purifier",
+            "hgd",
+            "--samples",
+            "60",
+            "--threat-model",
+            threat_model,
+        ];
+        let attack = ["--attack", "pgd:steps=20,relative_step_size=0.1"];
+        share(&results(&[&cell[..], &attack].concat()), "robust")
+    };
+    let (known, unknown) = (robust("white_box"), robust("oblivious"));
+    assert!(known < 0.1 && unknown > 0.9, "{known} {unknown}");
+}
+
+#[test]
 fn attacks_do_not_depend_on_batches_or_threads() {
     let cell = [
         "--classifier",
