@@ -4,6 +4,7 @@ mod render;
 mod summary;
 mod warning;
 
+pub use render::with_interval;
 pub use summary::{CapAccuracy, DrawSummary, Share, Spread, Summary, Worst, worst_cases};
 pub use warning::Warning;
 

@@ -183,6 +183,13 @@ pub struct Substitute {
     pub of: usize,
 }
 
+impl Substitute {
+    /// Share of the clean images on which both models say the same.
+    pub fn agreement(&self) -> f64 {
+        self.agreeing as f64 / self.of.max(1) as f64
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum Line {

@@ -119,11 +119,9 @@ fn notes(report: &Report) -> String {
             ));
         }
         if let Some(substitute) = &cell.substitute {
-            let share = substitute.agreeing as f64 / substitute.of.max(1) as f64;
+            let (agreement, of) = (percent(substitute.agreement()), substitute.of);
             line(format!(
-                "{name}: the substitute agrees with the black box on {} % of {} clean images, after {} label queries",
-                percent(share),
-                substitute.of,
+                "{name}: the substitute agrees with the black box on {agreement} % of {of} clean images, after {} label queries",
                 substitute.queries
             ));
         } else if cell.queries > 0 {
@@ -140,7 +138,8 @@ fn percent(share: f64) -> String {
     format!("{:.1}", 100. * share)
 }
 
-fn with_interval(share: Share) -> String {
+/// A share in percent with its interval, `97.0 [95.7, 97.9]`.
+pub fn with_interval(share: Share) -> String {
     format!(
         "{} [{}, {}]",
         percent(share.value),

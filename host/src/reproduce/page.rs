@@ -1,7 +1,7 @@
 //! A table as a page of Markdown: ours beside the paper's.
 
 use super::tables::{Attack, Column, Table};
-use crate::report::{Share, Summary};
+use crate::report::{Share, Summary, with_interval};
 use std::fmt::Write;
 use std::process::Command;
 
@@ -93,13 +93,12 @@ impl<'a> Page<'a> {
     }
 
     fn line(&mut self, column: &Column, attack: &str, ours: Share, paper: Option<f64>, detail: &str) {
-        let percent = |share: f64| format!("{:.1}", 100. * share);
-        let [value, low, high] = [ours.value, ours.low, ours.high].map(percent);
         let theirs = paper.map_or("-".into(), |paper| format!("{paper:.1}"));
         let difference = paper.map_or("-".into(), |paper| format!("{:+.1}", 100. * ours.value - paper));
         self.lines.push(format!(
-            "| {} | {attack} | {value} [{low}, {high}] | {theirs} | {difference} | {detail} |",
-            column.title
+            "| {} | {attack} | {} | {theirs} | {difference} | {detail} |",
+            column.title,
+            with_interval(ours)
         ));
     }
 
@@ -110,7 +109,7 @@ impl<'a> Page<'a> {
                 column.title,
                 attack.title,
                 substitute.queries,
-                100. * substitute.agreeing as f64 / substitute.of.max(1) as f64,
+                100. * substitute.agreement(),
                 substitute.of
             ));
         }

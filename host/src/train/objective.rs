@@ -159,7 +159,7 @@ impl Loss<'_> {
         let mut measured = self.reconstruct(joint, &purified, &mut cotangent);
         for (i, classifier) in self.classifiers.iter().enumerate() {
             let rows = joint.rows_for(i);
-            let (more, back) = self.behind(joint, &rows, (i, classifier), &frozen, &purified)?;
+            let (more, back) = self.behind(joint, &rows, classifier, &frozen, &purified)?;
             measured.add(&more);
             rows.add(&mut cotangent, &back);
         }
@@ -201,7 +201,7 @@ impl Loss<'_> {
         &self,
         joint: &Joint,
         rows: &Rows,
-        (number, classifier): (usize, &Model),
+        classifier: &Model,
         frozen: &Call,
         purified: &Tensor,
     ) -> Result<(Measured, Tensor)> {
@@ -220,7 +220,8 @@ impl Loss<'_> {
         let aim = self.aim(joint, rows, classifier, &call)?;
         let (measured, cotangent) = self.compare(joint, rows, &logits, &output, aim.as_ref());
         let gradient = tape.backward(&call, &cotangent)?;
-        let gradient = gradient.with_context(|| format!("classifier {} gave no input gradient", number + 1))?;
+        let gradient =
+            gradient.with_context(|| format!("classifier '{}' gave no input gradient", classifier.name()))?;
         Ok((measured, gradient))
     }
 

@@ -265,7 +265,7 @@ impl<T: Real> Sums<T> {
             weight: vec![T::ZERO; Rule::new(&conv.geometry).sums()],
             bias: vec![T::ZERO; conv.result.c],
         };
-        Self(convolutions(plan).map(|(_, conv)| layer(conv)).collect())
+        Self(convolutions(plan).map(layer).collect())
     }
 
     /// Adds those of further images.
@@ -280,7 +280,7 @@ impl<T: Real> Sums<T> {
     /// The gradients, weight and bias of one layer after the other, in one vector.
     pub fn finish(self, plan: &Plan<T>) -> Vec<T> {
         let mut all = Vec::new();
-        for (layer, (_, conv)) in self.0.iter().zip(convolutions(plan)) {
+        for (layer, conv) in self.0.iter().zip(convolutions(plan)) {
             all.extend(Rule::new(&conv.geometry).finish(&layer.weight));
             all.extend_from_slice(&layer.bias);
         }
@@ -288,10 +288,10 @@ impl<T: Real> Sums<T> {
     }
 }
 
-/// The convolutions and fully connected layers of a plan, with the numbers of their steps.
-fn convolutions<T>(plan: &Plan<T>) -> impl Iterator<Item = (usize, &Conv<T>)> {
-    plan.steps.iter().enumerate().filter_map(|(i, step)| match step {
-        Step::Conv(conv) => Some((i, &**conv)),
+/// The convolutions and fully connected layers of a plan.
+fn convolutions<T>(plan: &Plan<T>) -> impl Iterator<Item = &Conv<T>> {
+    plan.steps.iter().filter_map(|step| match step {
+        Step::Conv(conv) => Some(&**conv),
         Step::Single(_) => None,
     })
 }

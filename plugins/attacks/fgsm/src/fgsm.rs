@@ -32,17 +32,11 @@ impl Attack for Fgsm {
     }
 
     fn info(&self) -> AttackInfo {
-        let FgsmSettings {
-            norm,
-            epsilon,
-            target,
-            label,
-        } = self.0;
         AttackInfo {
-            norm,
-            epsilon: Some(epsilon),
-            targeted: target.targeted(),
-            passes: 1 + u64::from(label == Label::Predicted),
+            norm: self.0.norm,
+            epsilon: Some(self.0.epsilon),
+            targeted: self.0.target.targeted(),
+            passes: 1 + u64::from(self.0.label == Label::Predicted),
         }
     }
 
