@@ -45,6 +45,10 @@ fn render(whole: &[(Plugin, Inspected)], broken: &[(PathBuf, String)]) -> String
         settings(&plugin.description.settings)
             .iter()
             .for_each(|text| line(text));
+        if !plugin.description.own.is_empty() {
+            line("  objective of its own in training:");
+            settings(&plugin.description.own).iter().for_each(|text| line(text));
+        }
     }
     for (path, reason) in broken {
         line(&format!("broken: {}: {reason}", path.display()));

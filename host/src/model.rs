@@ -3,8 +3,9 @@
 use crate::plugin::Plugin;
 use crate::tensor::{Call, Tensor};
 use advae_abi::info::{Construct, Kind, ModelInfo, TrainSettings};
-use advae_abi::{AbiError, AbiTensor, ErrorCode, ModelBox, TapeBox, Taped, TrainableBox};
+use advae_abi::{AbiError, AbiTensor, AbiTensorRef, Dims, ErrorCode, Lesson, ModelBox, TapeBox, Taped, TrainableBox};
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A classifier (`x [N,C,H,W]` to logits `[N,K]`) or a purifier (`x` to `x`); clones share it.
@@ -276,6 +277,40 @@ impl Trainable {
             .step(learning_rate)
             .into_result()
             .map_err(|e| self.origin.blame(e))
+    }
+
+    /// One update by the plugin's own objective, on images `[N,C,H,W]`, adversarial ones of the same samples if there are, and labels:
+    /// what it measured, by name, `loss` among it.
+    ///
+    /// # Errors
+    /// Where the plugin fails, has no objective of its own, or answers with anything else.
+    pub fn learn(
+        &self,
+        call: &Call,
+        clean: &Tensor,
+        adversarial: Option<&Tensor>,
+        labels: &[u32],
+        learning_rate: f64,
+    ) -> Result<BTreeMap<String, f64>> {
+        let labels: Vec<i64> = labels.iter().map(|label| i64::from(*label)).collect();
+        let (ctx, dims, label_dims) = (call.context(), clean.dims(), Dims::new(&[labels.len()]));
+        let adversarial = adversarial.map(|x| (x, x.dims()));
+        let lesson = Lesson {
+            clean: clean.lend(&dims),
+            adversarial: adversarial.as_ref().map(|(x, dims)| x.lend(dims)).into(),
+            labels: AbiTensorRef::from_slice(&labels, &label_dims),
+            learning_rate,
+        };
+        let measured = self.trainable.learn(ctx.lend(call.ids), lesson).into_result();
+        let measured = measured.map_err(|e| self.origin.blame(e))?;
+        let measured: BTreeMap<String, f64> = serde_json::from_str(&measured)
+            .with_context(|| format!("{} says badly what it measured: {measured}", self.origin))?;
+        ensure!(
+            measured.contains_key("loss"),
+            "{} measured no 'loss': its objective must name one",
+            self.origin
+        );
+        Ok(measured)
     }
 
     /// Forgets the summed gradients.

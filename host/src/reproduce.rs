@@ -16,13 +16,13 @@ use tables::{Column, Table};
 /// Flags of `reproduce`.
 #[derive(Args, Clone, Debug)]
 pub struct ReproduceArgs {
-    /// Which table of the paper
+    /// Which table
     #[arg(value_enum)]
     table: Name,
     /// Folder that holds MNIST; without one the embedded mnist-1k is used [default: $ADVAE_DATA_DIR]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Number of test images, the same ones for every cell
+    /// Number of test images, the same ones for every cell; costly columns take fewer, the first of them
     #[arg(long, value_name = "N", default_value_t = 1000)]
     samples: usize,
     /// Only the columns whose title has this in it; repeatable
@@ -46,6 +46,8 @@ enum Name {
     Table1,
     /// Table 3: the purifier trained on X, or on X, A and B, in front of X, A, B, C and D.
     Table3,
+    /// All purifiers side by side in front of X, oblivious and white box.
+    Purifiers,
 }
 
 /// Runs every cell of a table, writing as it goes. Returns the exit code.
@@ -56,6 +58,7 @@ pub fn run(args: ReproduceArgs) -> Result<i32> {
     let table = match args.table {
         Name::Table1 => tables::table1(),
         Name::Table3 => tables::table3(),
+        Name::Purifiers => tables::purifiers(),
     };
     let columns = chosen(&table, &args.column)?;
     std::fs::create_dir_all(&args.out).with_context(|| format!("cannot make the folder '{}'", args.out.display()))?;
@@ -112,14 +115,17 @@ fn dataset(args: &ReproduceArgs) -> &'static str {
 
 fn settings(args: &ReproduceArgs, table: &Table, column: &Column) -> Settings {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let (samples, attacks) = column.most.unwrap_or((usize::MAX, usize::MAX));
     Settings {
         classifiers: vec![column.classifier.into()],
         purifiers: vec![column.purifier.into()],
-        attacks: table.attacks.iter().map(|attack| attack.spec.to_string()).collect(),
+        attacks: table.attacks.iter().map(|a| a.spec.to_string()).take(attacks).collect(),
         threat_models: vec![column.threat_model.into()],
         dataset: dataset(args).into(),
         data_dir: args.data_dir.clone(),
-        samples: args.samples,
+        samples: args.samples.min(samples),
+        draws: column.draws,
+        backward: column.backward,
         seed: args.seed,
         threads: args.threads.unwrap_or(cores).max(1),
         out: Some(args.out.join(format!("{}.jsonl", table.name))),

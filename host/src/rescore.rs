@@ -217,6 +217,7 @@ fn unknown(name: &str, classifier: &ModelConfig) -> CellHeader {
         attack: name.into(),
         samples: 0,
         host: String::new(),
+        note: String::new(),
         config,
     }
 }

@@ -94,6 +94,9 @@ pub struct CellHeader {
     pub samples: usize,
     /// Version of the host.
     pub host: String,
+    /// What the purifier says a reader must know of it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub note: String,
     /// What is needed to repeat the cell.
     pub config: CellConfig,
 }
@@ -416,6 +419,7 @@ pub(crate) mod tests {
             attack: attack.into(),
             samples: 4,
             host: "0.1.0".into(),
+            note: String::new(),
             config,
         }
     }

@@ -21,17 +21,17 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// For calls of these models: many workers with small batches, as large as the model that wants the largest says;
-    /// or one worker with large ones, where a plugin threads by itself.
+    /// For calls of these models: many workers with small batches, as large as the model that wants the smallest says (an expensive one,
+    /// that work may be interrupted between); or one worker with large ones, where a plugin threads by itself.
     pub fn of<'a>(models: impl Iterator<Item = &'a Model>, threads: usize, batch: Option<usize>) -> Self {
         let infos: Vec<&ModelInfo> = models.map(Model::info).collect();
         let internal = |info: &&&ModelInfo| info.threading == Threading::Internal;
-        let wanted = infos.iter().filter_map(|info| info.batch).max();
+        let wanted = infos.iter().filter_map(|info| info.batch).min();
         match infos.iter().any(|info| internal(&info)) {
             true => Self {
                 workers: 1,
                 batch: batch
-                    .or(infos.iter().filter(internal).filter_map(|info| info.batch).max())
+                    .or(infos.iter().filter(internal).filter_map(|info| info.batch).min())
                     .unwrap_or(128),
                 call_threads: threads,
             },

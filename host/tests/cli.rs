@@ -81,7 +81,7 @@ fn the_list_of_plugins_holds_whole_and_broken_ones() {
         .unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let text = stdout(&output);
-    assert!(text.contains("attack plain_noise 1.0.0 (contract 1.1.0"), "{text}");
+    assert!(text.contains("attack plain_noise 1.0.0 (contract 1.2.0"), "{text}");
     assert!(text.contains("epsilon = 0.3   radius of the Linf ball"), "{text}");
     assert!(
         text.contains("text.so: ") && text.contains("not a shared library"),

@@ -16,6 +16,8 @@ use std::process::Command;
 
 const START: &str = "    // The contract is append-only";
 const END: &str = "    // End of AbiModel.";
+const LATER: &str = "    // What later versions append";
+const LAST: &str = "    // End of AbiTrainable.";
 const EXTRA: &str = "
     /// What a later version appends.
     fn extra(&self, text: RStr<'_>) -> AbiResult<RString> {
@@ -62,8 +64,8 @@ fn append(text: &str, last: &str) -> String {
 #[test]
 fn a_plugin_of_a_contract_with_one_method_fewer() {
     let dir = golden::build("fewer", |file, text| match file {
-        "model.rs" => without(&text, START, END).replacen("// End of AbiModel.", "", 1),
-        "manifest.rs" => text.replacen("\"1.1.0\"", "\"1.0.0\"", 1),
+        "model.rs" => without(&without(&text, START, END), LATER, LAST),
+        "manifest.rs" => text.replacen("\"1.2.0\"", "\"1.0.0\"", 1),
         _ => text,
     });
     assert_eq!(*robust(&eval(&dir, "fewer")), as_today());
@@ -84,13 +86,13 @@ fn a_plugin_of_a_contract_with_one_method_more() {
     let dir = golden::build("more", |file, text| match file {
         "model.rs" => {
             let text = text.replacen("RErr, ROption", "RErr, ROk, ROption", 1);
-            let text = append(&text, END);
+            let text = append(&append(&text, END), LAST);
             append(
                 &text,
                 "cotangent: AbiTensorRef<'_>) -> AbiResult<ROption<AbiTensor>>;\n",
             )
         }
-        "Cargo.toml" | "manifest.rs" => text.replacen("\"1.1.0\"", "\"1.2.0\"", 1),
+        "Cargo.toml" | "manifest.rs" => text.replacen("\"1.2.0\"", "\"1.3.0\"", 1),
         "attack.rs" => {
             let text = text.replacen("std_types::{", "std_types::{ROk, RStr, ", 1);
             let text = append(&text, ") -> AbiResult<Taped>;\n");

@@ -109,6 +109,23 @@ fn elaborate() -> Recipe {
     }
 }
 
+/// An objective of the purifier's own, with a discriminator that no host knows of.
+fn own() -> Recipe {
+    Recipe {
+        purifier: Some(path("ape_gan")),
+        attack: Some(path("fgsm")),
+        craft_on: CraftOn::Classifier,
+        objective: Objective::Own,
+        lambda: 0.,
+        ..adversarial()
+    }
+}
+
+fn refusal(recipe: Recipe) -> String {
+    let (training, validation) = digits(64);
+    format!("{:#}", Trainer::new(recipe, training, validation, 1).err().unwrap())
+}
+
 /// Stopped in the middle of an epoch and resumed: the very weights and losses of an uninterrupted run.
 #[test]
 fn a_resumed_run_is_the_uninterrupted_run() {
@@ -118,7 +135,7 @@ fn a_resumed_run_is_the_uninterrupted_run() {
         batch_size: 64,
         ..Recipe::default()
     };
-    for recipe in [clean, adversarial(), guided(), elaborate()] {
+    for recipe in [clean, adversarial(), guided(), elaborate(), own()] {
         let dir = tempfile::tempdir().unwrap();
         let (whole, parts) = (
             Folder::open(&dir.path().join("whole")).unwrap(),
@@ -244,11 +261,34 @@ fn another_recipe_cannot_resume_a_run() {
 
 #[test]
 fn what_cannot_be_trained_says_so() {
-    let (training, validation) = digits(64);
-    let recipe = Recipe {
+    let error = refusal(Recipe {
         purifier: Some(path("identity")),
         ..adversarial()
+    });
+    assert!(error.contains("no trainable parameters"), "{error}");
+    let error = refusal(Recipe {
+        purifier: Some(path("advae")),
+        ..own()
+    });
+    assert!(error.contains("no objective of its own"), "{error}");
+    let table = serde_json::json!({"contents": 1});
+    let error = refusal(Recipe {
+        own: table.as_object().cloned(),
+        ..own()
+    });
+    assert!(error.contains("did you mean 'content'?"), "{error}");
+}
+
+#[test]
+fn an_objective_of_its_own_is_learnt_and_logged() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = Recipe {
+        purifier: Some(path("magnet")),
+        epochs: 4,
+        ..own()
     };
-    let error = Trainer::new(recipe, training, validation, 1).err().unwrap();
-    assert!(format!("{error:#}").contains("no trainable parameters"), "{error:#}");
+    let (_, logs) = train(&recipe, &Folder::open(dir.path()).unwrap(), 2, None, false);
+    assert!(logs[3].train_loss < 0.8 * logs[0].train_loss, "{:?}", losses(&logs));
+    assert_eq!(logs[3].own["loss"], logs[3].train_loss);
+    assert!(logs[3].train_accuracy.is_none() && logs[3].robust_accuracy.is_some());
 }

@@ -91,6 +91,9 @@ pub struct Description {
     /// The settings its constructor reads, in the author's order.
     #[serde(default)]
     pub settings: Vec<Setting>,
+    /// Those of its own objective in training, where it has one. Since 1.2.
+    #[serde(default)]
+    pub own: Vec<Setting>,
 }
 
 /// A request to a constructor.
@@ -207,6 +210,9 @@ pub struct ModelInfo {
     /// The weights in use: a set's name, a path, or `init:SEED`.
     #[serde(default)]
     pub weights: String,
+    /// What a reader of its results must know, such as how long a generator was trained. Since 1.2.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub note: String,
 }
 
 fn unit() -> [f32; 2] {
@@ -344,4 +350,22 @@ pub struct TrainSettings {
     /// Further settings of the optimiser.
     #[serde(default)]
     pub options: BTreeMap<String, f64>,
+    /// Settings of the plugin's own objective, where that is what trains it ([`learn`](crate::AbiTrainable::learn)). Since 1.2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own: Option<serde_json::Map<String, Value>>,
+    /// Seed of what the objective initialises for itself, such as a critic.
+    #[serde(default)]
+    pub seed: u64,
+}
+
+impl TrainSettings {
+    /// Adam with its usual constants, for the host's objectives.
+    pub fn adam() -> Self {
+        Self {
+            optimiser: "adam".into(),
+            options: BTreeMap::new(),
+            own: None,
+            seed: 0,
+        }
+    }
 }

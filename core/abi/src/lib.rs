@@ -1,4 +1,4 @@
-//! The binary contract between the advae host and its plugins, version 1.1.
+//! The binary contract between the advae host and its plugins, version 1.2.
 //!
 //! A plugin is one shared library that brings a classifier, a purifier, an attack or a threat model. It is built
 //! without the host, perhaps by another compiler, and meets the host only through the types of this crate:
@@ -40,6 +40,6 @@ pub use threat::*;
 /// Major version of the contract: a plugin of another major is refused.
 pub const CONTRACT_MAJOR: u32 = 1;
 /// Minor version of the contract: grows when methods or fields are appended; any minor works with any other.
-pub const CONTRACT_MINOR: u32 = 1;
+pub const CONTRACT_MINOR: u32 = 2;
 /// The compiler that built this copy of the contract, as `rustc --version` prints it.
 pub const RUSTC_VERSION: &str = env!("ADVAE_RUSTC_VERSION");

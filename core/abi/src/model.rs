@@ -46,6 +46,31 @@ pub trait AbiTrainable: Send + Sync {
     /// Restores what [`save_state`](Self::save_state) wrote.
     #[sabi(last_prefix_field)]
     fn load_state(&self, blob: RSlice<'_, u8>) -> AbiResult<()>;
+    // What later versions append, each with a default.
+    /// One update by an objective of the plugin's own ([`TrainSettings::own`](crate::info::TrainSettings::own)): what it
+    /// measured as JSON, names to numbers, `loss` among them. Since 1.2.
+    fn learn(&self, ctx: CtxRef<'_>, lesson: Lesson<'_>) -> AbiResult<RString> {
+        let _ = (ctx, lesson);
+        RErr(AbiError::new(
+            ErrorCode::Unsupported,
+            "this plugin has no objective of its own",
+        ))
+    }
+    // End of AbiTrainable.
+}
+
+/// What an objective of the plugin's own learns from.
+#[repr(C)]
+#[derive(StableAbi)]
+pub struct Lesson<'a> {
+    /// Images `[N,C,H,W]`.
+    pub clean: AbiTensorRef<'a>,
+    /// Adversarial images of the same samples, where the recipe names an attack.
+    pub adversarial: ROption<AbiTensorRef<'a>>,
+    /// True labels `[N]` (`i64`).
+    pub labels: AbiTensorRef<'a>,
+    /// The optimisers' rate.
+    pub learning_rate: f64,
 }
 
 /// An owned trainable.

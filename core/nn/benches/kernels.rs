@@ -19,7 +19,7 @@ use advae_nn::*;
 use candle_core::{Device, Tensor, Var};
 
 /// `(channels in, channels out, size, kernel, stride, padding)` of the networks under test.
-const CONVOLUTIONS: [(usize, usize, usize, usize, usize, Padding); 18] = [
+const CONVOLUTIONS: [(usize, usize, usize, usize, usize, Padding); 21] = [
     // AdvAE
     (1, 32, 28, 3, 1, Padding::Same),
     (32, 32, 14, 3, 1, Padding::Same),
@@ -40,6 +40,10 @@ const CONVOLUTIONS: [(usize, usize, usize, usize, usize, Padding); 18] = [
     // C
     (1, 128, 28, 3, 1, Padding::Same),
     (128, 64, 28, 3, 2, Padding::Valid),
+    // DefenseGAN: the critic, and backwards the generator
+    (1, 64, 28, 5, 2, Padding::Same),
+    (64, 128, 14, 5, 2, Padding::Same),
+    (128, 256, 7, 5, 2, Padding::Same),
     // for comparison
     (32, 32, 28, 3, 1, Padding::Same),
     (64, 64, 14, 3, 1, Padding::Same),

@@ -3,10 +3,10 @@
 use candle_core::{Device, Result, Tensor, bail};
 
 use crate::kernels::conv::Correlation;
-use crate::ops::conv::{geometry, transposed_geometry};
+use crate::ops::conv::{conv_transpose2d_to, geometry, transposed_geometry};
 use crate::ops::norm::{batch_norm, channel_affine};
 use crate::pass::bernoulli;
-use crate::{Init, Padding, Param, Pass, Weights, conv_transpose2d, conv2d, linear};
+use crate::{Init, Padding, Param, Pass, Weights, conv2d, linear};
 
 /// Convolution with bias; weight Glorot-uniform, bias 0.
 #[derive(Clone, Debug)]
@@ -73,13 +73,15 @@ impl Conv2d {
     }
 }
 
-/// Transposed convolution with bias, as [`conv_transpose2d`]; weight Glorot-uniform, bias 0.
+/// Transposed convolution with bias, as [`conv_transpose2d`](crate::conv_transpose2d); weight Glorot-uniform, bias 0.
 #[derive(Clone, Debug)]
 pub struct ConvTranspose2d {
     weight: Param,
     bias: Param,
     stride: usize,
     padding: Padding,
+    /// Height and width of the output, where they are not the usual ones.
+    output: Option<[usize; 2]>,
 }
 
 impl ConvTranspose2d {
@@ -101,12 +103,23 @@ impl ConvTranspose2d {
             bias: weights.param("bias", &[out_channels], Init::Zeros)?,
             stride,
             padding,
+            output: None,
         })
+    }
+
+    /// The same layer with outputs of this height and width: any from which the convolution goes to its inputs, such as 7 x 7 in
+    /// place of 8 x 8 from 4 x 4 with stride 2.
+    pub fn with_output(self, output: [usize; 2]) -> ConvTranspose2d {
+        ConvTranspose2d {
+            output: Some(output),
+            ..self
+        }
     }
 
     /// What it does to maps `[C, H, W]`.
     pub(crate) fn correlation(&self, shape: [usize; 3]) -> Result<Correlation> {
-        let geometry = transposed_geometry(shape, self.weight.var().dims(), self.stride, self.padding)?;
+        let weight = self.weight.var().dims();
+        let geometry = transposed_geometry(shape, weight, self.output, self.stride, self.padding)?;
         Ok(Correlation::new(geometry).transpose())
     }
 
@@ -118,7 +131,7 @@ impl ConvTranspose2d {
     /// `x` `[N, in, H, W]` to `[N, out, Hout, Wout]`.
     pub fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
         let (weight, bias) = (self.weight.tensor(pass), self.bias.tensor(pass));
-        conv_transpose2d(x, &weight, Some(&bias), self.stride, self.padding)
+        conv_transpose2d_to(x, &weight, Some(&bias), self.output, self.stride, self.padding)
     }
 }
 

@@ -34,7 +34,7 @@ pub use kernels::vector::with_portable_kernels;
 pub use layers::{BatchNorm2d, Conv2d, ConvTranspose2d, Dropout, Linear};
 pub use net::{Net, NetBuilder};
 pub use ops::*;
-pub use param::{Param, save_safetensors, save_safetensors_f16};
+pub use param::{Param, pack, save_safetensors, save_safetensors_f16, unpack};
 pub use pass::{Pass, Phase, key_rng};
 pub use threads::{threads, with_threads};
 pub use vjp::vjp;

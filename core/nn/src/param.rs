@@ -1,10 +1,11 @@
 //! Named parameters, and files of them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::{DType, Result, Tensor, Var, bail};
-use safetensors::{Dtype, tensor::TensorView};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
 use crate::Pass;
 
@@ -123,6 +124,26 @@ fn save(params: &[Param], dtype: DType) -> Result<Vec<u8>> {
         _ => Dtype::F32,
     };
     write_safetensors(&entries, dtype)
+}
+
+/// Blobs by name as one.
+///
+/// # Errors
+/// When two share a name.
+pub fn pack(blobs: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {
+    let entry = |(name, blob): &(String, Vec<u8>)| (name.clone(), vec![blob.len()], blob.clone());
+    write_safetensors(&blobs.iter().map(entry).collect::<Vec<_>>(), Dtype::U8)
+}
+
+/// What [`pack`] made one of.
+///
+/// # Errors
+/// When it is no such blob.
+pub fn unpack(blob: &[u8]) -> Result<BTreeMap<String, Vec<u8>>> {
+    let file =
+        SafeTensors::deserialize(blob).map_err(|e| candle_core::Error::msg(format!("not a pack of blobs: {e}")))?;
+    let entry = |(name, view): (&str, TensorView)| (name.to_string(), view.data().to_vec());
+    Ok(file.iter().map(entry).collect())
 }
 
 /// An error naming the tensor, if it holds a value that is not finite.

@@ -31,6 +31,7 @@ fn assert_both(x: &Tensor, cotangent: &[f64], f: impl Fn(&Tensor) -> Result<Tens
 fn activations() {
     let x = distinct(1, &[2, 3, 5, 7]);
     check_gradient("relu", &x, relu);
+    check_gradient("leaky_relu", &x, |x| leaky_relu(x, 0.2));
     check_gradient("sigmoid", &x, sigmoid);
     check_gradient("clamp", &x, |x| clamp(x, -0.5, 0.251));
 }
@@ -39,6 +40,7 @@ fn activations() {
 fn kinks_have_torchs_derivatives() {
     let x = tensor(&[-1.0, 0.0, -0.0, 2.0], &[4]);
     assert_both(&x, &[1.0; 4], relu, &[0.0, 0.0, 0.0, 1.0]);
+    assert_both(&x, &[1.0; 4], |x| leaky_relu(x, 0.25), &[0.25, 0.25, 0.25, 1.0]);
     let x = tensor(&[-2.0, -1.0, 0.0, 1.0, 2.0], &[5]);
     let f = |x: &Tensor| clamp(x, -1.0, 1.0);
     assert_both(&x, &[3.0; 5], f, &[0.0, 3.0, 3.0, 3.0, 0.0]);
@@ -47,7 +49,12 @@ fn kinks_have_torchs_derivatives() {
 #[test]
 fn not_a_number_stays_one() {
     let x = tensor(&[f64::NAN, 1.0, 0.0, 2.0], &[1, 1, 2, 2]);
-    for f in [relu, sigmoid, |x: &Tensor| clamp(x, 0.0, 1.0)] {
+    for f in [
+        relu,
+        sigmoid,
+        |x: &Tensor| clamp(x, 0.0, 1.0),
+        |x: &Tensor| leaky_relu(x, 0.2),
+    ] {
         assert!(values(&f(&x).unwrap())[0].is_nan());
     }
     assert!(values(&max_pool2d(&x, 2).unwrap())[0].is_nan());

@@ -43,7 +43,7 @@ fn norm(w: &Weights, net: &mut NetBuilder, x: Node) -> Result<Node> {
     net.batch_norm(x, &layer)
 }
 
-const CASES: [Case; 11] = [
+const CASES: [Case; 12] = [
     ("X, small", [1, 16, 16], |w, net| {
         let mut x = net.input();
         for (to, pool) in [(16, false), (16, true), (32, false)] {
@@ -180,6 +180,16 @@ const CASES: [Case; 11] = [
         x = transposed(w, net, x, 2, (3, 1, Padding::Same))?;
         x = net.relu(x);
         linear(w, net, x, 6)
+    }),
+    ("transposed to a size of its own", [8, 4, 3], |w, net| {
+        let mut x = net.input();
+        for (to, output) in [(16, [7, 5]), (9, [13, 10])] {
+            let ([from, ..], name) = (net.shape(x), format!("to{to}"));
+            let layer = ConvTranspose2d::new(&w.pp(&name), from, to, 5, 2, Padding::Same)?;
+            x = net.conv_transpose2d(x, &layer.with_output(output))?;
+            x = net.relu(x);
+        }
+        linear(w, net, x, 4)
     }),
     ("few channels at a stride", [3, 9, 9], |w, net| {
         let mut x = net.input();

@@ -2,9 +2,11 @@
 
 use crate::model::Network;
 use crate::settings::Settings;
+use crate::teacher::Teacher;
 use advae_abi::info::{BackwardRule, ModelInfo, Threading};
 use advae_nn::{Pass, Weights};
 use candle_core::{Result, Tensor};
+use serde_json::{Map, Value};
 
 /// Images to logits.
 pub trait Classifier: Sized + Send + Sync + 'static {
@@ -48,6 +50,10 @@ impl<C: Classifier> Network for ClassifierNetwork<C> {
         candle_core::bail!("a classifier has no custom backward rule")
     }
 
+    fn teacher(&self, _own: &Map<String, Value>, _weights: &Weights) -> Result<Box<dyn Teacher>> {
+        candle_core::bail!("a classifier is trained by the host's objectives")
+    }
+
     fn info(&self) -> ModelInfo {
         ModelInfo {
             input: Some(C::INPUT),
@@ -59,6 +65,7 @@ impl<C: Classifier> Network for ClassifierNetwork<C> {
             batch: C::BATCH,
             parameters: 0,
             weights: String::new(),
+            note: String::new(),
         }
     }
 }

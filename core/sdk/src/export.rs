@@ -26,7 +26,7 @@ macro_rules! export_plugin {
     };
     (purifier: $type:ty $(, weights: { $($set:literal => $bytes:expr),* $(,)? })? $(,)?) => {
         $crate::export_plugin!(@export "purifier", ($($($set),*)?),
-            $crate::export_support::describe::<<$type as $crate::Purifier>::Settings>,
+            $crate::export_support::describe_purifier::<$type>,
             model => $crate::export_support::purifier::<$type>, &[$($(($set, $bytes)),*)?]);
     };
     (attack: $type:ty $(,)?) => {
@@ -92,6 +92,15 @@ macro_rules! export_plugin {
 pub fn describe<S: Settings>() -> AbiResult<RString> {
     crate::model::json(&Description {
         settings: crate::settings::describe::<S>(),
+        own: vec![],
+    })
+}
+
+/// The same with those of its own objective.
+pub fn describe_purifier<P: Purifier>() -> AbiResult<RString> {
+    crate::model::json(&Description {
+        settings: crate::settings::describe::<P::Settings>(),
+        own: P::own_settings(),
     })
 }
 

@@ -54,6 +54,7 @@ mod oracle;
 mod purifier;
 mod remote;
 mod settings;
+mod teacher;
 #[doc(hidden)]
 pub mod testing;
 mod threat;
@@ -67,7 +68,7 @@ pub use candle_core;
 pub use serde;
 pub use serde_json;
 
-pub use advae_abi::info::{Access, AttackInfo, BackwardRule, Label, NormKind as Norm, Target, Threading};
+pub use advae_abi::info::{Access, AttackInfo, BackwardRule, Label, NormKind as Norm, Setting, Target, Threading};
 pub use attack::{Attack, Perturbed};
 pub use candle_core::{Result, Tensor};
 pub use classifier::Classifier;
@@ -77,15 +78,16 @@ pub use norm::Ball;
 pub use oracle::{Gradient, Oracle};
 pub use purifier::Purifier;
 pub use remote::RemoteModel;
-pub use settings::{NoSettings, Settings};
+pub use settings::{NoSettings, Settings, describe, read};
+pub use teacher::{Learner, Lesson, Teacher, scalar};
 pub use threat::{Services, ThreatModel};
 
 /// Everything a plugin's file usually needs.
 pub mod prelude {
     pub use crate::{
-        Access, Attack, AttackInfo, BackwardRule, Ball, Classifier, Goal, Gradient, Label, NoSettings, Norm, Objective,
-        Oracle, Pass, Perturbed, Purifier, RemoteModel, Result, Services, Settings, Target, Tensor, Threading,
-        ThreatModel, Weights, export_plugin, nn, select_rows, settings,
+        Access, Attack, AttackInfo, BackwardRule, Ball, Classifier, Goal, Gradient, Label, Learner, Lesson, NoSettings,
+        Norm, Objective, Oracle, Pass, Perturbed, Purifier, RemoteModel, Result, Services, Settings, Target, Teacher,
+        Tensor, Threading, ThreatModel, Weights, export_plugin, nn, select_rows, settings,
     };
 }
 

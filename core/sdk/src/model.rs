@@ -1,6 +1,7 @@
 //! The shim between a network of candle tensors and the contract's models and tapes.
 
 use crate::convert::{export, import_to, run, to_abi};
+use crate::teacher::Teacher;
 use crate::train::Training;
 use advae_abi::abi_stable::sabi_trait::TD_Opaque;
 use advae_abi::abi_stable::std_types::{RNone, ROption, RSome, RStr, RString};
@@ -11,6 +12,7 @@ use advae_abi::{
 };
 use advae_nn::{Param, Pass, Weights};
 use candle_core::{Device, Result, Tensor};
+use serde_json::{Map, Value};
 use std::sync::Arc;
 
 /// What a classifier and a purifier have in common.
@@ -18,6 +20,7 @@ pub(crate) trait Network: Send + Sync + 'static {
     fn run(&self, pass: &Pass, x: &Tensor) -> Result<Tensor>;
     fn features(&self, pass: &Pass, x: &Tensor) -> Result<Option<Tensor>>;
     fn custom_backward(&self, pass: &Pass, x: &Tensor, cotangent: &Tensor) -> Result<Tensor>;
+    fn teacher(&self, own: &Map<String, Value>, weights: &Weights) -> Result<Box<dyn Teacher>>;
     fn info(&self) -> ModelInfo;
 }
 
@@ -118,10 +121,10 @@ fn backward_rule(asked: Option<BackwardRule>, offered: &[BackwardRule]) -> std::
 pub(crate) struct Shared<N> {
     info: ModelInfo,
     rule: BackwardRule,
-    device: Device,
+    pub(crate) device: Device,
     pub(crate) params: Vec<Param>,
     pub(crate) training: Training,
-    network: Guarded<N>,
+    pub(crate) network: Guarded<N>,
 }
 
 struct Model<N>(Arc<Shared<N>>);

@@ -2,9 +2,11 @@
 
 use crate::model::Network;
 use crate::settings::Settings;
-use advae_abi::info::{BackwardRule, ModelInfo, Threading};
+use crate::teacher::Teacher;
+use advae_abi::info::{BackwardRule, ModelInfo, Setting, Threading};
 use advae_nn::{Pass, Weights};
 use candle_core::{Result, Tensor};
+use serde_json::{Map, Value};
 
 /// Images to images: what stands in front of a frozen classifier.
 pub trait Purifier: Sized + Send + Sync + 'static {
@@ -33,6 +35,27 @@ pub trait Purifier: Sized + Send + Sync + 'static {
     fn custom_backward(&self, _pass: &Pass, _x: &Tensor, _cotangent: &Tensor) -> Result<Tensor> {
         candle_core::bail!("this purifier lists the backward rule custom but does not implement custom_backward")
     }
+
+    /// The same where it depends on settings.
+    fn batch(&self) -> Option<usize> {
+        Self::BATCH
+    }
+
+    /// What a reader of its results must know, such as how long it was trained; printed under them.
+    fn note(&self) -> String {
+        String::new()
+    }
+
+    /// Settings of its own objective, for listing: [`describe`](crate::describe) of what [`teacher`](Self::teacher) reads.
+    fn own_settings() -> Vec<Setting> {
+        vec![]
+    }
+
+    /// What trains it where a recipe says `objective = "own"`, with the recipe's table `own` ([`read`](crate::read) reads it), and
+    /// seeded initialisations for parameters that are of use in training alone. Without one, the host's objectives train it.
+    fn teacher(&self, _own: &Map<String, Value>, _weights: &Weights) -> Result<Box<dyn Teacher>> {
+        candle_core::bail!("this purifier has no objective of its own: leave objective = \"own\" out of the recipe")
+    }
 }
 
 /// A purifier as the network behind the contract.
@@ -51,6 +74,10 @@ impl<P: Purifier> Network for PurifierNetwork<P> {
         self.0.custom_backward(pass, x, cotangent)
     }
 
+    fn teacher(&self, own: &Map<String, Value>, weights: &Weights) -> Result<Box<dyn Teacher>> {
+        self.0.teacher(own, weights)
+    }
+
     fn info(&self) -> ModelInfo {
         ModelInfo {
             input: P::INPUT,
@@ -59,9 +86,10 @@ impl<P: Purifier> Network for PurifierNetwork<P> {
             backward_rules: P::BACKWARD.to_vec(),
             random: P::RANDOM,
             threading: P::THREADING,
-            batch: P::BATCH,
+            batch: self.0.batch(),
             parameters: 0,
             weights: String::new(),
+            note: self.0.note(),
         }
     }
 }

@@ -14,11 +14,7 @@ pub struct RemoteModel {
 
 impl RemoteModel {
     pub(crate) fn new(model: ModelBox) -> Result<Self> {
-        let settings = TrainSettings {
-            optimiser: "adam".into(),
-            options: Default::default(),
-        };
-        let text = serde_json::to_string(&settings).map_err(candle_core::Error::wrap)?;
+        let text = serde_json::to_string(&TrainSettings::adam()).map_err(candle_core::Error::wrap)?;
         let trainable = model.trainable(text.as_str().into()).into_result().map_err(to_candle)?;
         Ok(Self { model, trainable })
     }

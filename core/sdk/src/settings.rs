@@ -55,7 +55,15 @@ macro_rules! settings {
     };
 }
 
-/// Reads settings from the keys of a request.
+/// Reads settings from keys and values, as a recipe's table `own`.
+///
+/// # Errors
+/// When a key is unknown or a value does not fit; the error names it, with what is expected.
+pub fn read<S: Settings>(config: &Map<String, Value>) -> candle_core::Result<S> {
+    parse(config).map_err(crate::convert::to_candle)
+}
+
+/// The same, for requests.
 pub(crate) fn parse<S: Settings>(config: &Map<String, Value>) -> Result<S, AbiError> {
     let error = |text: String| AbiError::new(ErrorCode::Config, text);
     let known: Vec<&str> = S::help().iter().map(|(name, _)| *name).collect();
@@ -104,7 +112,7 @@ fn plain(message: &str) -> String {
 }
 
 /// The settings with their defaults, for listing.
-pub(crate) fn describe<S: Settings>() -> Vec<Setting> {
+pub fn describe<S: Settings>() -> Vec<Setting> {
     let defaults = serde_json::to_value(S::default()).unwrap_or(Value::Null);
     let entry = |(name, help): (&str, &str)| Setting {
         name: name.to_string(),

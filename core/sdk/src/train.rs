@@ -1,13 +1,15 @@
 //! Training of a model's parameters: gradients summed in the order of the calls, then one step of Adam.
 
-use crate::convert::to_abi;
+use crate::convert::{import_to, run, to_abi};
 use crate::model::{Network, Shared};
-use advae_abi::abi_stable::std_types::{RSlice, RVec};
+use crate::teacher::{self, Lesson, Teacher};
+use advae_abi::abi_stable::std_types::{RSlice, RString, RVec};
 use advae_abi::info::TrainSettings;
-use advae_abi::{AbiError, AbiResult, AbiTrainable, ErrorCode, guard};
-use advae_nn::{Adam, Param};
+use advae_abi::{AbiError, AbiResult, AbiTrainable, CtxRef, ErrorCode, guard};
+use advae_nn::{Adam, Param, Pass, Weights};
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor};
+use serde_json::{Map, Value};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Gradient sums of a model, and the count of its living tapes.
@@ -59,6 +61,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) struct Trainable<N> {
     model: Arc<Shared<N>>,
     optimiser: Mutex<Adam>,
+    /// The objective of its own, if that is what trains it.
+    teacher: Option<Mutex<Box<dyn Teacher>>>,
 }
 
 impl<N: Network> Trainable<N> {
@@ -83,9 +87,16 @@ impl<N: Network> Trainable<N> {
                 }
             }
         }
+        let teach = |own| model.network.teacher(own, &Weights::init(settings.seed));
+        let teacher = settings.own.as_ref().map(teach).transpose();
+        let teacher = teacher.map_err(|e| AbiError {
+            code: ErrorCode::Config as u32,
+            ..to_abi(e)
+        })?;
         Ok(Self {
             model,
             optimiser: Mutex::new(adam),
+            teacher: teacher.map(Mutex::new),
         })
     }
 
@@ -102,16 +113,52 @@ impl<N: Network> Trainable<N> {
         lock(&self.optimiser).step(&self.model.params, &gradients, learning_rate)
     }
 
-    fn load_now(&self, blob: &[u8]) -> Result<()> {
-        let tensors = candle_core::safetensors::load_buffer(blob, &candle_core::Device::Cpu)?;
-        for param in &self.model.params {
-            let Some(tensor) = tensors.get(param.name()) else {
-                candle_core::bail!("no weight '{}' in the file", param.name())
-            };
-            param.set(tensor)?;
-        }
-        Ok(())
+    fn learn_now(&self, pass: Pass, lesson: advae_abi::Lesson<'_>) -> Result<RString> {
+        let Some(teacher) = &self.teacher else {
+            candle_core::bail!("this trainable was made for the host's objectives, not for one of its own")
+        };
+        let device = &self.model.device;
+        let adversarial = lesson.adversarial.into_option();
+        let lesson = Lesson {
+            pass,
+            clean: import_to(device, lesson.clean, false)?,
+            adversarial: adversarial.map(|x| import_to(device, x, false)).transpose()?,
+            labels: import_to(device, lesson.labels, false)?,
+            learning_rate: lesson.learning_rate,
+        };
+        let measured = lock(teacher).learn(&lesson)?;
+        let measured: Map<String, Value> = (measured.into_iter())
+            .map(|(name, value)| (name.into(), value.into()))
+            .collect();
+        Ok(Value::Object(measured).to_string().into())
     }
+
+    fn save_state_now(&self) -> Result<Vec<u8>> {
+        let optimiser = lock(&self.optimiser).save_state()?;
+        let Some(teacher) = &self.teacher else {
+            return Ok(optimiser);
+        };
+        advae_nn::pack(&teacher::save(&mut **lock(teacher))?)
+    }
+
+    fn load_state_now(&self, blob: &[u8]) -> Result<()> {
+        match &self.teacher {
+            Some(teacher) => teacher::load(&mut **lock(teacher), &advae_nn::unpack(blob)?),
+            None => lock(&self.optimiser).load_state(blob),
+        }
+    }
+}
+
+/// Sets parameters from a safetensors blob that holds every one of them.
+pub(crate) fn load_weights(params: &[Param], blob: &[u8]) -> Result<()> {
+    let tensors = candle_core::safetensors::load_buffer(blob, &candle_core::Device::Cpu)?;
+    for param in params {
+        let Some(tensor) = tensors.get(param.name()) else {
+            candle_core::bail!("no weight '{}' in the file", param.name())
+        };
+        param.set(tensor)?;
+    }
+    Ok(())
 }
 
 impl<N: Network> AbiTrainable for Trainable<N> {
@@ -135,14 +182,18 @@ impl<N: Network> AbiTrainable for Trainable<N> {
     }
 
     fn load_weights(&self, blob: RSlice<'_, u8>) -> AbiResult<()> {
-        guard(|| self.load_now(blob.as_slice()).map_err(to_abi))
+        guard(|| load_weights(&self.model.params, blob.as_slice()).map_err(to_abi))
     }
 
     fn save_state(&self) -> AbiResult<RVec<u8>> {
-        guard(|| lock(&self.optimiser).save_state().map(RVec::from).map_err(to_abi))
+        guard(|| self.save_state_now().map(RVec::from).map_err(to_abi))
     }
 
     fn load_state(&self, blob: RSlice<'_, u8>) -> AbiResult<()> {
-        guard(|| lock(&self.optimiser).load_state(blob.as_slice()).map_err(to_abi))
+        guard(|| self.load_state_now(blob.as_slice()).map_err(to_abi))
+    }
+
+    fn learn(&self, ctx: CtxRef<'_>, lesson: advae_abi::Lesson<'_>) -> AbiResult<RString> {
+        run(ctx, |pass| self.learn_now(pass, lesson))
     }
 }

@@ -54,6 +54,7 @@ impl AbiModel for Toy {
             batch: None,
             parameters: 0,
             weights: "fixed".into(),
+            note: String::new(),
         };
         match serde_json::to_string(&info) {
             Ok(text) => ROk(text.into()),

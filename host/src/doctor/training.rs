@@ -10,7 +10,6 @@ use crate::tensor::{Call, Tensor};
 use advae_abi::info::{Construct, TrainSettings, WeightSource};
 use advae_abi::{AbiError, ErrorCode, flags};
 use anyhow::Result;
-use std::collections::BTreeMap;
 
 /// A model that may be changed, and its parameters.
 struct Pupil {
@@ -38,10 +37,7 @@ pub fn examine(list: &mut Checklist, patient: &Patient) -> Result<()> {
 }
 
 fn trainable(model: &Model) -> Result<Trainable> {
-    model.trainable(&TrainSettings {
-        optimiser: "adam".into(),
-        options: BTreeMap::new(),
-    })
+    model.trainable(&TrainSettings::adam())
 }
 
 fn is_unsupported(error: &anyhow::Error) -> bool {

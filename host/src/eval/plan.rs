@@ -375,6 +375,7 @@ impl Layout<'_> {
             attack: attack.label.clone(),
             samples: self.dataset.len(),
             host: env!("CARGO_PKG_VERSION").into(),
+            note: purifier.map(|p| p.model.info().note.clone()).unwrap_or_default(),
             config,
         }
     }

@@ -5,6 +5,7 @@ use super::{Report, Worst};
 use anyhow::Result;
 use comfy_table::presets::{ASCII_MARKDOWN, UTF8_FULL_CONDENSED};
 use comfy_table::{CellAlignment, Table};
+use std::collections::BTreeSet;
 
 const HEADER: [&str; 13] = [
     "classifier",
@@ -96,6 +97,9 @@ fn worst(worst: &Worst) -> Vec<String> {
 fn notes(report: &Report) -> String {
     let mut out = String::new();
     let mut line = |text: String| out.extend([text.as_str(), "\n"]);
+    let noted = report.cells.iter().filter(|cell| !cell.note.is_empty());
+    let said: BTreeSet<String> = noted.map(|cell| format!("{}: {}", cell.purifier, cell.note)).collect();
+    said.into_iter().for_each(&mut line);
     for cell in &report.cells {
         let name = cell.name();
         if cell.failed.is_some() {

@@ -82,6 +82,9 @@ pub struct Summary {
     pub threat_model: String,
     /// Name in the table.
     pub attack: String,
+    /// What the purifier says a reader must know of it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub note: String,
     /// Norm of the attack.
     pub norm: NormKind,
     /// Budget; absent: none.
@@ -143,6 +146,7 @@ impl Summary {
             purifier: header.purifier.clone(),
             threat_model: header.threat_model.clone(),
             attack: header.attack.clone(),
+            note: header.note.clone(),
             norm: config.norm,
             epsilon: config.epsilon,
             samples: rows.len(),

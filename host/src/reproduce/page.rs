@@ -78,6 +78,9 @@ impl<'a> Page<'a> {
     /// Adds the cells of a column, one an attack, in the table's order; the last ones may be missing.
     pub fn add(&mut self, column: &Column, cells: &[Summary]) {
         if let Some(first) = cells.first() {
+            if !first.note.is_empty() {
+                self.notes.push(format!("- {}: {}.", column.title, first.note));
+            }
             self.line(column, "none", first.clean_accuracy, column.paper[0], "");
         }
         for (attack, cell) in self.table.attacks.iter().zip(cells) {
@@ -205,7 +208,7 @@ mod tests {
     #[test]
     fn the_tables_hold_every_figure_of_the_paper() {
         let printed = |table: &Table| table.columns.iter().flat_map(|c| c.paper).flatten().count();
-        assert_eq!((printed(&table1()), printed(&table3())), (22, 36));
+        assert_eq!((printed(&table1()), printed(&table3())), (26, 36));
         let titles: std::collections::HashSet<_> = table3().columns.iter().map(|c| c.title).collect();
         assert_eq!(titles.len(), 9);
     }

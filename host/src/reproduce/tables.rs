@@ -1,5 +1,7 @@
 //! What the tables of the paper (Li et al. 2019) hold, and how each figure is measured here.
 
+use advae_abi::info::BackwardRule;
+
 /// A table.
 pub struct Table {
     /// Name of its files.
@@ -34,6 +36,12 @@ pub struct Column {
     pub threat_model: &'static str,
     /// Accuracy in percent that the paper prints: clean, FGSM, PGD, CW.
     pub paper: [Option<f64>; 4],
+    /// Images and attacks (the first ones) at the most, where all would take days.
+    pub most: Option<(usize, usize)>,
+    /// Scoring draws of a random purifier.
+    pub draws: u64,
+    /// Backward rule, where it is not the purifier's own.
+    pub backward: Option<BackwardRule>,
 }
 
 const HEADLINE: [Attack; 3] = [
@@ -54,6 +62,18 @@ const fn column(title: &'static str, models: [&'static str; 3], paper: [Option<f
         purifier,
         threat_model,
         paper,
+        most: None,
+        draws: 10,
+        backward: None,
+    }
+}
+
+/// On a hundred images, scored once each, without CW and what comes after it.
+const fn costly(column: Column) -> Column {
+    Column {
+        most: Some((100, 2)),
+        draws: 1,
+        ..column
     }
 }
 
@@ -64,6 +84,9 @@ const fn all(clean: f64, fgsm: f64, pgd: f64, cw: f64) -> [Option<f64>; 4] {
 const fn attacked(fgsm: f64, pgd: f64, cw: f64) -> [Option<f64>; 4] {
     [None, Some(fgsm), Some(pgd), Some(cw)]
 }
+
+/// DefenseGAN as it was published.
+const PAPER_PROJECTION: &str = "defense_gan:preset=paper";
 
 const UNPRINTED: [Option<f64>; 4] = [None; 4];
 
@@ -117,6 +140,11 @@ pub fn table1() -> Table {
             ["model_x@clean", "hgd", "white_box"],
             all(98.3, 57.1, 1.3, 0.0),
         ),
+        costly(column(
+            "DefenseGAN, white box (BPDA)",
+            ["model_x@clean", PAPER_PROJECTION, "white_box"],
+            all(92.2, 87.8, 44.0, 36.5),
+        )),
         column(
             "It-Adv-train, white box",
             ["model_x@it_adv", "none", "white_box"],
@@ -189,6 +217,66 @@ pub fn table3() -> Table {
         name: "table3",
         title: "Table 3: accuracy where the purifier was trained on some classifiers and is used on another, white box",
         attacks: &HEADLINE,
+        columns: COLUMNS,
+    }
+}
+
+/// Every purifier, oblivious and white box.
+pub fn purifiers() -> Table {
+    const X: &str = "model_x@clean";
+    const ATTACKS: &[Attack] = &{
+        let [fgsm, pgd, _] = HEADLINE;
+        [fgsm, pgd]
+    };
+    const fn oblivious(title: &'static str, purifier: &'static str) -> Column {
+        column(title, [X, purifier, "oblivious"], UNPRINTED)
+    }
+    const fn white_box(title: &'static str, purifier: &'static str, paper: [Option<f64>; 4]) -> Column {
+        column(title, [X, purifier, "white_box"], paper)
+    }
+    const COLUMNS: &[Column] = &[
+        white_box("none", "none", all(99.6, 41.1, 1.6, 0.0)),
+        oblivious("AdvAE, oblivious", "advae"),
+        white_box("AdvAE, white box", "advae", all(99.1, 96.9, 94.8, 82.7)),
+        oblivious("HGD, oblivious", "hgd"),
+        white_box("HGD, white box", "hgd", all(98.3, 57.1, 1.3, 0.0)),
+        oblivious("Defense-VAE, oblivious", "defense_vae"),
+        white_box("Defense-VAE, white box", "defense_vae", UNPRINTED),
+        oblivious("APE-GAN, oblivious", "ape_gan"),
+        white_box("APE-GAN, white box", "ape_gan", UNPRINTED),
+        oblivious("MagNet, oblivious", "magnet"),
+        white_box("MagNet, white box", "magnet", UNPRINTED),
+        costly(oblivious("DefenseGAN, oblivious", PAPER_PROJECTION)),
+        costly(white_box(
+            "DefenseGAN, white box (BPDA)",
+            PAPER_PROJECTION,
+            all(92.2, 87.8, 44.0, 36.5),
+        )),
+        Column {
+            backward: Some(BackwardRule::None),
+            ..costly(white_box(
+                "DefenseGAN, white box without a gradient (naive)",
+                PAPER_PROJECTION,
+                UNPRINTED,
+            ))
+        },
+        oblivious("bit depth 1, oblivious", "bit_depth"),
+        white_box("bit depth 1, white box (BPDA)", "bit_depth", UNPRINTED),
+        oblivious("median 3x3, oblivious", "median_filter"),
+        white_box("median 3x3, white box", "median_filter", UNPRINTED),
+        oblivious("Gaussian blur, oblivious", "gaussian_blur"),
+        white_box("Gaussian blur, white box", "gaussian_blur", UNPRINTED),
+        oblivious("JPEG 75, oblivious", "jpeg"),
+        white_box("JPEG 75, white box (BPDA)", "jpeg", UNPRINTED),
+        oblivious("total variation, oblivious", "total_variation"),
+        white_box("total variation, white box", "total_variation", UNPRINTED),
+        oblivious("random resize and pad, oblivious", "resize_pad"),
+        white_box("random resize and pad, white box", "resize_pad", UNPRINTED),
+    ];
+    Table {
+        name: "purifiers",
+        title: "Purifiers in front of classifier X on MNIST, against an attacker who does not know them and one who does",
+        attacks: ATTACKS,
         columns: COLUMNS,
     }
 }

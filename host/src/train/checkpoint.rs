@@ -3,6 +3,7 @@
 use super::schedule::Schedule;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Where a run stands. Everything random is keyed by seed, epoch and step, so this is all there is to remember beside
@@ -36,6 +37,9 @@ pub struct Sums {
     pub seen: usize,
     /// Seconds.
     pub seconds: f64,
+    /// What an objective of the plugin's own measured, by name: the sum over images, and their number.
+    #[serde(default)]
+    pub own: BTreeMap<String, (f64, usize)>,
 }
 
 /// A checkpoint as it was read.

@@ -17,6 +17,8 @@ pub enum Objective {
     Logits,
     /// The same with the activations of the penultimate layer (HGD's FGD).
     Features,
+    /// An objective of the purifier's own, with the settings of the table `own`; validation is by cross-entropy.
+    Own,
 }
 
 /// Whom the examples are crafted on.
@@ -94,6 +96,9 @@ pub struct Recipe {
     pub consistency: f64,
     /// What the loss compares.
     pub objective: Objective,
+    /// Settings of the purifier's own objective.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub own: Option<serde_json::Map<String, serde_json::Value>>,
     /// Dataset.
     pub dataset: String,
     /// Share of the training set held out for validation, its last images (paper: 10 %).
@@ -142,6 +147,7 @@ impl Default for Recipe {
             lambda: 0.,
             consistency: 0.,
             objective: Objective::default(),
+            own: None,
             dataset: "mnist-train".into(),
             validation: 0.1,
             samples: 0,
@@ -217,6 +223,15 @@ impl Recipe {
             self.attack.is_none() || self.adversarial_weight + self.clean_weight + self.lambda + self.consistency > 0.,
             "every weight of the loss is 0: nothing would be learnt"
         );
+        ensure!(
+            self.own.is_none() || self.objective == Objective::Own,
+            "the table 'own' is given, but objective is not \"own\": take it out, or set objective = \"own\""
+        );
+        ensure!(
+            self.objective != Objective::Own || self.classifier.len() == 1,
+            "{} classifiers are named, but an objective of the purifier's own is validated, and its examples crafted, on one",
+            self.classifier.len()
+        );
         self.check_purifier()?;
         self.check_attack()
     }
@@ -263,6 +278,11 @@ impl Recipe {
             );
         }
         Ok(())
+    }
+
+    /// Settings for an objective of the purifier's own; absent where one of the host's trains it.
+    pub fn own_settings(&self) -> Option<serde_json::Map<String, serde_json::Value>> {
+        (self.objective == Objective::Own).then(|| self.own.clone().unwrap_or_default())
     }
 
     /// Epochs that craft by attacks of their own.

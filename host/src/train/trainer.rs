@@ -5,13 +5,14 @@ use super::checkpoint::{Folder, Position, Sums};
 use super::craft::{Attacker, Crafter, Examples, images};
 use super::half;
 use super::objective::{Joint, Loss, Measured, Terms};
-use super::recipe::{CraftOn, Recipe, Statistics};
+use super::recipe::{CraftOn, Objective, Recipe, Statistics};
 use super::schedule::Schedule;
 use crate::model::{Model, Trainable};
 use crate::pipeline::Pipeline;
 use crate::plugin::{Plugin, PluginSpec};
-use crate::tensor::Tensor;
+use crate::tensor::{Call, Tensor};
 use crate::workers::{self, Layout};
+use advae_abi::flags::{ACCUMULATE_PARAMS, TRAIN};
 use advae_abi::info::TrainSettings;
 use advae_data::Dataset;
 use anyhow::{Result, ensure};
@@ -20,6 +21,7 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// One run.
@@ -49,8 +51,9 @@ pub struct EpochLog {
     pub epsilon: Option<f64>,
     /// Mean loss over its batches.
     pub train_loss: f64,
-    /// Share correct among the images trained on, in train mode.
-    pub train_accuracy: f64,
+    /// Share correct among the images trained on, in train mode; absent where an objective of the plugin's own asks no classifier.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train_accuracy: Option<f64>,
     /// The training loss on the validation images: fresh examples at the full radius.
     pub validation_loss: f64,
     /// Clean accuracy on the validation images.
@@ -63,6 +66,9 @@ pub struct EpochLog {
     pub seconds: f64,
     /// Training images a second.
     pub images_per_second: f64,
+    /// Means of what an objective of the plugin's own measured.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub own: BTreeMap<String, f64>,
 }
 
 /// What the loop tells its caller.
@@ -110,8 +116,9 @@ impl Trainer {
         let classifiers = classifiers.collect::<Result<Vec<_>>>()?;
         let trainee = purifier.as_ref().unwrap_or(&classifiers[0]).clone();
         let settings = TrainSettings {
-            optimiser: "adam".into(),
-            options: Default::default(),
+            own: recipe.own_settings(),
+            seed: recipe.seed,
+            ..TrainSettings::adam()
         };
         let trainable = trainee.trainable(&settings)?;
         for classifier in &classifiers {
@@ -320,13 +327,16 @@ impl Trainer {
             learning_rate,
             epsilon: attacker.map(|a| a.epsilon() * self.recipe.ramp(run.position.step)),
             train_loss: sums.loss / sums.images as f64,
-            train_accuracy: sums.correct as f64 / sums.seen as f64,
+            train_accuracy: (sums.seen > 0).then(|| sums.correct as f64 / sums.seen as f64),
             validation_loss: measured.loss(),
             clean_accuracy: measured.clean.share().unwrap_or(0.),
             robust_accuracy: measured.adversarial.share(),
             best,
             seconds: sums.seconds,
             images_per_second: sums.images as f64 / sums.seconds,
+            own: (sums.own.into_iter())
+                .map(|(name, (sum, count))| (name, sum / count as f64))
+                .collect(),
         })
     }
 
@@ -346,16 +356,29 @@ impl Trainer {
                 self.targets.iter().map(craft).collect::<Result<_>>()?
             }
         };
-        let joint = Joint::new(
-            loss.terms.needs(),
-            images(&batch)?,
-            &batch.ids,
-            &batch.labels,
-            &adversarial,
-        );
-        let measured = loss.update(&joint, seed, self.threads)?;
-        self.trainable.step(run.position.schedule.learning_rate)?;
-        let mean = measured.loss();
+        let learning_rate = run.position.schedule.learning_rate;
+        let (clean, sums) = (images(&batch)?, &mut run.position.sums);
+        let mean = if self.recipe.objective == Objective::Own {
+            let call = Call::craft(seed, &batch.ids)
+                .with_threads(self.threads)
+                .with_flags(TRAIN | ACCUMULATE_PARAMS);
+            let own = (self.trainable).learn(&call, &clean, adversarial.first(), &batch.labels, learning_rate)?;
+            for (name, value) in &own {
+                let (sum, count) = sums.own.entry(name.clone()).or_default();
+                *sum += value * batch.len() as f64;
+                *count += batch.len();
+            }
+            own["loss"]
+        } else {
+            let joint = Joint::new(loss.terms.needs(), clean, &batch.ids, &batch.labels, &adversarial);
+            let measured = loss.update(&joint, seed, self.threads)?;
+            self.trainable.step(learning_rate)?;
+            for count in [measured.clean, measured.adversarial] {
+                sums.correct += count.correct;
+                sums.seen += count.of;
+            }
+            measured.loss()
+        };
         ensure!(
             mean.is_finite(),
             "the loss became {mean} at step {}: lower the learning rate",
@@ -368,10 +391,6 @@ impl Trainer {
         }
         run.position.sums.loss += mean * batch.len() as f64;
         run.position.sums.images += batch.len();
-        for count in [measured.clean, measured.adversarial] {
-            run.position.sums.correct += count.correct;
-            run.position.sums.seen += count.of;
-        }
         run.position.sums.seconds += started.elapsed().as_secs_f64();
         Ok(())
     }

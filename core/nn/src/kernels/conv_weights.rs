@@ -1,7 +1,7 @@
 //! Weight gradients of convolutions and fully connected layers. Bound by compute: tiles of six (four) terms
 //! by 16 channels stay in registers while places pass; in the transformed domain where Winograd applies. By the bench `kernels`
-//! (one thread, AMD Zen 3, batches of 24) 180 to 300 % of the direct algorithm's peak there; else 86 % where terms fill their tiles
-//! (8 x 8), 30 to 55 % at a stride, and 14 to 22 % where outputs are few or a map has one place.
+//! (one thread, AMD Zen 3, batches of 24) 180 to 300 % of the direct algorithm's peak there; else 74 to 88 % from many channels,
+//! 46 to 82 % from one, whose terms are not copied, and 14 % to a single one, which fills a sixteenth of its panel.
 //!
 //! Images are taken in chunks of fixed size, whose sums are added in order: the number of threads changes nothing.
 
@@ -10,7 +10,7 @@ use super::direct::{CHUNK, Chunk, Grid, Places};
 use super::frame::{Border, Frame, NARROW, PANEL};
 use super::geometry::Geometry;
 use super::layout::import;
-use super::scratch::with_scratch;
+use super::scratch::{Scratch, with_scratch};
 use super::vector::{LANES, Vector};
 use super::winograd;
 use super::{Real, Task};
@@ -129,12 +129,12 @@ impl<'a> Rule<'a> {
     pub fn laid_out(g: &'a Geometry, x: Frame, dy: Frame) -> Self {
         let [channel, row, column] = x.strides();
         let offsets = (!transformed(g)).then(|| {
-            let mut offsets = Vec::new();
-            for ci in 0..g.c_in {
-                for r in 0..g.kh {
-                    offsets.extend((0..g.kw).map(|s| ci * channel + r * row + s * column));
-                }
-            }
+            let mut offsets: Vec<usize> = (0..g.c_in * g.taps())
+                .map(|k| {
+                    let (ci, tap) = split(g, &x, k);
+                    ci * channel + tap / g.kw * row + tap % g.kw * column
+                })
+                .collect();
             offsets.resize(offsets.len().next_multiple_of(ROWS), 0);
             offsets
         });
@@ -228,7 +228,11 @@ impl<'a> Rule<'a> {
         let mut dw = Vec::with_capacity(g.c_out * g.c_in * g.taps());
         for co in 0..g.c_out {
             match self.offsets {
-                Some(_) => dw.extend((0..g.c_in * g.taps()).map(|k| sums[k * c_out + co])),
+                Some(_) => {
+                    let taps = g.taps();
+                    let term = |i: usize| join(g, &self.x, i / taps, i % taps);
+                    dw.extend((0..g.c_in * taps).map(|i| sums[term(i) * c_out + co]));
+                }
                 None => (0..g.c_in).for_each(|ci| {
                     let taps = winograd::weight_gradient(sums, [c_in, c_out], ci, co);
                     dw.extend_from_slice(taps.as_flattened());
@@ -239,7 +243,26 @@ impl<'a> Rule<'a> {
     }
 }
 
+/// Channel and tap of term `k`: terms that lie side by side in the source come one after the other.
+fn split(g: &Geometry, x: &Frame, k: usize) -> (usize, usize) {
+    match x.narrow {
+        true => (k / g.taps(), k % g.taps()),
+        false => (k % g.c_in, k / g.c_in),
+    }
+}
+
+/// The term of a channel and a tap.
+fn join(g: &Geometry, x: &Frame, ci: usize, tap: usize) -> usize {
+    match x.narrow {
+        true => ci * g.taps() + tap,
+        false => tap * g.c_in + ci,
+    }
+}
+
 /// `sums[k][co] += sum over the places of source[start + offsets[k]] dy[place][co]`.
+///
+/// Both factors of a chunk of places are copied side by side first, the terms where they come by sixes: as they lie, the places of one
+/// channel are a power of two apart and share a few lines of the cache.
 struct Gradient<'a, T> {
     offsets: &'a [usize],
     grid: Grid,
@@ -258,40 +281,107 @@ impl<T: Real> Task<T> for Gradient<'_, T> {
     unsafe fn run<V: Vector<T = T>>(self) {
         let mut chunk = Chunk::default();
         let mut places = Places::new(&self.grid, self.images, false);
-        let mut gradients = [0; CHUNK];
-        let sums = self.sums.as_mut_ptr();
+        let panels = self.columns / PANEL;
+        let mut room = Scratch::<T>::new(CHUNK * (self.columns + ROWS));
+        // SAFETY: the room holds both.
+        let (packed, terms) = unsafe { (room.as_mut_ptr(), room.as_mut_ptr().add(CHUNK * self.columns)) };
         loop {
             places.fill(&mut chunk);
             if chunk.len == 0 {
                 return;
             }
-            let [image, row, column] = self.steps;
-            for (at, place) in gradients.iter_mut().zip(&chunk.places[..chunk.len]) {
-                *at = place.image * image + place.y * row + place.x * column;
-            }
-            for j in (0..self.columns).step_by(PANEL) {
+            // SAFETY: the caller's; tiles and panels are whole.
+            unsafe {
+                self.pack_gradients::<V>(&chunk, packed);
                 for (i, offsets) in self.offsets.chunks_exact(ROWS).enumerate() {
-                    // SAFETY: the caller's.
-                    unsafe {
-                        let rows: [*const T; ROWS] = std::array::from_fn(|r| self.source.add(offsets[r]));
-                        let to = |r: usize| sums.add((i * ROWS + r) * self.columns + j);
-                        let mut tile: [[V; 2]; ROWS] =
-                            std::array::from_fn(|r| [V::load(to(r)), V::load(to(r).add(LANES))]);
-                        for (start, at) in chunk.starts[..chunk.len].iter().zip(&gradients) {
-                            let dy = self.dy.add(at + j);
-                            let dy = [V::load(dy), V::load(dy.add(LANES))];
-                            for (sum, row) in tile.iter_mut().zip(rows) {
-                                let a = V::splat(*row.add(*start));
-                                *sum = [a.mul_add(dy[0], sum[0]), a.mul_add(dy[1], sum[1])];
-                            }
-                        }
-                        for (r, sum) in tile.iter().enumerate() {
-                            sum[0].store(to(r));
-                            sum[1].store(to(r).add(LANES));
+                    let tile = self.sums.as_mut_ptr().add(i * ROWS * self.columns);
+                    let side_by_side = offsets.windows(2).all(|pair| pair[1] == pair[0] + 1);
+                    if side_by_side {
+                        self.pack_terms(&chunk, offsets[0], terms);
+                    }
+                    let rows: [*const T; ROWS] = std::array::from_fn(|r| self.source.add(offsets[r]));
+                    for j in 0..panels {
+                        let (dy, tile) = (packed.add(j * CHUNK * PANEL), tile.add(j * PANEL));
+                        if side_by_side {
+                            let term = |p: usize, r: usize| *terms.add(p * ROWS + r);
+                            add_products::<V>(chunk.len, term, dy, tile, self.columns);
+                        } else {
+                            let term = |p: usize, r: usize| *rows[r].add(chunk.starts[p]);
+                            add_products::<V>(chunk.len, term, dy, tile, self.columns);
                         }
                     }
                 }
             }
+        }
+    }
+}
+
+impl<T: Real> Gradient<'_, T> {
+    /// `to[panel][place][column]`.
+    ///
+    /// # Safety
+    /// `to` holds a chunk of places; the rest as for [`Task::run`].
+    #[inline(always)]
+    unsafe fn pack_gradients<V: Vector<T = T>>(&self, chunk: &Chunk, to: *mut T) {
+        let [image, row, column] = self.steps;
+        for (p, place) in chunk.places[..chunk.len].iter().enumerate() {
+            let from = self
+                .dy
+                .wrapping_add(place.image * image + place.y * row + place.x * column);
+            for j in 0..self.columns / PANEL {
+                // SAFETY: the caller's.
+                unsafe {
+                    let (from, to) = (from.add(j * PANEL), to.add((j * CHUNK + p) * PANEL));
+                    V::load(from).store(to);
+                    V::load(from.add(LANES)).store(to.add(LANES));
+                }
+            }
+        }
+    }
+
+    /// `to[place][term]`, of a tile's terms, which lie side by side from `first` on.
+    ///
+    /// # Safety
+    /// As above.
+    #[inline(always)]
+    unsafe fn pack_terms(&self, chunk: &Chunk, first: usize, to: *mut T) {
+        for (p, start) in chunk.starts[..chunk.len].iter().enumerate() {
+            // SAFETY: the caller's.
+            unsafe { std::ptr::copy_nonoverlapping(self.source.add(start + first), to.add(p * ROWS), ROWS) };
+        }
+    }
+}
+
+/// `sums[row][column] += sum over the places of term(place, row) dy[place][column]`, six rows by a panel.
+///
+/// # Safety
+/// Both factors have `places` places, the sums six rows that are `stride` apart.
+#[inline(always)]
+unsafe fn add_products<V: Vector>(
+    places: usize,
+    term: impl Fn(usize, usize) -> V::T,
+    dy: *const V::T,
+    sums: *mut V::T,
+    stride: usize,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut tile: [[V; 2]; ROWS] = std::array::from_fn(|r| {
+            let sums = sums.add(r * stride);
+            [V::load(sums), V::load(sums.add(LANES))]
+        });
+        for p in 0..places {
+            let dy = dy.add(p * PANEL);
+            let dy = [V::load(dy), V::load(dy.add(LANES))];
+            for (r, sum) in tile.iter_mut().enumerate() {
+                let a = V::splat(term(p, r));
+                *sum = [a.mul_add(dy[0], sum[0]), a.mul_add(dy[1], sum[1])];
+            }
+        }
+        for (r, sum) in tile.iter().enumerate() {
+            let sums = sums.add(r * stride);
+            sum[0].store(sums);
+            sum[1].store(sums.add(LANES));
         }
     }
 }

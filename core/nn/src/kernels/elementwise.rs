@@ -15,6 +15,11 @@ pub(crate) fn relu_gradient<T: Real>(x: &[T], dy: &[T]) -> Vec<T> {
     zip(x, dy, |v, g| if v > T::ZERO { g } else { T::ZERO })
 }
 
+/// `dy` where `x > 0`, else `slope dy`.
+pub(crate) fn leaky_relu_gradient<T: Real>(x: &[T], dy: &[T], slope: T) -> Vec<T> {
+    zip(x, dy, |v, g| if v > T::ZERO { g } else { slope * g })
+}
+
 /// `1 / (1 + e^-x)` of every element.
 pub(crate) fn sigmoid<T: Real>(x: &[T]) -> Vec<T> {
     map(x, logistic)

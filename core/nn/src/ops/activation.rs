@@ -1,4 +1,4 @@
-//! Element-wise functions: [`relu`], [`sigmoid`], [`clamp`].
+//! Element-wise functions: [`relu`], [`leaky_relu`], [`sigmoid`], [`clamp`].
 
 use candle_core::{Result, Shape, Tensor};
 
@@ -8,6 +8,11 @@ use crate::kernels::{Real, elementwise};
 /// `max(x, 0)`, of any shape. The derivative at 0 is 0; NaN stays NaN.
 pub fn relu(x: &Tensor) -> Result<Tensor> {
     Relu.apply(x)
+}
+
+/// `x` where it is positive, else `slope x`, of any shape. The derivative at 0 is `slope`; NaN stays NaN.
+pub fn leaky_relu(x: &Tensor, slope: f64) -> Result<Tensor> {
+    LeakyRelu(slope).apply(x)
 }
 
 /// `1 / (1 + e^-x)`, of any shape.
@@ -39,6 +44,28 @@ impl Unary for Relu {
 
     fn compose(&self, x: &Tensor) -> Result<Tensor> {
         x.detach().le(0.0)?.where_cond(&x.detach().zeros_like()?, x)
+    }
+}
+
+struct LeakyRelu(f64);
+
+impl Unary for LeakyRelu {
+    const NAME: &'static str = "leaky_relu";
+
+    fn shape(&self, x: &Shape) -> Shape {
+        x.clone()
+    }
+
+    fn forward<T: Real>(&self, x: &[T]) -> Vec<T> {
+        elementwise::leaky_relu_gradient(x, x, T::from_f64(self.0))
+    }
+
+    fn gradient<T: Real>(&self, x: &[T], _: &[T], dy: &[T]) -> Vec<T> {
+        elementwise::leaky_relu_gradient(x, dy, T::from_f64(self.0))
+    }
+
+    fn compose(&self, x: &Tensor) -> Result<Tensor> {
+        x.detach().le(0.0)?.where_cond(&(x * self.0)?, x)
     }
 }
 

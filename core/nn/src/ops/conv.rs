@@ -99,8 +99,20 @@ pub fn conv_transpose2d(
     stride: usize,
     padding: Padding,
 ) -> Result<Tensor> {
+    conv_transpose2d_to(x, weight, bias, None, stride, padding)
+}
+
+/// The same with outputs of this height and width, if they are named.
+pub(crate) fn conv_transpose2d_to(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    output: Option<[usize; 2]>,
+    stride: usize,
+    padding: Padding,
+) -> Result<Tensor> {
     let (n, c, h, w) = x.dims4()?;
-    let geometry = transposed_geometry([c, h, w], weight.dims(), stride, padding)?;
+    let geometry = transposed_geometry([c, h, w], weight.dims(), output, stride, padding)?;
     let bias_dims = bias.map_or(geometry.c_in, Tensor::elem_count);
     if bias_dims != geometry.c_in {
         bail!(
@@ -115,6 +127,7 @@ pub fn conv_transpose2d(
 pub(crate) fn transposed_geometry(
     [c, h, w]: [usize; 3],
     weight: &[usize],
+    output: Option<[usize; 2]>,
     stride: usize,
     padding: Padding,
 ) -> Result<Geometry> {
@@ -131,7 +144,16 @@ pub(crate) fn transposed_geometry(
         Padding::Same => size * stride,
         Padding::Valid => (size - 1) * stride + kernel,
     };
-    geometry([c_out, size(h, kh), size(w, kw)], weight, stride, padding)
+    let [rows, columns] = output.unwrap_or([size(h, kh), size(w, kw)]);
+    let geometry = geometry([c_out, rows, columns], weight, stride, padding)?;
+    if [geometry.h_out, geometry.w_out] != [h, w] {
+        bail!(
+            "conv_transpose2d of {h}x{w} maps cannot have {rows}x{columns} outputs: those convolve to {}x{}",
+            geometry.h_out,
+            geometry.w_out
+        );
+    }
+    Ok(geometry)
 }
 
 /// Batch, shape.

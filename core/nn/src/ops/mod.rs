@@ -9,7 +9,7 @@ mod loss;
 pub(crate) mod norm;
 mod pool;
 
-pub use activation::{clamp, relu, sigmoid};
+pub use activation::{clamp, leaky_relu, relu, sigmoid};
 pub use adapter::with_composed_ops;
 pub use conv::{Padding, conv_transpose2d, conv2d};
 pub use linear::{flatten, linear};

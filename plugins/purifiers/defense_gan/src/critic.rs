@@ -1,0 +1,199 @@
+//! The critic, and the gradient penalty.
+
+use advae_sdk::candle_core::{D, Var};
+use advae_sdk::nn::{Init, Padding, Param, conv2d, flatten, leaky_relu, linear, vjp};
+use advae_sdk::prelude::*;
+
+/// Slope of the leaky ReLU below 0.
+const SLOPE: f64 = 0.2;
+
+/// 1,030,145 parameters: convolutions 5x5 of stride 2 to 64, 128 and 256 channels with leaky ReLU, FC to one number. No batch
+/// norm: the penalty is on each sample's own gradient.
+pub struct Critic {
+    convolutions: Vec<[Param; 2]>,
+    last: [Param; 2],
+    /// All of them.
+    pub params: Vec<Param>,
+}
+
+/// The penalty of a batch.
+pub struct Penalty {
+    /// `mean((|g| - 1)^2)`, `g` the critic's gradient at one sample, over all its pixels.
+    pub value: f64,
+    /// A scalar whose gradient with respect to the critic's parameters is that of `weight * value`.
+    pub surrogate: Tensor,
+}
+
+impl Critic {
+    /// Asks for its parameters.
+    pub fn new(weights: &Weights) -> Result<Self> {
+        let layer = |name: &str, shape: &[usize], taps: usize| {
+            let init = Init::GlorotUniform {
+                fan_in: shape[1] * taps,
+                fan_out: shape[0] * taps,
+            };
+            let at = weights.pp(name);
+            Ok([
+                at.param("weight", shape, init)?,
+                at.param("bias", &shape[..1], Init::Zeros)?,
+            ])
+        };
+        let convolutions = [("conv1", 1, 64), ("conv2", 64, 128), ("conv3", 128, 256)];
+        let convolution = |(name, from, to): &(&str, usize, usize)| layer(name, &[*to, *from, 5, 5], 25);
+        Ok(Self {
+            convolutions: convolutions.iter().map(convolution).collect::<Result<_>>()?,
+            last: layer("fc", &[1, 256 * 16], 1)?,
+            params: weights.params(),
+        })
+    }
+
+    /// Images `[N, 1, 28, 28]` to scores `[N, 1]`.
+    pub fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
+        let mut x = x.clone();
+        for [weight, bias] in &self.convolutions {
+            let z = conv2d(&x, &weight.tensor(pass), Some(&bias.tensor(pass)), 2, Padding::Same)?;
+            x = leaky_relu(&z, SLOPE)?;
+        }
+        let [weight, bias] = &self.last;
+        linear(&flatten(&x)?, &weight.tensor(pass), Some(&bias.tensor(pass)))
+    }
+
+    /// The gradient penalty `weight * mean((|g| - 1)^2)` (Gulrajani et al. 2017, Eq. 3) at `x` `[N, 1, 28, 28]`, and its own gradient.
+    ///
+    /// That gradient is a second derivative, but the critic is piecewise linear: with every leaky ReLU kept at the slopes that it has at
+    /// `x`, and without biases, the critic is a linear function `T` of its input, and `<g, v> = T(v)`. So the gradient of the penalty
+    /// is that of `sum T(v)`, with `v` the penalty's derivative by `g` held constant. Slopes are constant almost everywhere: this is exact.
+    pub fn penalty(&self, pass: &Pass, x: &Tensor, weight: f64) -> Result<Penalty> {
+        let (n, constant) = (x.dim(0)?, pass.clone().with_track(false));
+        let x = Var::from_tensor(x)?;
+        let (mut at, mut slopes) = (x.as_tensor().clone(), vec![]);
+        for [weight, bias] in &self.convolutions {
+            let (weight, bias) = (weight.tensor(&constant), bias.tensor(&constant));
+            let z = conv2d(&at, &weight, Some(&bias), 2, Padding::Same)?;
+            let above = z.detach().gt(0.)?.to_dtype(z.dtype())?;
+            slopes.push(above.affine(1. - SLOPE, SLOPE)?);
+            at = leaky_relu(&z, SLOPE)?;
+        }
+        let score = linear(&flatten(&at)?, &self.last[0].tensor(&constant), None)?;
+        let Some(gradient) = vjp(x.as_tensor(), &score, &score.ones_like()?)?.0 else {
+            advae_sdk::candle_core::bail!("the critic does not depend on its input")
+        };
+        let squares = flatten(&gradient)?.sqr()?.sum_keepdim(D::Minus1)?;
+        let norms = squares.sqrt()?;
+        let excess = (&norms - 1.)?;
+        let value = advae_sdk::scalar(&excess.sqr()?.mean_all()?)?;
+        // d/dg (|g| - 1)^2 = 2 (|g| - 1) g / |g|; where g is 0 it has no direction, and none is taken.
+        let factor = ((excess / (norms + 1e-12)?)? * (2. * weight / n as f64))?;
+        let mut tangent = gradient.broadcast_mul(&factor.reshape((n, 1, 1, 1))?)?.detach();
+        for ([weight, _], slopes) in self.convolutions.iter().zip(&slopes) {
+            tangent = (conv2d(&tangent, &weight.tensor(pass), None, 2, Padding::Same)? * slopes)?;
+        }
+        let surrogate = linear(&flatten(&tangent)?, &self.last[0].tensor(pass), None)?.sum_all()?;
+        Ok(Penalty { value, surrogate })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use advae_sdk::candle_core::{DType, Device};
+
+    fn images(n: usize, stream: u64) -> Tensor {
+        let zeros = Tensor::zeros((n, 1, 28, 28), DType::F64, &Device::Cpu).unwrap();
+        Pass::eval().randn_like(&zeros, stream).unwrap()
+    }
+
+    fn critic() -> Critic {
+        Critic::new(&Weights::init(3).with_dtype(DType::F64)).unwrap()
+    }
+
+    #[test]
+    fn it_has_the_papers_parameters() {
+        let weights = Weights::init(1);
+        Critic::new(&weights).unwrap();
+        assert_eq!(weights.parameter_count(), 1_030_145);
+    }
+
+    #[test]
+    fn the_surrogate_has_the_penaltys_gradient() {
+        let (critic, x, weight) = (critic(), images(3, 0), 10.);
+        // Scores that are steep enough for norms on both sides of 1.
+        critic.last[0]
+            .set(&(critic.last[0].var().as_detached_tensor() * 6.).unwrap())
+            .unwrap();
+        let pass = Pass::training(0);
+        let penalty = critic.penalty(&pass, &x, weight).unwrap();
+        let gradients = penalty.surrogate.backward().unwrap();
+        let value = || weight * critic.penalty(&pass, &x, weight).unwrap().value;
+        for (i, param) in critic
+            .params
+            .iter()
+            .enumerate()
+            .filter(|(_, p)| p.name().ends_with("weight"))
+        {
+            let start = param.var().as_detached_tensor().copy().unwrap();
+            let along = Pass::eval()
+                .with_seed(i as u64)
+                .randn_like(&start.unsqueeze(0).unwrap(), 1)
+                .unwrap();
+            let along = along.squeeze(0).unwrap();
+            // So short that no unit changes its side: there the penalty jumps.
+            let step = 1e-9;
+            let at = |step: f64| {
+                param.set(&(&start + (&along * step).unwrap()).unwrap()).unwrap();
+                value()
+            };
+            let difference = (at(step) - at(-step)) / (2. * step);
+            param.set(&start).unwrap();
+            let gradient = gradients.get(param.var().as_tensor()).unwrap();
+            let gradient: f64 = (gradient * &along).unwrap().sum_all().unwrap().to_scalar().unwrap();
+            let error = (difference - gradient).abs() / difference.abs().max(1e-3);
+            assert!(error < 1e-5, "{}: {difference} {gradient}", param.name());
+        }
+        let bias = critic.convolutions[0][1].var().as_tensor();
+        assert!(gradients.get(bias).is_none(), "biases move no gradient");
+    }
+
+    #[test]
+    fn a_linear_critics_penalty_is_its_weights_norm() {
+        // Where every unit is above 0 the critic is linear, and the penalty is known.
+        let (critic, weight) = (critic(), 1.);
+        for [_, bias] in &critic.convolutions {
+            bias.set(&(bias.var().ones_like().unwrap() * 1e3).unwrap()).unwrap();
+        }
+        let (a, b) = (images(2, 0), images(2, 1));
+        let pass = Pass::eval();
+        let score = |x: &Tensor| {
+            critic
+                .forward(&pass, x)
+                .unwrap()
+                .flatten_all()
+                .unwrap()
+                .to_vec1::<f64>()
+                .unwrap()
+        };
+        let (at_a, at_b) = (score(&a), score(&b));
+        // T(a - b) = <g, a - b>, with the gradient that the penalty goes by.
+        let x = Var::from_tensor(&a).unwrap();
+        let y = critic.forward(&pass, x.as_tensor()).unwrap();
+        let g = vjp(x.as_tensor(), &y, &y.ones_like().unwrap()).unwrap().0.unwrap();
+        let step = ((&a - &b).unwrap() * &g).unwrap();
+        let step = flatten(&step).unwrap().sum(1).unwrap().to_vec1::<f64>().unwrap();
+        for i in 0..2 {
+            assert!((at_a[i] - at_b[i] - step[i]).abs() < 1e-6 * at_a[i].abs());
+        }
+        let norms = flatten(&g)
+            .unwrap()
+            .sqr()
+            .unwrap()
+            .sum(1)
+            .unwrap()
+            .sqrt()
+            .unwrap()
+            .to_vec1::<f64>()
+            .unwrap();
+        let expected = norms.iter().map(|norm| (norm - 1.).powi(2)).sum::<f64>() / 2.;
+        let penalty = critic.penalty(&pass, &a, weight).unwrap();
+        assert!((penalty.value - expected).abs() < 1e-12);
+    }
+}

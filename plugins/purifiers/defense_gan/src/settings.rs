@@ -1,0 +1,87 @@
+//! What can be set: the projection, and the training of the generator.
+
+use crate::projection::Projection;
+use advae_sdk::candle_core::bail;
+use advae_sdk::prelude::*;
+use advae_sdk::serde::{Deserialize, Serialize};
+
+/// How thoroughly an image is projected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(crate = "advae_sdk::serde", rename_all = "lowercase")]
+pub enum Preset {
+    /// L = 200 steps from R = 10 starts, as published: 96 billion multiply-adds an image.
+    Paper,
+    /// L = 50 steps from R = 2 starts, for a first look: a twentieth.
+    Quick,
+}
+
+settings! {
+    /// Projection onto the generator's range.
+    pub struct DefenseGanSettings {
+        /// `paper` (L 200, R 10) or `quick` (L 50, R 2).
+        preset: Preset = Preset::Quick,
+        /// L, steps of gradient descent; the preset's if null.
+        steps: Option<usize> = None,
+        /// R, starts of which the best is taken; the preset's if null.
+        restarts: Option<usize> = None,
+        /// Rate of the descent on the mean squared error of an image.
+        learning_rate: f64 = 10.,
+        /// Share of the last step that a step keeps.
+        momentum: f64 = 0.7,
+        /// Factor on the rate in the last fifth of the steps, as in the authors' code.
+        decay: f64 = 0.1,
+        /// Start from 0 always: the deterministic purifier of a weaker evaluation, with one start.
+        constant_start: bool = false,
+    }
+}
+
+impl DefenseGanSettings {
+    /// The projection, checked.
+    pub fn projection(&self) -> Result<Projection> {
+        let (name, steps, restarts) = match self.preset {
+            Preset::Paper => ("paper", 200, 10),
+            Preset::Quick => ("quick", 50, 2),
+        };
+        let steps = self.steps.unwrap_or(steps);
+        let restarts = match self.constant_start {
+            true => 1,
+            false => self.restarts.unwrap_or(restarts),
+        };
+        if restarts == 0 {
+            bail!("restarts is 0: it must be 1 or more")
+        }
+        for (name, value, most) in [
+            ("learning_rate", self.learning_rate, f64::MAX),
+            ("decay", self.decay, 1.),
+            ("momentum", self.momentum, 1.),
+        ] {
+            if !(0. ..=most).contains(&value) {
+                bail!("{name} is {value}: it must be a number from 0 to {most}")
+            }
+        }
+        let own = self.steps.or(self.restarts).is_some() || self.constant_start;
+        Ok(Projection {
+            name: if own { "own settings" } else { name },
+            steps,
+            restarts,
+            learning_rate: self.learning_rate,
+            momentum: self.momentum,
+            decay: self.decay,
+            constant_start: self.constant_start,
+        })
+    }
+}
+
+settings! {
+    /// WGAN-GP (Gulrajani et al. 2017).
+    pub struct WganSettings {
+        /// Steps of the critic to one of the generator.
+        critic_steps: u64 = 5,
+        /// Weight of the gradient penalty.
+        penalty: f64 = 10.,
+        /// Adam's decay of the mean of the gradients.
+        beta1: f64 = 0.5,
+        /// Adam's decay of the mean of their squares.
+        beta2: f64 = 0.9,
+    }
+}

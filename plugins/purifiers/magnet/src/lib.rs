@@ -1,0 +1,75 @@
+//! MagNet (Meng and Chen 2017) for MNIST, its reformer: an auto-encoder trained on images with Gaussian noise, which never saw an attack.
+//! The auto-encoder is AdvAE's, so that only the training differs. (MagNet's detectors refuse images; a purifier cannot.)
+
+use advae_sdk::nn::{Adam, Param};
+use advae_sdk::prelude::*;
+use advae_sdk::serde_json::{Map, Value};
+use mnist_models::{AutoEncoder, AutoEncoderSettings};
+use std::sync::Arc;
+
+settings! {
+    /// Training of the reformer.
+    pub struct ReformerSettings {
+        /// Standard deviation of the noise.
+        noise: f64 = 0.1,
+    }
+}
+
+struct MagNet {
+    reformer: Arc<AutoEncoder>,
+    params: Vec<Param>,
+}
+
+impl Purifier for MagNet {
+    type Settings = AutoEncoderSettings;
+    const INPUT: Option<[usize; 3]> = AutoEncoder::INPUT;
+    const THREADING: Threading = AutoEncoder::THREADING;
+    const BATCH: Option<usize> = AutoEncoder::BATCH;
+
+    fn new(settings: AutoEncoderSettings, weights: &Weights) -> Result<Self> {
+        Ok(Self {
+            reformer: Arc::new(AutoEncoder::new(settings, weights)?),
+            params: weights.params(),
+        })
+    }
+
+    fn purify(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
+        self.reformer.purify(pass, x)
+    }
+
+    fn own_settings() -> Vec<advae_sdk::Setting> {
+        advae_sdk::describe::<ReformerSettings>()
+    }
+
+    fn teacher(&self, own: &Map<String, Value>, _: &Weights) -> Result<Box<dyn Teacher>> {
+        Ok(Box::new(Denoising {
+            settings: advae_sdk::read(own)?,
+            reformer: self.reformer.clone(),
+            learner: Learner::new(self.params.clone(), Adam::new()),
+        }))
+    }
+}
+
+/// Mean squared error between reformed noisy images and clean ones.
+struct Denoising {
+    settings: ReformerSettings,
+    reformer: Arc<AutoEncoder>,
+    learner: Learner,
+}
+
+impl Teacher for Denoising {
+    fn learn(&mut self, lesson: &Lesson) -> Result<Vec<(&'static str, f64)>> {
+        let (pass, clean) = (&lesson.pass, &lesson.clean);
+        let noise = (pass.randn_like(clean, 0)? * self.settings.noise)?;
+        let noisy = nn::clamp(&(clean + noise)?, 0., 1.)?;
+        let loss = (self.reformer.purify(pass, &noisy)? - clean)?.sqr()?.mean_all()?;
+        self.learner.step(&loss, lesson.learning_rate)?;
+        Ok(vec![("loss", advae_sdk::scalar(&loss)?)])
+    }
+
+    fn learners(&mut self) -> Vec<(&'static str, &mut Learner)> {
+        vec![("reformer", &mut self.learner)]
+    }
+}
+
+export_plugin! { purifier: MagNet }
