@@ -103,8 +103,8 @@ impl Files {
         // From the same folder: labels of another copy may belong to another dataset.
         let (labels, _) = find(name, std::slice::from_ref(&folder), &spellings(self.part, "labels", 1))?;
         let dataset = idx::load(name, &images, &labels, [28, 28], 10)?;
-        if dataset.sha256 != self.sha256 {
-            let (found, expected) = (dataset.sha256, self.sha256.to_owned());
+        let (found, expected) = (dataset.sha256(), self.sha256.to_owned());
+        if found != expected {
             return Err(DataError::OtherContent {
                 name: name.to_owned(),
                 folder,

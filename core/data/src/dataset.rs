@@ -21,10 +21,6 @@ pub struct Dataset {
     pub shape: [usize; 3],
     /// How many classes there are (K).
     pub classes: usize,
-    /// sha256 of the content, lowercase hex: of shape, classes, ids, labels and pixels, but not of the name. Equal
-    /// hashes mean equal samples in equal order, whatever file they came from. It is that of construction: code that
-    /// edits the public fields makes a new one with [`Dataset::new`].
-    pub sha256: String,
 }
 
 impl Dataset {
@@ -41,7 +37,15 @@ impl Dataset {
         shape: [usize; 3],
         classes: usize,
     ) -> Result<Self, DataError> {
-        let dataset = Self::hashed(name.into(), images, labels, ids, shape, classes);
+        let name = name.into();
+        let dataset = Self {
+            name,
+            images,
+            labels,
+            ids,
+            shape,
+            classes,
+        };
         match dataset.problem() {
             Some(problem) => Err(DataError::Invalid {
                 name: dataset.name,
@@ -59,6 +63,12 @@ impl Dataset {
     /// Whether there is no sample.
     pub fn is_empty(&self) -> bool {
         self.labels.is_empty()
+    }
+
+    /// sha256 of the content, lowercase hex: of shape, classes, ids, labels and pixels, but not of the name. Equal
+    /// hashes mean equal samples in equal order, whatever file they came from.
+    pub fn sha256(&self) -> String {
+        content_hash(&self.images, &self.labels, &self.ids, self.shape, self.classes)
     }
 
     /// Values in one image: C * H * W.
@@ -84,9 +94,13 @@ impl Dataset {
         for &i in indices {
             images.extend_from_slice(self.image(i));
         }
-        let labels = indices.iter().map(|&i| self.labels[i]).collect();
-        let ids = indices.iter().map(|&i| self.ids[i]).collect();
-        Self::hashed(self.name.clone(), images, labels, ids, self.shape, self.classes)
+        Self {
+            name: self.name.clone(),
+            images,
+            labels: indices.iter().map(|&i| self.labels[i]).collect(),
+            ids: indices.iter().map(|&i| self.ids[i]).collect(),
+            ..*self
+        }
     }
 
     /// The first `n` samples, or all if there are fewer.
@@ -121,33 +135,12 @@ impl Dataset {
 
     fn slice(&self, start: usize, end: usize) -> Self {
         let len = self.image_len();
-        Self::hashed(
-            self.name.clone(),
-            self.images[start * len..end * len].to_vec(),
-            self.labels[start..end].to_vec(),
-            self.ids[start..end].to_vec(),
-            self.shape,
-            self.classes,
-        )
-    }
-
-    pub(crate) fn hashed(
-        name: String,
-        images: Vec<f32>,
-        labels: Vec<u32>,
-        ids: Vec<u64>,
-        shape: [usize; 3],
-        classes: usize,
-    ) -> Self {
-        let sha256 = content_hash(&images, &labels, &ids, shape, classes);
         Self {
-            name,
-            images,
-            labels,
-            ids,
-            shape,
-            classes,
-            sha256,
+            name: self.name.clone(),
+            images: self.images[start * len..end * len].to_vec(),
+            labels: self.labels[start..end].to_vec(),
+            ids: self.ids[start..end].to_vec(),
+            ..*self
         }
     }
 

@@ -124,7 +124,14 @@ pub(crate) fn dataset(
 ) -> Dataset {
     let images = pixels.iter().map(|&byte| f32::from(byte) / 255.0).collect();
     let labels = labels.iter().map(|&label| u32::from(label)).collect();
-    Dataset::hashed(name.to_owned(), images, labels, ids, [1, size[0], size[1]], classes)
+    Dataset {
+        name: name.to_owned(),
+        images,
+        labels,
+        ids,
+        shape: [1, size[0], size[1]],
+        classes,
+    }
 }
 
 /// A kind of array with D dimensions. Its magic number is two zero bytes, the element type, and D.

@@ -80,11 +80,11 @@ fn the_sample_equals_the_full_files() {
         let embedded = load(name, None).unwrap();
         let selected = test.select(&part);
         assert_eq!(embedded.images, selected.images);
-        assert_eq!(embedded.sha256, selected.sha256);
+        assert_eq!(embedded.sha256(), selected.sha256());
     }
     assert_eq!(
-        test.random_subset(1000, mnist_1k::SEED).sha256,
-        load("mnist-1k", None).unwrap().sha256
+        test.random_subset(1000, mnist_1k::SEED).sha256(),
+        load("mnist-1k", None).unwrap().sha256()
     );
     assert!(mnist_1k::pack(&test) == content());
 }
@@ -99,7 +99,7 @@ fn check(dataset: &Dataset) {
         dataset.shape,
         dataset.classes,
     );
-    assert_eq!(same.unwrap().sha256, dataset.sha256);
+    assert_eq!(same.unwrap().sha256(), dataset.sha256());
 }
 
 fn class_counts(dataset: &Dataset) -> Vec<usize> {

@@ -70,7 +70,7 @@ pub fn plan(settings: &Settings) -> Result<Plan> {
         true => without_seeds(all),
         false => all,
     };
-    let dataset_sha256 = all.sha256.clone();
+    let dataset_sha256 = all.sha256();
     if settings.samples > all.len() {
         eprintln!(
             "warning: '{}' holds {} images: all of them are taken, not {}",

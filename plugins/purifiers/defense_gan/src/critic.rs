@@ -154,6 +154,51 @@ mod tests {
         assert!(gradients.get(bias).is_none(), "biases move no gradient");
     }
 
+    /// The `i`-th number is `scale sin(pace i)`.
+    fn numbers(shape: &[usize], pace: f64, scale: f64) -> Tensor {
+        let count = shape.iter().product::<usize>();
+        let numbers: Vec<f64> = (0..count).map(|i| scale * (pace * i as f64).sin()).collect();
+        Tensor::from_vec(numbers, shape, &Device::Cpu).unwrap()
+    }
+
+    /// Figures of `scripts/agreement/penalty.py`, which has PyTorch differentiate twice.
+    #[test]
+    fn the_penalty_is_torchs() {
+        let torch = [
+            -5.024951170110161,
+            -27.660755340206517,
+            -0.8375251959050729,
+            -9.145809592492073,
+        ];
+        let critic = critic();
+        let layers = critic.convolutions.iter().chain([&critic.last]);
+        for (i, ([weight, bias], scale)) in layers.clone().zip([0.4, 0.15, 0.1, 0.4]).enumerate() {
+            weight
+                .set(&numbers(weight.var().dims(), 0.7 + 0.1 * i as f64, scale))
+                .unwrap();
+            bias.set(&numbers(bias.var().dims(), 0.3, 0.1)).unwrap();
+        }
+        let x = (numbers(&[3, 1, 28, 28], 0.9, 0.5) + 0.5).unwrap();
+        let penalty = critic.penalty(&Pass::training(0), &x, 10.).unwrap();
+        assert!((10. * penalty.value - 1.7017224773227448).abs() < 1e-9);
+        let gradients = penalty.surrogate.backward().unwrap();
+        for ([weight, _], torch) in layers.zip(torch) {
+            let gradient = gradients.get(weight.var().as_tensor()).unwrap();
+            let along = numbers(gradient.dims(), 0.4, 1.);
+            let along = (gradient * along)
+                .unwrap()
+                .sum_all()
+                .unwrap()
+                .to_scalar::<f64>()
+                .unwrap();
+            assert!(
+                (along - torch).abs() < 1e-8 * torch.abs(),
+                "{}: {along} {torch}",
+                weight.name()
+            );
+        }
+    }
+
     #[test]
     fn a_linear_critics_penalty_is_its_weights_norm() {
         // Where every unit is above 0 the critic is linear, and the penalty is known.
