@@ -116,7 +116,7 @@ def compare(title, host, peers, options):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"{', '.join(ROWS)}, cw-X, train; all, if none is named")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"{', '.join(ROWS)}, cw-X, projection, train; all, if none is named")
     parser.add_argument("--host", default=str(ROOT / "target/release/advae-host"), help="the host's binary")
     parser.add_argument("--rounds", type=int, default=3, help="pairs a ratio")
     parser.add_argument("--peers", choices=["default", "tuned"], help="only those as users run them, or only tuned ones")
@@ -124,8 +124,8 @@ def main():
     parser.add_argument("--threads", type=int, default=2, help="threads on both sides")
     parser.add_argument("--data-dir", default=os.environ.get("ADVAE_DATA_DIR"), help="MNIST, for the row `train`")
     options = parser.parse_args()
-    wanted = options.rows or [*ROWS, "cw-X", *(["train"] if options.data_dir else [])]
-    unknown = set(wanted) - {*ROWS, "cw-X", "train"}
+    wanted = options.rows or [*ROWS, "cw-X", "projection", *(["train"] if options.data_dir else [])]
+    unknown = set(wanted) - {*ROWS, "cw-X", "projection", "train"}
     if unknown:
         parser.error(f"no row {', '.join(sorted(unknown))}")
     lines = []
@@ -154,6 +154,15 @@ def main():
             ours = lambda: host.train(10, 2000, options.data_dir) / 2
             peers = [("torch, channels_last", peer(True, **settings))]
             lines += compare("AdvAE on X, PGD-10 and update, 1,000 images", ours, peers, options)
+        if "projection" in wanted:
+            # Half of the hundred images are clean, half adversarial.
+            ours = lambda: host.run(
+                "eval", "--classifier", "model_x", "--purifier", "defense_gan:preset=paper", "--attack", "fgsm",
+                "--threat-model", "oblivious", "--samples", 50, "--draws", 1, "--threads", options.threads,
+            )  # fmt: skip
+            settings = dict(attack="projection", library="torch", model="G", steps=200, images=100)
+            peers = [(f"torch{', tuned' * tuned}", peer(tuned, **settings)) for tuned in (False, True)]
+            lines += compare("DefenseGAN's projection `paper`, 100 images", ours, peers, options)
     if options.publish or not options.rows:
         publish("benches/peers/compare.py", HEAD, lines, keep=2)
 

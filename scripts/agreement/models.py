@@ -1,7 +1,7 @@
 """The networks of the AdvAE paper in PyTorch, reading the same safetensors files.
 
 Written from the paper's tables, not from the Rust code: X 312202, A 1285194, B 710218, C 1460938, D 199210 and the
-auto-encoder AE 28609 numbers, of which 128 are running statistics. Run this file to count them.
+auto-encoder AE 28609 numbers, of which 128 are running statistics; the generator G 1554177 and two that count. Run this file to count them.
 """
 
 from pathlib import Path
@@ -101,12 +101,39 @@ class AE(nn.Module):
         return torch.sigmoid(self.out(x))
 
 
-PARAMETERS = {X: 312_202, A: 1_285_194, B: 710_218, C: 1_460_938, D: 199_210, AE: 28_609}
+class Up(nn.ConvTranspose2d):
+    """Transposed convolution 5 x 5 of stride 2 to a given size: the transpose of `Conv` with `same` padding from there."""
+
+    def __init__(self, inputs, outputs, size):
+        super().__init__(inputs, outputs, 5, 2)
+        self.size = size
+
+    def forward(self, x):
+        first = ((x.shape[-1] - 1) * 2 + 5 - self.size) // 2
+        cut = slice(first, first + self.size)
+        return super().forward(x)[:, :, cut, cut]
+
+
+class G(nn.Module):
+    """DefenseGAN's generator, from 128 numbers; `iterations` counts its training."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(128, 4096)
+        self.up1, self.up2, self.up3 = Up(256, 128, 7), Up(128, 64, 14), Up(64, 1, 28)
+        self.register_buffer("iterations", torch.zeros(2))
+
+    def forward(self, z):
+        x = F.relu(self.fc(z)).unflatten(1, (256, 4, 4))
+        return torch.sigmoid(self.up3(F.relu(self.up2(F.relu(self.up1(x))))))
+
+
+PARAMETERS = {X: 312_202, A: 1_285_194, B: 710_218, C: 1_460_938, D: 199_210, AE: 28_609, G: 1_554_179}
 
 
 def load(network, path):
     """The network with the weights of a file, in evaluation mode; 16-bit weights are widened."""
-    weights = {name: tensor.float() for name, tensor in load_file(Path(path)).items()}
+    weights = {name.removeprefix("generator."): tensor.float() for name, tensor in load_file(Path(path)).items()}
     model = network()
     counters = {name for name in model.state_dict() if name.endswith("num_batches_tracked")}
     missing, unexpected = model.load_state_dict(weights, strict=False)
@@ -119,7 +146,7 @@ def main():
     for network, expected in PARAMETERS.items():
         weights = network().state_dict()
         count = sum(tensor.numel() for name, tensor in weights.items() if not name.endswith("num_batches_tracked"))
-        shape = tuple(network().eval()(torch.zeros(2, 1, 28, 28)).shape)
+        shape = tuple(network().eval()(torch.zeros(2, 128) if network is G else torch.zeros(2, 1, 28, 28)).shape)
         print(f"{network.__name__:>2}: {count} numbers, output {shape}")
         assert count == expected, f"{network.__name__} has {count}, the paper's {expected}"
 

@@ -75,24 +75,20 @@ impl Learner {
     /// # Errors
     /// When the loss is no number, or depends on none of the parameters.
     pub fn step(&mut self, loss: &Tensor, learning_rate: f64) -> Result<()> {
-        let gradients = loss.backward()?;
-        self.step_along(&[&gradients], learning_rate)
+        self.step_along(&loss.backward()?, learning_rate)
     }
 
-    /// One step along the sum of several gradients.
+    /// One step along gradients.
     ///
     /// # Errors
     /// When they hold none of the parameters.
-    pub fn step_along(&mut self, gradients: &[&GradStore], learning_rate: f64) -> Result<()> {
-        let sum = |param: &Param| {
-            let parts = gradients.iter().filter_map(|g| g.get(param.var().as_tensor()));
-            parts.cloned().map(Ok).reduce(|a, b| a? + b?).transpose()
-        };
-        let sums = self.params.iter().map(sum).collect::<Result<Vec<_>>>()?;
-        if sums.iter().all(Option::is_none) {
+    pub fn step_along(&mut self, gradients: &GradStore, learning_rate: f64) -> Result<()> {
+        let of = |param: &Param| gradients.get(param.var().as_tensor()).cloned();
+        let gradients: Vec<_> = self.params.iter().map(of).collect();
+        if gradients.iter().all(Option::is_none) {
             bail!("the loss depends on none of the parameters that are to learn from it")
         }
-        self.adam.step(&self.params, &sums, learning_rate)
+        self.adam.step(&self.params, &gradients, learning_rate)
     }
 
     fn save(&self) -> Result<[Vec<u8>; 2]> {

@@ -11,6 +11,8 @@ const MANY_ZEROS: f64 = 0.1;
 /// Difference between oblivious and white-box figures from which on a defence lives on its secrecy.
 const LARGE_GAP: f64 = 0.2;
 
+/// Share that an attack without a budget leaves from which on it gave up too early.
+const MANY_LEFT: f64 = 0.1;
 /// Robust accuracy of the undefended classifier from which on a black-box attack says nothing.
 const WEAK: f64 = 0.5;
 
@@ -42,6 +44,13 @@ pub enum Warning {
         /// Robust accuracy with the purifier known.
         white_box: f64,
     },
+    /// An attack that may go as far as it likes leaves samples.
+    GaveUp {
+        /// Which cell.
+        cell: String,
+        /// Share that it leaves.
+        left: f64,
+    },
     /// A black-box figure without the same attack on the undefended classifier.
     NoControl {
         /// Which cell.
@@ -71,7 +80,7 @@ impl Warning {
     /// Everything there is to say about these cells.
     pub fn all(cells: &[Summary]) -> Vec<Self> {
         let whole: Vec<&Summary> = cells.iter().filter(|cell| cell.failed.is_none()).collect();
-        let alone = whole.iter().filter_map(|cell| Self::of(cell));
+        let alone = whole.iter().flat_map(|cell| Self::of(cell));
         let pairs = whole
             .iter()
             .flat_map(|a| whole.iter().filter_map(|b| Self::of_pair(a, b)));
@@ -94,12 +103,20 @@ impl Warning {
         }
     }
 
-    fn of(cell: &Summary) -> Option<Self> {
-        let share = cell.zero_gradients.filter(|share| *share >= MANY_ZEROS)?;
-        Some(Self::ZeroGradient {
+    fn of(cell: &Summary) -> Vec<Self> {
+        let zeros = cell.zero_gradients.filter(|share| *share >= MANY_ZEROS);
+        let zeros = zeros.map(|share| Self::ZeroGradient {
             cell: cell.name(),
             share,
-        })
+        });
+        // Without gradients of the defence itself, giving up is no fault of the search.
+        let unbounded = cell.epsilon.is_none() && cell.threat_model == "white_box";
+        let left = cell.robust_accuracy.value;
+        let gave_up = (unbounded && left >= MANY_LEFT).then(|| Self::GaveUp {
+            cell: cell.name(),
+            left,
+        });
+        zeros.into_iter().chain(gave_up).collect()
     }
 
     fn of_pair(a: &Summary, b: &Summary) -> Option<Self> {
@@ -177,6 +194,12 @@ impl fmt::Display for Warning {
                 percent(*white_box),
                 percent(*oblivious)
             ),
+            Self::GaveUp { cell, left } => write!(
+                f,
+                "{cell}: {} are left by an attack without a budget: that is where its search gave up, not where the defence \
+                 holds: search longer (cw:preset=strong), and read the accuracy within L2 caps",
+                percent(*left)
+            ),
             Self::NoControl { cell } => write!(
                 f,
                 "{cell}: whether this black-box attack breaks anything is not known: run it on the classifier alone \
@@ -241,6 +264,19 @@ mod tests {
             Warning::all(&cells).is_empty(),
             "a stronger attack may overfit its surrogate"
         );
+    }
+
+    #[test]
+    fn an_attack_without_a_budget_leaves_nothing() {
+        let unbounded = |threat_model: &str, robust| Summary {
+            epsilon: None,
+            ..cell("cw", threat_model, 1000, robust)
+        };
+        assert!(matches!(
+            Warning::all(&[unbounded("white_box", 60)])[..],
+            [Warning::GaveUp { .. }]
+        ));
+        assert!(Warning::all(&[unbounded("white_box", 3), unbounded("oblivious", 60)]).is_empty());
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub struct Terms {
 impl Terms {
     /// Those of a recipe.
     pub fn new(recipe: &Recipe) -> Self {
-        let (clean, adversarial) = match recipe.attack {
+        let (clean, adversarial) = match recipe.validation_attack() {
             Some(_) => (recipe.clean_weight, recipe.adversarial_weight),
             None => (1., 0.),
         };

@@ -73,7 +73,8 @@ pub struct Recipe {
     /// Attack that crafts the examples, `pgd:steps=10`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attack: Option<String>,
-    /// Attack on the validation images, with an epsilon of its own if it names one; `attack` if absent.
+    /// Attack on the validation images, with an epsilon of its own if it names one; `attack` if absent. Without `attack` it is for
+    /// objectives of a purifier's own that learn from clean images.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub validation_attack: Option<String>,
     /// Whom the attack attacks.
@@ -269,7 +270,10 @@ impl Recipe {
         }
         for (name, given) in [
             ("curriculum", !self.curriculum.is_empty()),
-            ("validation_attack", self.validation_attack.is_some()),
+            (
+                "validation_attack",
+                self.validation_attack.is_some() && self.objective != Objective::Own,
+            ),
             ("consistency", self.consistency > 0.),
         ] {
             ensure!(

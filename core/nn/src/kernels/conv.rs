@@ -127,10 +127,8 @@ impl<T: Real> Kernel<T> {
             .iter()
             .map(|(ci, r, s)| ci * channel + r * row + s * column)
             .collect();
-        let direct = Direct::new(offsets, g.c_out, |k, co| {
-            let (ci, r, s) = terms[k];
-            weight[g.weight(co, ci, r, s)]
-        });
+        let firsts: Vec<usize> = terms.iter().map(|(ci, r, s)| g.weight(0, *ci, *r, *s)).collect();
+        let direct = Direct::gathered(offsets, g.c_out, weight, &firsts, g.c_in * g.taps());
         let part = Part {
             grid: grid(g, source, corner),
             blocks: direct.blocks(),
@@ -174,10 +172,10 @@ impl<T: Real> Kernel<T> {
         }
         // Tap after tap, each over all channels.
         let offset = |k: usize| tap_offset(k / g.c_out) + k % g.c_out * channel;
-        let direct = Direct::new((0..g.taps() * g.c_out).map(offset).collect(), g.c_in, |k, ci| {
-            let (tap, co) = (k / g.c_out, k % g.c_out);
-            weight[g.weight(co, ci, tap / g.kw, tap % g.kw)]
-        });
+        let first = |k: usize| k % g.c_out * g.c_in * g.taps() + k / g.c_out;
+        let [offsets, firsts] = [&offset as &dyn Fn(usize) -> usize, &first]
+            .map(|f| (0..g.taps() * g.c_out).map(f).collect::<Vec<usize>>());
+        let direct = Direct::gathered(offsets, g.c_in, weight, &firsts, g.taps());
         let part = |reach: Reach| Part {
             grid: reach.grid,
             blocks: (reach.taps.iter())

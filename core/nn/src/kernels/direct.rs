@@ -48,14 +48,31 @@ pub(crate) struct Grid {
 impl<T: Real> Direct<T> {
     /// Packs `weight(term, column)`.
     pub fn new(offsets: Vec<usize>, columns: usize, weight: impl Fn(usize, usize) -> T) -> Self {
+        Self::packed(offsets, columns, |term, first, row| {
+            for (j, value) in row.iter_mut().enumerate() {
+                *value = weight(term, first + j);
+            }
+        })
+    }
+
+    /// Packs elements of `weight`, those of a term `step` apart, from `firsts[term]` on. Bound by the caches: training packs anew at every
+    /// call.
+    pub fn gathered(offsets: Vec<usize>, columns: usize, weight: &[T], firsts: &[usize], step: usize) -> Self {
+        Self::packed(offsets, columns, |term, first, row| {
+            let elements = weight[firsts[term] + first * step..].iter().step_by(step);
+            row.iter_mut()
+                .zip(elements)
+                .for_each(|(value, element)| *value = *element);
+        })
+    }
+
+    fn packed(offsets: Vec<usize>, columns: usize, fill: impl Fn(usize, usize, &mut [T])) -> Self {
         let panels = columns.div_ceil(PANEL);
         let mut packed = Aligned::zeros(panels * offsets.len() * PANEL);
         for (panel, values) in packed.chunks_exact_mut((offsets.len() * PANEL).max(1)).enumerate() {
             let width = PANEL.min(columns - panel * PANEL);
             for (term, row) in values.chunks_exact_mut(PANEL).enumerate() {
-                for (j, value) in row[..width].iter_mut().enumerate() {
-                    *value = weight(term, panel * PANEL + j);
-                }
+                fill(term, panel * PANEL, &mut row[..width]);
             }
         }
         Self {

@@ -53,8 +53,16 @@ impl Wgan {
         let mix = lesson.pass.rand_uniform(&[n, 1, 1, 1], 0., 1., MIXING, real.device())?;
         let between = (real + (fake - real)?.broadcast_mul(&mix)?)?;
         let penalty = self.critic.penalty(&lesson.pass, &between, self.settings.penalty)?;
-        let gradients = [distance.neg()?.backward()?, penalty.surrogate.backward()?];
-        self.judging.step_along(&gradients.each_ref(), lesson.learning_rate)?;
+        let mut gradients = distance.neg()?.backward()?;
+        for (param, more) in penalty.gradients {
+            let at = param.var().as_tensor();
+            let sum = match gradients.get(at) {
+                Some(gradient) => (gradient + more)?,
+                None => more,
+            };
+            gradients.insert(at, sum);
+        }
+        self.judging.step_along(&gradients, lesson.learning_rate)?;
         let distance = advae_sdk::scalar(&distance)?;
         Ok([
             self.settings.penalty * penalty.value - distance,
