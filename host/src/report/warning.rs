@@ -276,7 +276,9 @@ mod tests {
             Warning::all(&[unbounded("white_box", 60)])[..],
             [Warning::GaveUp { .. }]
         ));
-        assert!(Warning::all(&[unbounded("white_box", 3), unbounded("oblivious", 60)]).is_empty());
+        for quiet in [unbounded("white_box", 3), unbounded("oblivious", 60)] {
+            assert!(Warning::all(&[quiet]).is_empty());
+        }
     }
 
     #[test]
