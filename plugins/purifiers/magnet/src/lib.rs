@@ -72,4 +72,7 @@ impl Teacher for Denoising {
     }
 }
 
-export_plugin! { purifier: MagNet }
+export_plugin! {
+    purifier: MagNet,
+    weights: { "default" => include_bytes!("../weights/default.safetensors") },
+}
