@@ -78,6 +78,12 @@ impl<'a> Page<'a> {
     /// Adds the cells of a column, one an attack, in the table's order; the last ones may be missing.
     pub fn add(&mut self, column: &Column, cells: &[Summary]) {
         if let Some(first) = cells.first() {
+            if column.most.is_some() {
+                self.notes.push(format!(
+                    "- {}: {} images, each scored once, under the first attacks alone, for it is costly.",
+                    column.title, first.samples
+                ));
+            }
             if !first.note.is_empty() {
                 self.notes.push(format!("- {}: {}.", column.title, first.note));
             }

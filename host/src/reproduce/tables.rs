@@ -85,8 +85,8 @@ const fn attacked(fgsm: f64, pgd: f64, cw: f64) -> [Option<f64>; 4] {
     [None, Some(fgsm), Some(pgd), Some(cw)]
 }
 
-/// DefenseGAN as it was published.
-const PAPER_PROJECTION: &str = "defense_gan:preset=paper";
+/// DefenseGAN as it was published. Weights are named, so that a plugin without them is missing, not measured untrained.
+const PAPER_PROJECTION: &str = "defense_gan@default:preset=paper";
 
 const UNPRINTED: [Option<f64>; 4] = [None; 4];
 
@@ -240,12 +240,12 @@ pub fn purifiers() -> Table {
         white_box("AdvAE, white box", "advae", all(99.1, 96.9, 94.8, 82.7)),
         oblivious("HGD, oblivious", "hgd"),
         white_box("HGD, white box", "hgd", all(98.3, 57.1, 1.3, 0.0)),
-        oblivious("Defense-VAE, oblivious", "defense_vae"),
-        white_box("Defense-VAE, white box", "defense_vae", UNPRINTED),
-        oblivious("APE-GAN, oblivious", "ape_gan"),
-        white_box("APE-GAN, white box", "ape_gan", UNPRINTED),
-        oblivious("MagNet, oblivious", "magnet"),
-        white_box("MagNet, white box", "magnet", UNPRINTED),
+        oblivious("Defense-VAE, oblivious", "defense_vae@default"),
+        white_box("Defense-VAE, white box", "defense_vae@default", UNPRINTED),
+        oblivious("APE-GAN, oblivious", "ape_gan@default"),
+        white_box("APE-GAN, white box", "ape_gan@default", UNPRINTED),
+        oblivious("MagNet, oblivious", "magnet@default"),
+        white_box("MagNet, white box", "magnet@default", UNPRINTED),
         costly(oblivious("DefenseGAN, oblivious", PAPER_PROJECTION)),
         costly(white_box(
             "DefenseGAN, white box (BPDA)",
