@@ -125,6 +125,7 @@ fn settings(args: &ReproduceArgs, table: &Table, column: &Column) -> Settings {
         data_dir: args.data_dir.clone(),
         samples: args.samples.min(samples),
         draws: column.draws,
+        eot: column.eot,
         backward: column.backward,
         seed: args.seed,
         threads: args.threads.unwrap_or(cores).max(1),

@@ -40,6 +40,8 @@ pub struct Column {
     pub most: Option<(usize, usize)>,
     /// Scoring draws of a random purifier.
     pub draws: u64,
+    /// Draws that gradients through a random purifier are averaged over.
+    pub eot: u64,
     /// Backward rule, where it is not the purifier's own.
     pub backward: Option<BackwardRule>,
 }
@@ -64,6 +66,7 @@ const fn column(title: &'static str, models: [&'static str; 3], paper: [Option<f
         paper,
         most: None,
         draws: 10,
+        eot: 1,
         backward: None,
     }
 }
@@ -271,7 +274,10 @@ pub fn purifiers() -> Table {
         oblivious("total variation, oblivious", "total_variation"),
         white_box("total variation, white box", "total_variation", UNPRINTED),
         oblivious("random resize and pad, oblivious", "resize_pad"),
-        white_box("random resize and pad, white box", "resize_pad", UNPRINTED),
+        Column {
+            eot: 10,
+            ..white_box("random resize and pad, white box (EOT 10)", "resize_pad", UNPRINTED)
+        },
     ];
     Table {
         name: "purifiers",
