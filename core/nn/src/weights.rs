@@ -111,6 +111,38 @@ impl Weights {
         matches!(*self.source, Source::Seed(_))
     }
 
+    /// Shape of a tensor of the file; none where there is no file or no such name.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        match &*self.source {
+            Source::Seed(_) => None,
+            Source::File(entries) => Some(&entries.get(&self.full_name(name))?.shape),
+        }
+    }
+
+    /// The tensors of the file after `change` was made to each, by full name, for a model of another shape. A source
+    /// without a file stays as it is.
+    ///
+    /// # Errors
+    /// Those of `change`.
+    pub fn map(&self, change: impl Fn(&str, Tensor) -> Result<Tensor>) -> Result<Weights> {
+        let Source::File(entries) = &*self.source else {
+            return Ok(self.clone());
+        };
+        let mapped = entries.iter().map(|(name, entry)| {
+            let tensor = Tensor::from_slice(&entry.values, entry.shape.as_slice(), &Device::Cpu)?;
+            let tensor = change(name, tensor)?;
+            let entry = Entry {
+                shape: tensor.dims().to_vec(),
+                values: tensor.flatten_all()?.to_vec1()?,
+            };
+            Ok((name.clone(), entry))
+        });
+        Ok(Weights {
+            source: Arc::new(Source::File(mapped.collect::<Result<_>>()?)),
+            ..self.clone()
+        })
+    }
+
     /// The same source under a prefix: `pp("conv1")` names `conv1.weight`.
     pub fn pp(&self, prefix: &str) -> Weights {
         Weights {

@@ -122,8 +122,9 @@ impl Search {
         stalled
     }
 
-    /// One step of Adam down `norm2(x' - x)^2 + hinge`, through `dx'/dw`.
+    /// One step of Adam down `norm2(x' - x)^2 + hinge`, or the hinge alone, through `dx'/dw`.
     fn step(&mut self, hinge_gradient: &[f32]) {
+        let distance = if self.plan.distance_gradient { 2. } else { 0. };
         // From here on `slope` holds the gradient with respect to `w`.
         let pixels = self
             .slope
@@ -131,7 +132,7 @@ impl Search {
             .zip(self.image.iter().zip(&self.x))
             .zip(hinge_gradient);
         for ((slope, (image, x)), gradient) in pixels {
-            *slope *= 2. * (image - x) + gradient;
+            *slope *= distance * (image - x) + gradient;
         }
         self.adam.step(&mut self.w, &self.slope, self.plan.learning_rate);
         self.space.image(&self.w, &mut self.image, &mut self.slope);
@@ -232,6 +233,7 @@ mod tests {
             iterations,
             confidence: 0.,
             abort: false,
+            distance_gradient: true,
         }
     }
 
@@ -268,32 +270,35 @@ mod tests {
     /// Adam by hand, in f64, on one pixel with a constant gradient of the hinge.
     #[test]
     fn steps_are_those_of_adam_in_tanh_space() {
-        let x = 0.3f32;
-        let mut search = Search::new(plan(1, 50), SPACE, &[x]);
-        let mut w = (0.999_999 * (2. * f64::from(x) - 1.)).atanh();
-        let (mut m, mut v) = (0., 0.);
-        for t in 1..=49 {
-            let image = (1. + w.tanh()) / 2.;
-            assert!(
-                (f64::from(search.image()[0]) - image).abs() < 1e-5,
-                "{t}: {} {image}",
-                search.image()[0]
-            );
-            let gradient = (2. * (image - f64::from(x)) - 0.7) * (1. - w.tanh().powi(2)) / 2.;
-            m = 0.9 * m + 0.1 * gradient;
-            v = 0.999 * v + 0.001 * gradient * gradient;
-            w -= 0.05 * (m / (1. - 0.9f64.powi(t))) / ((v / (1. - 0.999f64.powi(t))).sqrt() + 1e-8);
-            assert!(search.advance(&Answer {
+        for (distance_gradient, factor) in [(true, 2.), (false, 0.)] {
+            let x = 0.3f32;
+            let plan = Plan {
+                distance_gradient,
+                ..plan(1, 50)
+            };
+            let mut search = Search::new(plan, SPACE, &[x]);
+            let mut w = (0.999_999 * (2. * f64::from(x) - 1.)).atanh();
+            let (mut m, mut v) = (0., 0.);
+            let answer = Answer {
                 hinge: 1.,
                 adversarial: false,
-                gradient: &[-0.7]
-            }));
+                gradient: &[-0.7],
+            };
+            for t in 1..=49 {
+                let image = (1. + w.tanh()) / 2.;
+                assert!(
+                    (f64::from(search.image()[0]) - image).abs() < 1e-5,
+                    "{t}: {} {image}",
+                    search.image()[0]
+                );
+                let gradient = (factor * (image - f64::from(x)) - 0.7) * (1. - w.tanh().powi(2)) / 2.;
+                m = 0.9 * m + 0.1 * gradient;
+                v = 0.999 * v + 0.001 * gradient * gradient;
+                w -= 0.05 * (m / (1. - 0.9f64.powi(t))) / ((v / (1. - 0.999f64.powi(t))).sqrt() + 1e-8);
+                assert!(search.advance(&answer));
+            }
+            assert!(!search.advance(&answer));
         }
-        assert!(!search.advance(&Answer {
-            hinge: 1.,
-            adversarial: false,
-            gradient: &[-0.7]
-        }));
     }
 
     #[test]

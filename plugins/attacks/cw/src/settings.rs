@@ -7,8 +7,9 @@ use advae_sdk::serde::{Deserialize, Serialize};
 settings! {
     /// A preset, and what departs from it.
     pub struct CwSettings {
-        /// Where the other settings come from: paper (Li et al. 2019: c 10, 1 search, rate 0.2, 1000 iterations, abort)
-        /// or strong (c 0.001, 9 searches, rate 0.01, 1000 iterations, no abort).
+        /// Where the other settings come from: paper (Li et al. 2019: c 10, 1 search, rate 0.2, 1000 iterations, abort),
+        /// strong (c 0.001, 9 searches, rate 0.01, 1000 iterations, no abort) or authors_bpda (paper, but 30 iterations without
+        /// the distance's gradient: what the authors' code runs against DefenseGAN, weaker than what their text says).
         preset: Preset = Preset::Paper,
         /// Weight of the classification term in the first search.
         initial_constant: Option<f64> = None,
@@ -22,6 +23,8 @@ settings! {
         confidence: f64 = 0.,
         /// End a search once its loss fell by less than 0.01 % over a tenth of the iterations.
         abort: Option<bool> = None,
+        /// Whether the distance takes part in the descent; without it any success counts, however far.
+        distance_gradient: Option<bool> = None,
         /// Target: null (untargeted), next, random, least_likely or a class.
         target: Goal = Goal::Untargeted,
     }
@@ -35,6 +38,8 @@ pub enum Preset {
     Paper,
     /// For distances worth reporting.
     Strong,
+    /// As the authors' code attacked DefenseGAN; a deliberately weak attack, for comparison with their figure.
+    AuthorsBpda,
 }
 
 /// Hyper-parameters of the attack.
@@ -46,6 +51,7 @@ pub(crate) struct Plan {
     pub(crate) iterations: usize,
     pub(crate) confidence: f64,
     pub(crate) abort: bool,
+    pub(crate) distance_gradient: bool,
 }
 
 impl Preset {
@@ -57,6 +63,7 @@ impl Preset {
             iterations: 1000,
             confidence: 0.,
             abort: true,
+            distance_gradient: true,
         };
         match self {
             Self::Paper => plan,
@@ -65,6 +72,11 @@ impl Preset {
                 search_steps: 9,
                 learning_rate: 1e-2,
                 abort: false,
+                ..plan
+            },
+            Self::AuthorsBpda => Plan {
+                iterations: 30,
+                distance_gradient: false,
                 ..plan
             },
         }
@@ -82,6 +94,7 @@ impl CwSettings {
             iterations: self.iterations.unwrap_or(preset.iterations),
             confidence: self.confidence,
             abort: self.abort.unwrap_or(preset.abort),
+            distance_gradient: self.distance_gradient.unwrap_or(preset.distance_gradient),
         };
         for (name, value) in [
             ("initial_constant", plan.initial_constant),

@@ -205,6 +205,7 @@ fn presets_can_be_overridden() {
         (Norm::L2, None, 1000)
     );
     assert_eq!(info(r#"{"preset": "strong"}"#).passes, 9000);
+    assert_eq!(info(r#"{"preset": "authors_bpda"}"#).passes, 30);
     assert_eq!(info(r#"{"preset": "strong", "iterations": 10}"#).passes, 90);
     assert!(info(r#"{"target": 3}"#).targeted);
     let plan = CwSettings {
