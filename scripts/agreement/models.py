@@ -86,12 +86,12 @@ class D(nn.Module):
 
 
 class AE(nn.Module):
-    def __init__(self):
+    def __init__(self, wide=32):
         super().__init__()
-        self.enc1, self.bn1 = Conv(1, 32, 3, same=True), nn.BatchNorm2d(32)
-        self.enc2, self.bn2 = Conv(32, 32, 3, same=True), nn.BatchNorm2d(32)
-        self.dec1, self.dec2 = Conv(32, 32, 3, same=True), Conv(32, 32, 3, same=True)
-        self.out = Conv(32, 1, 3, same=True)
+        self.enc1, self.bn1 = Conv(1, wide, 3, same=True), nn.BatchNorm2d(wide)
+        self.enc2, self.bn2 = Conv(wide, wide, 3, same=True), nn.BatchNorm2d(wide)
+        self.dec1, self.dec2 = Conv(wide, wide, 3, same=True), Conv(wide, wide, 3, same=True)
+        self.out = Conv(wide, 1, 3, same=True)
 
     def forward(self, x):
         x = F.max_pool2d(F.relu(self.bn1(self.enc1(x))), 2)
@@ -134,7 +134,7 @@ PARAMETERS = {X: 312_202, A: 1_285_194, B: 710_218, C: 1_460_938, D: 199_210, AE
 def load(network, path):
     """The network with the weights of a file, in evaluation mode; 16-bit weights are widened."""
     weights = {name.removeprefix("generator."): tensor.float() for name, tensor in load_file(Path(path)).items()}
-    model = network()
+    model = network(len(weights["enc1.weight"])) if network is AE else network()
     counters = {name for name in model.state_dict() if name.endswith("num_batches_tracked")}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     if set(missing) - counters or unexpected:
