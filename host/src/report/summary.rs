@@ -111,6 +111,8 @@ pub struct Summary {
     pub caps: Vec<CapAccuracy>,
     /// For a random pipeline.
     pub random: Option<DrawSummary>,
+    /// Draws that each gradient is the mean of.
+    pub eot: u64,
     /// Label queries.
     pub queries: u64,
     /// What was attacked in place of the whole model.
@@ -160,6 +162,7 @@ impl Summary {
             refusal: rows.iter().find_map(|row| row.refused.clone()),
             caps: caps.iter().map(|cap| within(rows, *cap)).collect(),
             random: (config.draws > 1).then(|| draws(rows, config.draws)),
+            eot: config.eot,
             queries: outcome.queries,
             substitute: outcome.substitute,
             zero_gradients: outcome.zero_gradients,

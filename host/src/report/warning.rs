@@ -10,7 +10,8 @@ const SIGNIFICANT: f64 = 0.01;
 const MANY_ZEROS: f64 = 0.1;
 /// Difference between oblivious and white-box figures from which on a defence lives on its secrecy.
 const LARGE_GAP: f64 = 0.2;
-
+/// Robust accuracy from which on more draws of a random defence could show it weaker.
+const STANDS: f64 = 0.1;
 /// Share that an attack without a budget leaves from which on it gave up too early.
 const MANY_LEFT: f64 = 0.1;
 /// Robust accuracy of the undefended classifier from which on a black-box attack says nothing.
@@ -50,6 +51,11 @@ pub enum Warning {
         cell: String,
         /// Share that it leaves.
         left: f64,
+    },
+    /// Gradients through a random defence come from one draw each.
+    FewDraws {
+        /// Which cell.
+        cell: String,
     },
     /// A black-box figure without the same attack on the undefended classifier.
     NoControl {
@@ -116,7 +122,9 @@ impl Warning {
             cell: cell.name(),
             left,
         });
-        zeros.into_iter().chain(gave_up).collect()
+        let random = cell.random.is_some() && cell.threat_model == "white_box" && cell.zero_gradients.is_some();
+        let few_draws = (random && cell.eot == 1 && left >= STANDS).then(|| Self::FewDraws { cell: cell.name() });
+        zeros.into_iter().chain(gave_up).chain(few_draws).collect()
     }
 
     fn of_pair(a: &Summary, b: &Summary) -> Option<Self> {
@@ -200,6 +208,11 @@ impl fmt::Display for Warning {
                  holds: search longer (cw:preset=strong), and read the accuracy within L2 caps",
                 percent(*left)
             ),
+            Self::FewDraws { cell } => write!(
+                f,
+                "{cell}: the defence is random, and each gradient was that of one draw: the attack may be too weak: run again \
+                 with --eot 10"
+            ),
             Self::NoControl { cell } => write!(
                 f,
                 "{cell}: whether this black-box attack breaks anything is not known: run it on the classifier alone \
@@ -229,6 +242,7 @@ impl fmt::Display for Warning {
 
 #[cfg(test)]
 mod tests {
+    use super::super::summary::DrawSummary;
     use super::*;
     use crate::eval::CellOutcome;
     use crate::results::Substitute;
@@ -277,6 +291,30 @@ mod tests {
             [Warning::GaveUp { .. }]
         ));
         for quiet in [unbounded("white_box", 3), unbounded("oblivious", 60)] {
+            assert!(Warning::all(&[quiet]).is_empty());
+        }
+    }
+
+    #[test]
+    fn a_random_defence_asks_for_draws() {
+        let random = |threat_model: &str, eot, robust| Summary {
+            random: Some(DrawSummary {
+                draws: 10,
+                majority: 0.6,
+                ever_wrong: 0.5,
+            }),
+            eot,
+            ..cell("pgd", threat_model, 40, robust)
+        };
+        assert!(matches!(
+            Warning::all(&[random("white_box", 1, 60)])[..],
+            [Warning::FewDraws { .. }]
+        ));
+        for quiet in [
+            random("white_box", 10, 60),
+            random("white_box", 1, 3),
+            random("oblivious", 1, 60),
+        ] {
             assert!(Warning::all(&[quiet]).is_empty());
         }
     }

@@ -7,8 +7,8 @@ use advae_sdk::prelude::*;
 /// Slope of the leaky ReLU below 0.
 const SLOPE: f64 = 0.2;
 
-/// 1,030,145 parameters: convolutions 5x5 of stride 2 to 64, 128 and 256 channels with leaky ReLU, FC to one number. No batch
-/// norm: the penalty is on each sample's own gradient.
+/// Convolutions 5x5 of stride 2 to 64, 128 and 256 channels with leaky ReLU, FC to one number: 1,030,145 parameters; or as wide as it is told.
+/// No batch norm: the penalty is on each sample's own gradient.
 pub struct Critic {
     convolutions: Vec<[Param; 2]>,
     last: [Param; 2],
@@ -25,8 +25,11 @@ pub struct Penalty {
 }
 
 impl Critic {
-    /// Asks for its parameters.
-    pub fn new(weights: &Weights) -> Result<Self> {
+    /// Asks for its parameters, of `wide`, twice and four times as many channels.
+    pub fn new(weights: &Weights, wide: usize) -> Result<Self> {
+        if wide == 0 {
+            bail!("critic_channels is 0: it must be 1 or more")
+        }
         let layer = |name: &str, shape: &[usize], taps: usize| {
             let init = Init::GlorotUniform {
                 fan_in: shape[1] * taps,
@@ -38,11 +41,15 @@ impl Critic {
                 at.param("bias", &shape[..1], Init::Zeros)?,
             ])
         };
-        let convolutions = [("conv1", 1, 64), ("conv2", 64, 128), ("conv3", 128, 256)];
+        let convolutions = [
+            ("conv1", 1, wide),
+            ("conv2", wide, 2 * wide),
+            ("conv3", 2 * wide, 4 * wide),
+        ];
         let convolution = |(name, from, to): &(&str, usize, usize)| layer(name, &[*to, *from, 5, 5], 25);
         Ok(Self {
             convolutions: convolutions.iter().map(convolution).collect::<Result<_>>()?,
-            last: layer("fc", &[1, 256 * 16], 1)?,
+            last: layer("fc", &[1, 4 * wide * 16], 1)?,
             params: weights.params(),
         })
     }
@@ -78,7 +85,7 @@ impl Critic {
         // From the scores back to the input; `sent` is what reaches each convolution's output.
         let mut back = self.last[0]
             .tensor(&pass)
-            .reshape((1, 256, 4, 4))?
+            .reshape((1, (), 4, 4))?
             .broadcast_as(at.shape())?;
         let mut sent = vec![];
         for (input, z, slopes) in layers.iter().rev() {
@@ -120,14 +127,20 @@ mod tests {
     }
 
     fn critic() -> Critic {
-        Critic::new(&Weights::init(3).with_dtype(DType::F64)).unwrap()
+        Critic::new(&Weights::init(3).with_dtype(DType::F64), 64).unwrap()
     }
 
     #[test]
     fn it_has_the_papers_parameters() {
         let weights = Weights::init(1);
-        Critic::new(&weights).unwrap();
+        Critic::new(&weights, 64).unwrap();
         assert_eq!(weights.parameter_count(), 1_030_145);
+        let half = Weights::init(1);
+        Critic::new(&half, 32).unwrap();
+        assert_eq!(
+            half.parameter_count(),
+            25 * (32 + 32 * 64 + 64 * 128) + 32 + 64 + 128 + 128 * 16 + 1
+        );
     }
 
     #[test]

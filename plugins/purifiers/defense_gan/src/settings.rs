@@ -77,6 +77,8 @@ settings! {
     pub struct WganSettings {
         /// Steps of the critic to one of the generator.
         critic_steps: u64 = 5,
+        /// Channels of the critic's first convolution; the next two have twice and four times as many.
+        critic_channels: u64 = 64,
         /// Weight of the gradient penalty.
         penalty: f64 = 10.,
         /// Adam's decay of the mean of the gradients.

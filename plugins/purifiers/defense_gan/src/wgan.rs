@@ -32,7 +32,7 @@ impl Wgan {
             (adam.beta1, adam.beta2) = (settings.beta1, settings.beta2);
             adam
         };
-        let critic = Critic::new(&weights.pp("critic"))?;
+        let critic = Critic::new(&weights.pp("critic"), settings.critic_channels as usize)?;
         Ok(Self {
             making: Learner::new(generator.params.clone(), adam()),
             judging: Learner::new(critic.params.clone(), adam()),
