@@ -67,8 +67,7 @@ def page(results, command):
     for name, lines in results.items():
         last = lines[-LAST:]
         rows.append(
-            f"| `{name}` | {VARIANTS[name][0]} | {percent('clean_accuracy', last):.1f} | {percent('robust_accuracy', last):.1f}"
-            f" | {lines[-1]['images_per_second']:.0f} |"
+            f"| `{name}` | {VARIANTS[name][0]} | {percent('clean_accuracy', last):.1f} | {percent('robust_accuracy', last):.1f} |"
         )
     steps = BASE["samples"] // BASE["batch_size"] * BASE["epochs"]
     return "\n".join(
@@ -82,8 +81,8 @@ def page(results, command):
             "",
             f"`{command}`, {datetime.date.today()}, commit {commit.stdout.strip()}, {os.cpu_count()} threads.",
             "",
-            "| run | what differs | clean | PGD-40 | images/s |",
-            "|---|---|---|---|---|",
+            "| run | what differs | clean | PGD-40 |",
+            "|---|---|---|---|",
             *rows,
             "",
         ]
