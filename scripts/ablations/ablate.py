@@ -50,11 +50,12 @@ def train(host, data, out, recipe):
     out.mkdir(parents=True, exist_ok=True)
     config = out / "config.toml"
     config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in recipe.items()))
-    log = lambda: [json.loads(line) for line in (out / "run/log.jsonl").read_text().splitlines()]
-    resume = (out / "run/checkpoint.json").is_file()
-    if not resume or log()[-1:] == [] or log()[-1]["epoch"] < recipe["epochs"]:
+    path = out / "run/log.jsonl"
+    log = lambda: [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    if len(log()) < recipe["epochs"]:
         command = [host, "train", "--config", config, "--data-dir", data, "--out", out / "run"]
-        done = subprocess.run([str(word) for word in command] + ["--resume"] * resume)
+        resume = ["--resume"] * (out / "run/checkpoint.json").is_file()
+        done = subprocess.run([str(word) for word in command] + resume)
         if done.returncode != 0:
             raise SystemExit(f"training '{out.name}' failed with exit code {done.returncode}; its message is above")
     return log()

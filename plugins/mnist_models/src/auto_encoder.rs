@@ -109,10 +109,19 @@ mod tests {
         // 3 x 3 taps: 1 to 16, three times 16 to 16, 16 to 1; biases; scale and shift of two norms.
         assert_eq!(half.parameter_count(), 9 * (16 + 3 * 256 + 16) + 4 * 16 + 1 + 4 * 16);
     }
+
     #[test]
     fn weights_of_fewer_channels_are_widened_to_the_same_function() {
         let narrow = Weights::init(1);
         let old = AutoEncoder::new(AutoEncoderSettings { channels: Some(4) }, &narrow).unwrap();
+        // Biases and norms start at 0 and 1, where a mistaken copy would not show.
+        let other = Weights::init(2);
+        for param in narrow.params().iter().filter(|param| param.var().rank() == 1) {
+            let value = other
+                .param(param.name(), param.var().dims(), Init::Uniform { bound: 0.5 })
+                .unwrap();
+            param.set(&(value.var().as_tensor() + 1.).unwrap()).unwrap();
+        }
         let file = advae_sdk::nn::save_safetensors(&narrow.params()).unwrap();
         let x = Tensor::rand(0f32, 1., (3, 1, 28, 28), &Device::Cpu).unwrap();
         let expected = old.purify(&Pass::eval(), &x).unwrap();

@@ -94,7 +94,7 @@ impl Search {
                 });
             }
         }
-        let stalled = self.stalled(squared_distance + f64::from(answer.hinge));
+        let stalled = self.stalled(f64::from(self.plan.distance_weight()) * squared_distance + f64::from(answer.hinge));
         self.iteration += 1;
         if !stalled && self.iteration < self.plan.iterations {
             self.step(answer.gradient);
@@ -124,7 +124,7 @@ impl Search {
 
     /// One step of Adam down `norm2(x' - x)^2 + hinge`, or the hinge alone, through `dx'/dw`.
     fn step(&mut self, hinge_gradient: &[f32]) {
-        let distance = if self.plan.distance_gradient { 2. } else { 0. };
+        let distance = 2. * self.plan.distance_weight();
         // From here on `slope` holds the gradient with respect to `w`.
         let pixels = self
             .slope
@@ -299,6 +299,30 @@ mod tests {
             }
             assert!(!search.advance(&answer));
         }
+    }
+
+    #[test]
+    fn a_search_that_ignores_the_distance_is_not_ended_by_it() {
+        let asked = |distance_gradient| {
+            let plan = Plan {
+                distance_gradient,
+                abort: true,
+                ..plan(1, 30)
+            };
+            let mut search = Search::new(plan, SPACE, &[0.5; 100]);
+            let (mut asked, mut hinge) = (1, 1.);
+            while search.advance(&Answer {
+                hinge,
+                adversarial: false,
+                gradient: &[-1.; 100],
+            }) {
+                // Slower than the squared distance grows.
+                (asked, hinge) = (asked + 1, hinge * 0.99);
+            }
+            asked
+        };
+        assert_eq!(asked(false), 30);
+        assert!(asked(true) < 30, "{}", asked(true));
     }
 
     #[test]

@@ -54,6 +54,13 @@ pub(crate) struct Plan {
     pub(crate) distance_gradient: bool,
 }
 
+impl Plan {
+    /// Weight of the squared distance in what is descended.
+    pub(crate) fn distance_weight(&self) -> f32 {
+        if self.distance_gradient { 1. } else { 0. }
+    }
+}
+
 impl Preset {
     fn plan(self) -> Plan {
         let plan = Plan {
