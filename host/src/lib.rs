@@ -16,6 +16,7 @@ pub mod oracle;
 pub mod pipeline;
 pub mod plugin;
 pub mod progress;
+pub mod purify;
 pub mod report;
 pub mod reproduce;
 pub mod rescore;

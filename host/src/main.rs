@@ -1,7 +1,7 @@
 //! `advae-host`: evaluates defences of image classifiers against adversarial examples.
 
 use advae_host::cancel::{Cancel, EXIT_CANCELLED};
-use advae_host::{console, doctor, eval, list, memory, reproduce, rescore, train, workers};
+use advae_host::{console, doctor, eval, list, memory, purify, reproduce, rescore, train, workers};
 use anyhow::Result;
 use clap::{ArgAction, Parser, Subcommand};
 
@@ -28,6 +28,8 @@ enum Command {
     Plugins(list::PluginsArgs),
     /// Measure whether a plugin keeps the contract
     Doctor(doctor::DoctorArgs),
+    /// Purify images and draw what comes out
+    Purify(purify::PurifyArgs),
     /// Train a classifier or a purifier
     Train(Box<train::TrainArgs>),
     /// Measure a table of the AdvAE paper and print it beside the paper's figures
@@ -66,6 +68,7 @@ fn run(command: Command) -> Result<i32> {
         Command::Score(args) => rescore::run(args),
         Command::Plugins(args) => list::run(args),
         Command::Doctor(args) => doctor::run(args),
+        Command::Purify(args) => purify::run(args),
         Command::Reproduce(args) => reproduce::run(args),
         Command::Train(args) => {
             let outcome = train::run(&args, &Cancel::on_ctrl_c()?)?;

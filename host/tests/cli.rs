@@ -66,6 +66,7 @@ fn the_help() {
     insta::assert_snapshot!("help", stdout(&host(&["--help"])));
     insta::assert_snapshot!("help_eval", stdout(&host(&["eval", "--help"])));
     insta::assert_snapshot!("help_score", stdout(&host(&["score", "--help"])));
+    insta::assert_snapshot!("help_purify", stdout(&host(&["purify", "--help"])));
 }
 
 #[test]
@@ -101,6 +102,9 @@ fn what_cannot_be_run_is_one_line_and_exit_code_2() {
     refused(&eval(&["--attack", "plain_noise:steps=3"]), "steps");
     refused(&eval(&["--purifier", "plain_linear"]), "give it with --classifier");
     refused(&host(&["score", "nowhere.npz"]), "nowhere.npz");
+    let purify = |more: &[&str]| host(&[&["purify", "--purifier", "plain_linear"], more].concat());
+    refused(&purify(&["--out", "p.png", "--samples", "0"]), "--samples is 0");
+    refused(&purify(&["--out", "p.png"]), "give it with --classifier");
 }
 
 #[test]

@@ -6,21 +6,23 @@ mod plugins;
 
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::BufReader;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-fn command(args: &[&str]) -> Command {
+fn command(name: &str, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_advae-host"));
     command
-        .arg("eval")
+        .arg(name)
         .args(args)
         .env("ADVAE_PLUGIN_PATH", plugins::plugin_dir());
     command
 }
 
 fn eval(args: &[&str]) -> Output {
-    let output = command(args).output().unwrap();
+    let output = command("eval", args).output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{errors}");
     output
@@ -195,7 +197,7 @@ fn an_interrupted_run_goes_on_where_it_was() {
     };
     let text = cell(&path);
     let args: Vec<&str> = text.iter().map(String::as_str).collect();
-    let mut running = command(&args).spawn().unwrap();
+    let mut running = command("eval", &args).spawn().unwrap();
     let waiting = Instant::now();
     let started = || std::fs::read_to_string(&path).is_ok_and(|text| text.lines().count() > 4);
     while !started() && waiting.elapsed() < Duration::from_secs(120) {
@@ -214,4 +216,66 @@ fn an_interrupted_run_goes_on_where_it_was() {
     let text = cell(&whole);
     eval(&text.iter().map(String::as_str).collect::<Vec<_>>());
     assert_eq!(rows(&path), rows(&whole));
+}
+
+/// Width, height and grey values.
+fn picture(path: &Path) -> (usize, usize, Vec<u8>) {
+    let file = BufReader::new(File::open(path).unwrap());
+    let mut reader = png::Decoder::new(file).read_info().unwrap();
+    let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
+    let frame = reader.next_frame(&mut pixels).unwrap();
+    (frame.width as usize, frame.height as usize, pixels)
+}
+
+#[test]
+fn a_picture_shows_what_a_purifier_makes_of_images() {
+    let dir = tempfile::tempdir().unwrap();
+    let images = dir.path().join("images");
+    eval(
+        &[
+            "--classifier",
+            "model_d",
+            "--threat-model",
+            "white_box",
+            "--attack",
+            "fgsm",
+            "--samples",
+            "4",
+        ]
+        .into_iter()
+        .chain(["--save-adversarial", images.to_str().unwrap()])
+        .collect::<Vec<_>>(),
+    );
+    let file = std::fs::read_dir(&images).unwrap().next().unwrap().unwrap().path();
+    let png = dir.path().join("p.png");
+    let purify = |input: &str| {
+        let flags = [
+            "--purifier",
+            "bit_depth:bits=1",
+            "--samples",
+            "3",
+            "--zoom",
+            "1",
+            "--out",
+        ];
+        let args = [&flags[..], &[png.to_str().unwrap(), input]].concat();
+        let output = command("purify", &args).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        (picture(&png), String::from_utf8(output.stdout).unwrap())
+    };
+    let ((width, height, pixels), legend) = purify(file.to_str().unwrap());
+    assert_eq!((width, height), (2 + 3 * 30, 2 + 3 * 30));
+    assert!(
+        legend.contains("adversarial") && legend.contains("from clean"),
+        "{legend}"
+    );
+    // The purified row lies 30 lines under the adversarial one.
+    for (y, x) in (32..60).flat_map(|y| (2..30).map(move |x| (y, x))) {
+        let (given, purified) = (pixels[y * width + x], pixels[(y + 30) * width + x]);
+        assert_eq!(purified, if given > 127 { 255 } else { 0 }, "{x}, {y}: {given}");
+    }
+    let ((_, height, noise), legend) = purify("--noise");
+    assert_eq!(height, 2 + 2 * 30);
+    let grey = noise[..32 * width].iter().filter(|v| (1..255).contains(*v)).count();
+    assert!(grey > 2000 && legend.contains("noise"), "{grey} {legend}");
 }

@@ -59,6 +59,12 @@ class Agreement:
             model = torch.nn.Sequential(models.load(models.AE, ae_file), x).eval()
             yield Pipeline("AdvAE + X", x_name, plugin("advae.so", self.options.weights_ae), model)
 
+    def adversarially_trained(self):
+        """X after It-Adv-train, if its weights are there."""
+        file = ROOT / "plugins/classifiers/model_x/weights/it_adv.safetensors"
+        if file.is_file():
+            yield Pipeline("It-Adv X", "model_x.so@it_adv", None, models.load(models.X, file))
+
     def others(self):
         """The other classifiers whose weights are there."""
         for network in [models.A, models.B, models.C, models.D]:
@@ -137,7 +143,7 @@ class Agreement:
 
     def headline(self):
         """The white-box figures as the tables print them: random start, default settings; both sides start where they like."""
-        for pipeline in self.pipelines():
+        for pipeline in [*self.pipelines(), *self.adversarially_trained()]:
             cell = self.host.eval("pgd", pipeline.classifier, pipeline.purifier, self.options.samples)
             model = pipeline.model.double()
             x_adv = reference.pgd(model, cell.x.double(), cell.y, epsilon=0.3, random_start=True)

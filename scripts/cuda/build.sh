@@ -38,7 +38,8 @@ export RUSTFLAGS="-L native=$CUDA_HOME/lib64 -C link-arg=-Wl,--unresolved-symbol
 # A folder of its own: other flags would have cargo build everything anew at every change of mind.
 cargo build --release --locked --target-dir target/cuda \
   -p mnist_models -p advae-model-x -p advae-model-a -p advae-model-b -p advae-model-c -p advae-model-d \
-  -p advae-purifier-advae -p advae-purifier-hgd -p advae-purifier-identity \
+  -p advae-purifier-advae -p advae-purifier-hgd -p advae-purifier-identity -p advae-purifier-magnet \
+  -p advae-purifier-defense-gan -p advae-purifier-defense-vae -p advae-purifier-ape-gan \
   --features mnist_models/cudnn
 echo "Plugins for CUDA are in target/cuda/release:"
 ls target/cuda/release/*.so
