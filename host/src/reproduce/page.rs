@@ -1,6 +1,6 @@
 //! A table as a page of Markdown: ours beside the paper's.
 
-use super::tables::{Attack, Column, Table};
+use super::tables::{Column, Table};
 use crate::report::{Share, Summary, with_interval};
 use std::fmt::Write;
 use std::process::Command;
@@ -92,7 +92,7 @@ impl<'a> Page<'a> {
         for (attack, cell) in self.table.attacks.iter().zip(cells) {
             let paper = attack.paper.and_then(|i| column.paper[i]);
             self.line(column, attack.title, cell.robust_accuracy, paper, &detail(cell));
-            self.note(column, attack, cell);
+            self.note(column, cell);
         }
     }
 
@@ -111,16 +111,19 @@ impl<'a> Page<'a> {
         ));
     }
 
-    fn note(&mut self, column: &Column, attack: &Attack, cell: &Summary) {
+    /// What the black box's attacker paid and got: once, since the attacks share a substitute.
+    fn note(&mut self, column: &Column, cell: &Summary) {
         if let Some(substitute) = &cell.substitute {
-            self.notes.push(format!(
-                "- {}, {}: {} label queries; the substitute agrees with the black box on {:.1} % of {} clean images.",
+            let note = format!(
+                "- {}: {} label queries; the substitute agrees with the black box on {:.1} % of {} clean images.",
                 column.title,
-                attack.title,
                 substitute.queries,
                 100. * substitute.agreement(),
                 substitute.of
-            ));
+            );
+            if !self.notes.contains(&note) {
+                self.notes.push(note);
+            }
         }
     }
 
