@@ -132,7 +132,10 @@ fn divergence(mean: &Tensor, log_variance: &Tensor) -> Result<Tensor> {
     (terms - 1.)?.sum_all()? * 0.5
 }
 
-export_plugin! { purifier: Vae }
+export_plugin! {
+    purifier: Vae,
+    weights: { "default" => include_bytes!("../weights/default.safetensors") },
+}
 
 #[cfg(test)]
 mod tests {
