@@ -157,7 +157,10 @@ fn softplus(x: &Tensor) -> Result<Tensor> {
     relu(x)? + (x.abs()?.neg()?.exp()? + 1.)?.log()?
 }
 
-export_plugin! { purifier: Generator }
+export_plugin! {
+    purifier: Generator,
+    weights: { "default" => include_bytes!("../weights/default.safetensors") },
+}
 
 #[cfg(test)]
 mod tests {
