@@ -5,7 +5,7 @@ mod checklist;
 mod differences;
 mod gradient;
 mod model;
-mod sample;
+pub(crate) mod sample;
 mod settings;
 mod threat;
 mod toy;

@@ -1,26 +1,22 @@
 //! `purify`: what purifiers make of images, as a picture.
 
 use crate::console;
+use crate::doctor::sample;
 use crate::eval::{LoadedModel, check_device, load_model};
 use crate::model::Model;
 use crate::score::Distances;
 use crate::tensor::{Call, Tensor};
-use crate::workers::{Layout, for_each};
+use crate::workers::{Layout, for_each, threads};
 use advae_abi::info::Kind;
 use advae_data::npz::Saved;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 use std::path::{Path, PathBuf};
 
 /// White pixels between images.
 const GAP: usize = 2;
-
-/// Shape of noise where no purifier names one.
-const ANY: [usize; 3] = [1, 28, 28];
 
 /// Flags of `purify`.
 #[derive(Args, Clone, Debug)]
@@ -112,13 +108,17 @@ fn given(args: &PurifyArgs, purifiers: &[LoadedModel]) -> Result<Given> {
         });
     }
     if args.noise {
-        let shape = purifiers.iter().find_map(|p| p.model.info().input).unwrap_or(ANY);
-        let mut rng = ChaCha8Rng::seed_from_u64(args.seed);
-        let len = args.samples * shape.iter().product::<usize>();
-        let noise: Vec<f32> = (0..len).map(|_| rng.random()).collect();
+        let shape = purifiers
+            .iter()
+            .find_map(|p| p.model.info().input)
+            .unwrap_or(sample::ANY);
+        let [c, h, w] = shape;
         return Ok(Given {
             ids: (0..args.samples as u64).collect(),
-            rows: vec![row("noise", &noise, args.samples, shape)?],
+            rows: vec![Row {
+                name: "noise".into(),
+                x: sample::uniform(&[args.samples, c, h, w], args.seed, 0., 1.),
+            }],
         });
     }
     let dataset = advae_data::load(&args.dataset, args.data_dir.as_deref())?.random_subset(args.samples, args.seed);
@@ -136,8 +136,7 @@ fn purify(args: &PurifyArgs, purifier: &Model, ids: &[u64], x: &Tensor) -> Resul
         purifier.name(),
         &x.shape[1..]
     );
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let layout = Layout::of([purifier].into_iter(), args.threads.unwrap_or(cores).max(1), None);
+    let layout = Layout::of([purifier].into_iter(), threads(args.threads), None);
     let samples: Vec<usize> = (0..ids.len()).collect();
     let batches = layout.cut(&samples);
     let parts = for_each(layout.workers, batches.len(), |i| {

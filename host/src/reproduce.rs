@@ -7,6 +7,7 @@ use crate::cancel::{Cancel, EXIT_CANCELLED};
 use crate::console;
 use crate::eval::{self, Format, Settings};
 use crate::report::{Report, Summary};
+use crate::workers::threads;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use page::{Page, Run};
@@ -114,7 +115,6 @@ fn dataset(args: &ReproduceArgs) -> &'static str {
 }
 
 fn settings(args: &ReproduceArgs, table: &Table, column: &Column) -> Settings {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let (samples, attacks) = column.most.unwrap_or((usize::MAX, usize::MAX));
     Settings {
         classifiers: vec![column.classifier.into()],
@@ -128,7 +128,7 @@ fn settings(args: &ReproduceArgs, table: &Table, column: &Column) -> Settings {
         eot: column.eot,
         backward: column.backward,
         seed: args.seed,
-        threads: args.threads.unwrap_or(cores).max(1),
+        threads: threads(args.threads),
         out: Some(args.out.join(format!("{}.jsonl", table.name))),
         resume: true,
         keep_seeds_out: true,

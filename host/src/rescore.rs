@@ -8,7 +8,7 @@ use crate::report::{Report, Summary};
 use crate::results::{CellConfig, CellHeader, ModelConfig, PluginConfig, Row};
 use crate::score::{Batch, Limits, Scorer};
 use crate::tensor::{Call, Tensor};
-use crate::workers::{Layout, for_each};
+use crate::workers::{Layout, for_each, threads};
 use advae_abi::info::{Kind, NormKind};
 use advae_data::npz::{Logits, Saved};
 use anyhow::{Context, Result, bail, ensure};
@@ -235,11 +235,10 @@ impl<'a> Images<'a> {
         let originals = saved.originals.as_ref();
         let originals =
             originals.context("it holds no clean images 'x': distances cannot be measured: add that array")?;
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Self {
             saved,
             originals,
-            layout: Layout::of(pipeline.models(), args.threads.unwrap_or(cores).max(1), None),
+            layout: Layout::of(pipeline.models(), threads(args.threads), None),
             samples: (0..saved.ids.len()).collect(),
         })
     }

@@ -9,6 +9,13 @@ use std::thread::{Builder, ScopedJoinHandle};
 /// Stack of every thread that calls plugins: candle walks graphs recursively.
 pub const STACK_BYTES: usize = 64 << 20;
 
+/// Threads to use: as many as asked for, at least one, or all cores.
+pub fn threads(asked: Option<usize>) -> usize {
+    asked
+        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+        .max(1)
+}
+
 /// How a set of samples is cut and spread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {

@@ -20,7 +20,8 @@ pub fn signed(shape: &[usize], seed: u64) -> Tensor {
     uniform(shape, seed, -1., 1.)
 }
 
-fn uniform(shape: &[usize], seed: u64, low: f32, high: f32) -> Tensor {
+/// Numbers in `[low, high)`.
+pub fn uniform(shape: &[usize], seed: u64, low: f32, high: f32) -> Tensor {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let data = (0..shape.iter().product())
         .map(|_| rng.random_range(low..high))

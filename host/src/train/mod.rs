@@ -16,6 +16,7 @@ pub use schedule::{Rules, Schedule};
 pub use trainer::{EpochLog, Observer, Outcome, Trainer};
 
 use crate::cancel::Cancel;
+use crate::workers;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
@@ -119,9 +120,7 @@ pub fn run(args: &TrainArgs, cancel: &Cancel) -> Result<Outcome> {
     if recipe.validation_samples > 0 {
         validation = validation.take(recipe.validation_samples);
     }
-    let threads = args
-        .threads
-        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
+    let threads = workers::threads(args.threads);
     folder.write("recipe.toml", toml::to_string(&recipe)?.as_bytes())?;
     let epochs = recipe.epochs;
     let trainer = Trainer::new(recipe, training, validation, threads)?;
