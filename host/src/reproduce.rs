@@ -14,6 +14,9 @@ use page::{Page, Run};
 use std::path::PathBuf;
 use tables::{Column, Table};
 
+/// File of the rows. Tables share it, since they share cells.
+const ROWS: &str = "rows.jsonl";
+
 /// Flags of `reproduce`.
 #[derive(Args, Clone, Debug)]
 pub struct ReproduceArgs {
@@ -35,7 +38,7 @@ pub struct ReproduceArgs {
     /// Threads [default: all cores]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// Folder for the rows (jsonl) and the table (md); what it has already is not run again
+    /// Folder for the table (md) and the rows of all tables (rows.jsonl); what is there already is not run again
     #[arg(long, value_name = "DIR", default_value = "results")]
     out: PathBuf,
 }
@@ -129,7 +132,7 @@ fn settings(args: &ReproduceArgs, table: &Table, column: &Column) -> Settings {
         backward: column.backward,
         seed: args.seed,
         threads: threads(args.threads),
-        out: Some(args.out.join(format!("{}.jsonl", table.name))),
+        out: Some(args.out.join(ROWS)),
         resume: true,
         keep_seeds_out: true,
         format: Format::Table,

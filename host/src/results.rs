@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashSet};
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufRead, BufReader, BufWriter, Seek, Write};
 use std::path::{Path, PathBuf};
 
@@ -257,6 +257,7 @@ impl Results {
                 path.display()
             )
         })?;
+        claim(&file, path)?;
         Ok(Self {
             path: Some(path.into()),
             writer: Some(BufWriter::new(file)),
@@ -267,18 +268,19 @@ impl Results {
     /// Goes on with a file, or begins it. A last line that was cut off by a crash is dropped.
     ///
     /// # Errors
-    /// Where the file is not one of this host.
+    /// Where the file is not one of this host, or another run writes it.
     pub fn resume(path: &Path) -> Result<(Self, Previous)> {
         if !path.exists() || path.is_dir() {
             return Ok((Self::create(path)?, Previous::default()));
         }
         let shown = path.display();
-        let read = || -> Result<_> { read_lines(File::open(path)?) };
-        let (lines, end) = read().with_context(|| format!("cannot resume '{shown}'"))?;
         let mut file = OpenOptions::new()
             .write(true)
             .open(path)
             .with_context(|| format!("cannot write '{shown}'"))?;
+        claim(&file, path)?;
+        let read = || -> Result<_> { read_lines(File::open(path)?) };
+        let (lines, end) = read().with_context(|| format!("cannot resume '{shown}'"))?;
         file.set_len(end)?;
         file.seek(std::io::SeekFrom::End(0))?;
         let (mut headers, mut previous) = (HashSet::new(), Previous::default());
@@ -355,6 +357,17 @@ impl Results {
             writer.write_all(b"\n").context("cannot write the results")?;
         }
         writer.flush().context("cannot write the results")
+    }
+}
+
+/// Keeps other runs from writing the file as long as it is open. Where a file system knows no locks there is none.
+fn claim(file: &File, path: &Path) -> Result<()> {
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => bail!(
+            "'{}' is being written by another run: wait for its end, or choose another --out",
+            path.display()
+        ),
+        Err(TryLockError::Error(_)) | Ok(()) => Ok(()),
     }
 }
 
@@ -485,6 +498,17 @@ pub(crate) mod tests {
         drop(results);
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.starts_with(&whole) && text.lines().count() == 6, "{text}");
+    }
+
+    #[test]
+    fn two_runs_do_not_write_one_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("results.jsonl");
+        let first = Results::create(&path).unwrap();
+        let error = Results::resume(&path).err().unwrap().to_string();
+        assert!(error.contains("written by another run"), "{error}");
+        drop(first);
+        assert!(Results::resume(&path).is_ok());
     }
 
     #[test]

@@ -116,7 +116,7 @@ fn a_column_of_a_table_is_measured_once_and_printed_beside_the_paper() {
     }
     assert!(page.contains("| 71.8 |"), "the paper's PGD figure: {page}");
     assert_eq!(std::fs::read_to_string(dir.path().join("table3.md")).unwrap(), page);
-    let rows = || std::fs::read_to_string(dir.path().join("table3.jsonl")).unwrap();
+    let rows = || std::fs::read_to_string(dir.path().join("rows.jsonl")).unwrap();
     let before = rows();
     assert_eq!(host(&args).stdout, page.into_bytes());
     assert_eq!(rows(), before);
@@ -124,4 +124,22 @@ fn a_column_of_a_table_is_measured_once_and_printed_beside_the_paper() {
     let output = host(&["reproduce", "table1", "--column", "nothing", "--out", out]);
     let errors = String::from_utf8_lossy(&output.stderr).to_string();
     assert!(errors.contains("no column has 'nothing' in its title"), "{errors}");
+}
+
+#[test]
+fn tables_share_the_cells_that_both_have() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().to_str().unwrap();
+    let cells = |table: &str| {
+        let column = ["--column", "AdvAE, oblivious", "--samples", "6", "--out", out];
+        let output = host(&[["reproduce", table].as_slice(), &column].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let rows = std::fs::read_to_string(dir.path().join("rows.jsonl")).unwrap();
+        rows.lines().filter(|line| line.contains(r#""type":"cell""#)).count()
+    };
+    assert_eq!(
+        (cells("purifiers"), cells("table1")),
+        (2, 7),
+        "FGSM and PGD-40 are in both"
+    );
 }

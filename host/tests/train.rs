@@ -7,7 +7,7 @@ mod plugins;
 use advae_abi::info::Label;
 use advae_data::Dataset;
 use advae_host::train::{
-    CraftOn, EpochLog, Folder, Objective, Observer, Outcome, Position, Recipe, Stage, Statistics, Trainer,
+    CraftOn, EpochLog, Folder, Keep, Objective, Observer, Outcome, Position, Recipe, Stage, Statistics, Trainer,
 };
 use anyhow::Result;
 use plugins::plugin;
@@ -233,6 +233,28 @@ fn the_mean_of_the_weights_comes_out() {
     let (last, mean) = (weights(0.), weights(0.9));
     assert_eq!(last.len(), mean.len());
     assert!(last != mean);
+}
+
+/// A second epoch that spoils what the first one learnt comes out only where the recipe says so.
+#[test]
+fn the_best_epoch_comes_out_or_the_last() {
+    let run = |keep: Keep| {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::open(dir.path()).unwrap();
+        let recipe = Recipe {
+            classifier: vec![path("model_d")],
+            epochs: 2,
+            batch_size: 64,
+            final_learning_rate: 1.,
+            keep,
+            ..Recipe::default()
+        };
+        let (_, logs) = train(&recipe, &folder, 2, None, false);
+        assert_eq!(logs.iter().map(|log| log.best).collect::<Vec<_>>(), [true, false]);
+        let kept = std::fs::read(folder.file("weights.safetensors")).unwrap();
+        kept == folder.load().unwrap().unwrap().weights
+    };
+    assert_eq!((run(Keep::Best), run(Keep::Last)), (false, true));
 }
 
 #[test]

@@ -80,6 +80,14 @@ const fn costly(column: Column) -> Column {
     }
 }
 
+/// Attacked by someone who is told that the purifier has no gradient, and believes it.
+const fn naive(column: Column) -> Column {
+    Column {
+        backward: Some(BackwardRule::None),
+        ..column
+    }
+}
+
 const fn all(clean: f64, fgsm: f64, pgd: f64, cw: f64) -> [Option<f64>; 4] {
     [Some(clean), Some(fgsm), Some(pgd), Some(cw)]
 }
@@ -88,8 +96,10 @@ const fn attacked(fgsm: f64, pgd: f64, cw: f64) -> [Option<f64>; 4] {
     [None, Some(fgsm), Some(pgd), Some(cw)]
 }
 
-/// DefenseGAN as it was published. Weights are named, so that a plugin without them is missing, not measured untrained.
+/// DefenseGAN as it was published.
 const PAPER_PROJECTION: &str = "defense_gan@default:preset=paper";
+/// DefenseGAN for a first look.
+const QUICK_PROJECTION: &str = "defense_gan@default:preset=quick";
 
 const UNPRINTED: [Option<f64>; 4] = [None; 4];
 
@@ -256,13 +266,24 @@ pub fn purifiers() -> Table {
             all(92.2, 87.8, 44.0, 36.5),
         )),
         Column {
-            backward: Some(BackwardRule::None),
-            ..costly(white_box(
+            // Without a gradient PGD stays where it started, forty projections long.
+            most: Some((100, 1)),
+            ..naive(costly(white_box(
                 "DefenseGAN, white box without a gradient (naive)",
                 PAPER_PROJECTION,
                 UNPRINTED,
-            ))
+            )))
         },
+        costly(white_box(
+            "DefenseGAN quick, white box (BPDA)",
+            QUICK_PROJECTION,
+            UNPRINTED,
+        )),
+        naive(costly(white_box(
+            "DefenseGAN quick, white box without a gradient (naive)",
+            QUICK_PROJECTION,
+            UNPRINTED,
+        ))),
         oblivious("bit depth 1, oblivious", "bit_depth"),
         white_box("bit depth 1, white box (BPDA)", "bit_depth", UNPRINTED),
         oblivious("median 3x3, oblivious", "median_filter"),

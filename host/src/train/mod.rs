@@ -11,7 +11,7 @@ mod schedule;
 mod trainer;
 
 pub use checkpoint::{Checkpoint, Folder, Position, Sums};
-pub use recipe::{CraftOn, Objective, Recipe, Stage, Statistics};
+pub use recipe::{CraftOn, Keep, Objective, Recipe, Stage, Statistics};
 pub use schedule::{Rules, Schedule};
 pub use trainer::{EpochLog, Observer, Outcome, Trainer};
 

@@ -43,6 +43,17 @@ pub enum Statistics {
     Batch,
 }
 
+/// Which epoch's weights come out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Keep {
+    /// The one with the lowest validation loss.
+    #[default]
+    Best,
+    /// The last: where no loss tells how good the weights are, as with two networks against each other.
+    Last,
+}
+
 /// Epochs that craft by another attack.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -124,6 +135,8 @@ pub struct Recipe {
     pub checkpoint_steps: u64,
     /// Round the weights that come out to `f16`: half the size. Checkpoints stay as they are.
     pub half_precision: bool,
+    /// Which epoch's weights come out.
+    pub keep: Keep,
     /// Decay a step of a running mean of the weights, which is validated and comes out in their place; 0 for none.
     pub weight_averaging: f64,
     /// What the first epochs craft by, in place of `attack`.
@@ -161,6 +174,7 @@ impl Default for Recipe {
             seed: 0,
             checkpoint_steps: 200,
             half_precision: false,
+            keep: Keep::default(),
             weight_averaging: 0.,
             curriculum: vec![],
         }

@@ -5,7 +5,7 @@ use super::checkpoint::{Folder, Position, Sums};
 use super::craft::{Attacker, Crafter, Examples, images};
 use super::half;
 use super::objective::{Joint, Loss, Measured, Terms};
-use super::recipe::{CraftOn, Objective, Recipe, Statistics};
+use super::recipe::{CraftOn, Keep, Objective, Recipe, Statistics};
 use super::schedule::Schedule;
 use crate::model::{Model, Trainable};
 use crate::pipeline::Pipeline;
@@ -312,7 +312,7 @@ impl Trainer {
         let sums = std::mem::take(&mut run.position.sums);
         let learning_rate = run.position.schedule.learning_rate;
         let best = (run.position.schedule).observe(run.position.epoch, measured.loss(), &self.recipe.schedule);
-        if best {
+        if best || self.recipe.keep == Keep::Last {
             let weights = match self.recipe.half_precision {
                 true => half::round(&weights)?,
                 false => weights,
