@@ -74,4 +74,7 @@ impl Purifier for DefenseGan {
     }
 }
 
-export_plugin! { purifier: DefenseGan }
+export_plugin! {
+    purifier: DefenseGan,
+    weights: { "default" => include_bytes!("../weights/default.safetensors") },
+}
