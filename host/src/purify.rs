@@ -10,7 +10,7 @@ use crate::workers::{Layout, for_each, threads};
 use advae_abi::info::Kind;
 use advae_data::npz::Saved;
 use anyhow::{Context, Result, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use std::path::{Path, PathBuf};
@@ -27,9 +27,10 @@ pub struct PurifyArgs {
     /// Purifier; repeatable, a row of the picture each
     #[arg(long, required = true, value_name = "PLUGIN")]
     purifier: Vec<String>,
-    /// Purify uniform noise: what comes out shows what the purifier can draw at all
-    #[arg(long, conflicts_with = "file")]
-    noise: bool,
+    /// Purify noise: what comes out shows what the purifier can draw at all
+    #[arg(long, value_enum, value_name = "KIND", conflicts_with = "file", num_args = 0..=1, require_equals = true,
+          default_missing_value = "uniform")]
+    noise: Option<Noise>,
     /// Dataset of the clean images
     #[arg(long, value_name = "NAME", default_value = "mnist-1k", conflicts_with_all = ["file", "noise"])]
     dataset: String,
@@ -54,6 +55,32 @@ pub struct PurifyArgs {
     /// The picture
     #[arg(long, value_name = "FILE.png")]
     out: PathBuf,
+}
+
+/// Images without an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Noise {
+    /// Every pixel uniform in [0, 1).
+    Uniform,
+    /// One pixel in eight is 1, the others 0: about the ink of a digit.
+    Sparse,
+}
+
+impl Noise {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Uniform => "uniform",
+            Self::Sparse => "sparse",
+        }
+    }
+
+    fn images(self, shape: &[usize], seed: u64) -> Tensor {
+        let mut x = sample::uniform(shape, seed, 0., 1.);
+        if self == Self::Sparse {
+            x.data.iter_mut().for_each(|v| *v = f32::from(*v < 1. / 8.));
+        }
+        x
+    }
 }
 
 /// Images of one kind, a row of the picture.
@@ -100,6 +127,9 @@ fn given(args: &PurifyArgs, purifiers: &[LoadedModel]) -> Result<Given> {
         let saved = Saved::read(path)?;
         let n = args.samples.min(saved.ids.len());
         ensure!(n > 0, "'{}' holds no images", path.display());
+        if n < args.samples {
+            eprintln!("note: '{}' holds {n} images", path.display());
+        }
         let clean = saved.originals.iter().map(|x| row("clean", x, n, saved.shape));
         let adversarial = [row("adversarial", &saved.images, n, saved.shape)];
         return Ok(Given {
@@ -107,7 +137,7 @@ fn given(args: &PurifyArgs, purifiers: &[LoadedModel]) -> Result<Given> {
             rows: clean.chain(adversarial).collect::<Result<_>>()?,
         });
     }
-    if args.noise {
+    if let Some(noise) = args.noise {
         let shape = purifiers
             .iter()
             .find_map(|p| p.model.info().input)
@@ -116,8 +146,8 @@ fn given(args: &PurifyArgs, purifiers: &[LoadedModel]) -> Result<Given> {
         return Ok(Given {
             ids: (0..args.samples as u64).collect(),
             rows: vec![Row {
-                name: "noise".into(),
-                x: sample::uniform(&[args.samples, c, h, w], args.seed, 0., 1.),
+                name: format!("{} noise", noise.name()),
+                x: noise.images(&[args.samples, c, h, w], args.seed),
             }],
         });
     }
@@ -251,6 +281,14 @@ mod tests {
         assert_eq!([at(2, 2), at(3, 3), at(2, 6), at(3, 7)], [0, 0, 51, 51]);
         assert_eq!([at(6, 2), at(7, 3), at(6, 6), at(7, 7)], [0, 0, 255, 255]);
         assert_eq!([at(1, 2), at(4, 2), at(2, 5), at(9, 9)], [255; 4]);
+    }
+
+    #[test]
+    fn sparse_noise_lights_one_pixel_in_eight() {
+        let x = Noise::Sparse.images(&[10, 1, 28, 28], 1);
+        let lit = x.data.iter().filter(|v| **v == 1.).count();
+        assert_eq!(x.data.iter().filter(|v| **v == 0.).count() + lit, 7840);
+        assert!((lit as f64 / 7840. - 0.125).abs() < 0.015, "{lit}");
     }
 
     #[test]
