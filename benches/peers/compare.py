@@ -3,6 +3,7 @@
     python compare.py                       every row against every peer, into docs/performance.md
     python compare.py X D cw-X              some rows, printed only
     python compare.py A --peers tuned --publish   against the tuned peers, in place of the rows that are there
+    ADVAE_PLUGIN_PATH=target/cuda/release python compare.py X AdvAE+X projection --device cuda:0   on a GPU, against default peers
     python compare.py --help
 
 The host's time is that of its whole process: loading, scoring, writing. A peer's is its attack alone, in a process that
@@ -38,10 +39,10 @@ HEAD = ("what", "peer", "peer, s", "advae, s", "ratio")
 
 
 class Host:
-    def __init__(self, binary, folder, threads):
+    def __init__(self, binary, folder, threads, device):
         if not Path(binary).is_file():
             raise SystemExit(f"no '{binary}': run `cargo build --release`, or give --host PATH")
-        self.binary, self.folder, self.threads = binary, Path(folder), threads
+        self.binary, self.folder, self.threads, self.device = binary, Path(folder), threads, device
 
     def run(self, *words):
         command = [str(word) for word in (self.binary, *words)]
@@ -54,7 +55,7 @@ class Host:
     def eval(self, attack, classifier, images, purifier="none", *more):
         return self.run(
             "eval", "--classifier", classifier, "--purifier", purifier, "--attack", attack, "--threat-model", "white_box",
-            "--samples", images, "--threads", self.threads, *more,
+            "--samples", images, "--threads", self.threads, "--device", self.device, *more,
         )  # fmt: skip
 
     def images(self):
@@ -122,23 +123,28 @@ def main():
     parser.add_argument("--peers", choices=["default", "tuned"], help="only those as users run them, or only tuned ones")
     parser.add_argument("--publish", action="store_true", help="put the named rows into docs/performance.md")
     parser.add_argument("--threads", type=int, default=2, help="threads on both sides")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda:N, on both sides")
     parser.add_argument("--data-dir", default=os.environ.get("ADVAE_DATA_DIR"), help="MNIST, for the row `train`")
     options = parser.parse_args()
     wanted = options.rows or [*ROWS, "cw-X", "projection", *(["train"] if options.data_dir else [])]
     unknown = set(wanted) - {*ROWS, "cw-X", "projection", "train"}
     if unknown:
         parser.error(f"no row {', '.join(sorted(unknown))}")
+    on_gpu = options.device != "cpu"
+    if on_gpu and {"cw-X", "train"} & set(wanted):
+        parser.error("cw-X and train are rows for the CPU")
     lines = []
     with tempfile.TemporaryDirectory() as folder:
-        host = Host(options.host, folder, options.threads)
+        host = Host(options.host, folder, options.threads, options.device)
         file = host.images()
-        peer = lambda tuned, **more: lambda: Peer(file, options.threads, tuned, **more)
+        peer = lambda tuned, **more: lambda: Peer(file, options.threads, tuned, device=options.device, **more)
         for name in [name for name in wanted if name in ROWS]:
             cell, stop = ROWS[name], ROWS[name].get("early_stop", False)
             settings = dict(attack="pgd", model=name.removesuffix("-stop"), steps=40, images=1000)
             attack, more = ("pgd", []) if stop else ("pgd:early_stop=false", ["--no-early-stop"])
             ours = lambda: host.eval(attack, cell["classifier"], 1000, cell.get("purifier", "none"), *more)
-            peers = [(f"{lib}", peer(False, library=lib, **settings)) for lib in LIBRARIES]
+            libraries = LIBRARIES[:2] if on_gpu else LIBRARIES
+            peers = [(f"{lib}", peer(False, library=lib, **settings)) for lib in libraries]
             peers += [(f"{lib}, tuned", peer(True, library=lib, **settings)) for lib in LIBRARIES[:2] if not stop]
             title = f"PGD-40, {name.replace('-', ', early ')}, 1,000 images"
             lines += compare(title, ours, peers, options)
@@ -158,13 +164,13 @@ def main():
             # Half of the hundred images are clean, half adversarial.
             ours = lambda: host.run(
                 "eval", "--classifier", "model_x", "--purifier", "defense_gan:preset=paper", "--attack", "fgsm",
-                "--threat-model", "oblivious", "--samples", 50, "--draws", 1, "--threads", options.threads,
+                "--threat-model", "oblivious", "--samples", 50, "--draws", 1, "--threads", options.threads, "--device", options.device,
             )  # fmt: skip
             settings = dict(attack="projection", library="torch", model="G", steps=200, images=100)
             peers = [(f"torch{', tuned' * tuned}", peer(tuned, **settings)) for tuned in (False, True)]
             lines += compare("DefenseGAN's projection `paper`, 100 images", ours, peers, options)
     if options.publish or not options.rows:
-        publish("benches/peers/compare.py", HEAD, lines, keep=2)
+        publish(f"benches/peers/compare.py{' --device cuda:0' * on_gpu}", HEAD, lines, keep=2)
 
 
 if __name__ == "__main__":

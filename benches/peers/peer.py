@@ -31,9 +31,9 @@ def network(name):
     return models.load(getattr(models, name), folder / f"classifiers/model_{letter}/weights/clean.safetensors")
 
 
-def images(file, count):
+def images(file, count, device):
     with np.load(file) as saved:
-        return torch.from_numpy(saved["x"][:count]), torch.from_numpy(saved["y"][:count])
+        return [torch.from_numpy(saved[name][:count]).to(device) for name in "xy"]
 
 
 def pgd(library, model, steps):
@@ -45,7 +45,7 @@ def pgd(library, model, steps):
     if library == "foolbox":
         import foolbox
 
-        wrapped = foolbox.PyTorchModel(model, bounds=(0, 1))
+        wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=next(model.parameters()).device)
         attack = foolbox.attacks.LinfPGD(steps=steps, abs_stepsize=STEP)
         return lambda x, y: attack(wrapped, x, y, epsilons=EPSILON)[1]
     from art.attacks.evasion import ProjectedGradientDescent
@@ -110,8 +110,9 @@ def projection(steps, tuned):
         generator = generator.to(memory_format=torch.channels_last)
 
     def project(x, _):
+        generator.to(x.device)
         x = x.flatten(1).repeat_interleave(10, 0)
-        z = (torch.randn(len(x), 128) / 128**0.5).requires_grad_()
+        z = (torch.randn(len(x), 128, device=x.device) / 128**0.5).requires_grad_()
         velocity = torch.zeros_like(z)
         for step in range(steps):
             loss = (generator(z).flatten(1) - x).square().mean(1).sum()
@@ -136,11 +137,12 @@ def main():
     parser.add_argument("--file", required=True, help="npz file with x and y")
     parser.add_argument("--tuned", action="store_true", help="frozen weights, channels_last, the best batch size")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    x, y = images(options.file, options.images)
+    x, y = images(options.file, options.images, options.device)
 
     if options.attack == "train":
         epoch = training(options.steps)
@@ -150,7 +152,7 @@ def main():
         if options.attack == "projection":
             make = lambda steps: projection(steps, options.tuned)
         else:
-            model = network(options.model).requires_grad_(not options.tuned)
+            model = network(options.model).requires_grad_(not options.tuned).to(options.device)
             if options.tuned:
                 model = model.to(memory_format=torch.channels_last)
             make = lambda steps: {"pgd": pgd, "cw": cw}[options.attack](options.library, model, steps)
@@ -161,13 +163,17 @@ def main():
             for i in range(0, count, batch):
                 end = min(i + batch, count)
                 attack(x[i:end].to(memory_format=layout), y[i:end])
+            if x.is_cuda:
+                torch.cuda.synchronize()
 
-        batch = min(100, options.images)
+        # A GPU works through all of them at once.
+        sizes = (16, 32, 64, 100, 200) if options.device == "cpu" else (100, 200, 500, 1000)
+        batch = min(100 if options.device == "cpu" else 1000, options.images)
         over(warm, batch, batch)
         if options.tuned:
             times = {}
-            for size in (16, 32, 64, 100, 200):
-                count = min(200, options.images)
+            for size in sizes:
+                count = min(sizes[-1], options.images)
                 start = time.perf_counter()
                 over(warm, count, size)
                 times[size] = time.perf_counter() - start

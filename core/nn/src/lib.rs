@@ -9,7 +9,8 @@
 //! - [`Weights`] hands out named [`Param`]s, from a safetensors file or a seeded initialisation.
 //! - [`Conv2d`], [`ConvTranspose2d`], [`Linear`], [`BatchNorm2d`], [`Dropout`] are layers; [`conv2d`], [`relu`],
 //!   [`max_pool2d`], [`cross_entropy`], ... are plain functions of tensors.
-//! - [`vjp()`] runs a tape backward from a cotangent; [`Adam`] updates parameters in place.
+//! - [`vjp()`] runs a tape backward from a cotangent, [`custom_vjp()`] gives a function a gradient of its own; [`Adam`] updates parameters
+//!   in place.
 //!
 //! Results depend neither on the batch a sample is in, nor on its place there, nor on the number of
 //! threads ([`with_threads`]): the order of every sum is fixed.
@@ -37,7 +38,7 @@ pub use ops::*;
 pub use param::{Param, pack, save_safetensors, save_safetensors_f16, unpack};
 pub use pass::{Pass, Phase, key_rng};
 pub use threads::{threads, with_threads};
-pub use vjp::vjp;
+pub use vjp::{custom_vjp, vjp};
 pub use weights::{Init, Weights};
 
 /// Tensor, and result of every fallible function of this crate.

@@ -1,7 +1,9 @@
 //! Vector-Jacobian products.
 
 use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+
+use crate::ops::adapter::Computed;
 
 /// Runs the tape of `y` backward from `cotangent` (the shape of `y`).
 ///
@@ -48,5 +50,45 @@ impl CustomOp1 for Seed {
 
     fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
         Ok(Some(self.0.clone()))
+    }
+}
+
+/// `y`, of any shape, that was computed from `x` out of the graph's sight, as a function of `x` whose gradient `pullback` gives: from
+/// that at `y` to that at `x`, each in its shape. It is asked only where `x` is or depends on a variable.
+///
+/// # Errors
+/// Where `x` and `y` are on different devices.
+pub fn custom_vjp(
+    x: &Tensor,
+    y: &Tensor,
+    pullback: impl Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static,
+) -> Result<Tensor> {
+    match x.track_op() {
+        true => x.apply_op1(CustomVjp(Computed::new(y)?, pullback)),
+        false => Ok(y.detach()),
+    }
+}
+
+struct CustomVjp<F>(Computed, F);
+
+impl<F: Fn(&Tensor) -> Result<Tensor> + Send + Sync> CustomOp1 for CustomVjp<F> {
+    fn name(&self) -> &'static str {
+        "custom_vjp"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.0.on_cpu()
+    }
+
+    fn cuda_fwd(&self, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        self.0.on_cuda()
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let dx = self.1(&dy.detach())?;
+        if dx.dims() != x.dims() {
+            bail!("the gradient at an input {:?} was given as {:?}", x.dims(), dx.dims())
+        }
+        Ok(Some(dx))
     }
 }

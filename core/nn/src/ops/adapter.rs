@@ -1,9 +1,12 @@
 //! From kernels on slices to differentiable candle operators.
 
 use std::cell::Cell;
+use std::sync::{Mutex, PoisonError};
 
+use candle_core::backend::BackendStorage;
 use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Storage, Tensor, bail,
+    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Storage, Tensor,
+    bail,
 };
 
 use crate::kernels::Real;
@@ -132,6 +135,81 @@ pub(crate) trait Parametric: Send + Sync + Sized + 'static {
     }
 }
 
+/// An operator's output that was computed before it was applied. Handing it over is one copy, bound by memory.
+pub(crate) struct Computed(Mutex<Option<Tensor>>);
+
+impl Computed {
+    pub fn new(output: &Tensor) -> Result<Self> {
+        Ok(Self(Mutex::new(Some(output.detach().contiguous()?))))
+    }
+
+    fn take(&self) -> Result<Tensor> {
+        let output = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        output.map_or_else(|| bail!("an output was handed over already"), Ok)
+    }
+
+    pub fn on_cpu(&self) -> Result<(CpuStorage, Shape)> {
+        let y = self.take()?;
+        match &*y.storage_and_layout().0 {
+            Storage::Cpu(storage) => Ok((storage.try_clone(y.layout())?, y.shape().clone())),
+            _ => bail!("the input is on the CPU, the output is not"),
+        }
+    }
+
+    pub fn on_cuda(&self) -> Result<(CudaStorage, Shape)> {
+        let y = self.take()?;
+        match &*y.storage_and_layout().0 {
+            Storage::Cuda(storage) => Ok((storage.try_clone(y.layout())?, y.shape().clone())),
+            _ => bail!("the input is on a GPU, the output is not"),
+        }
+    }
+}
+
+/// A bilinear function of a tensor and a parameter of candle's operators, its gradients too. candle's own gradients go through
+/// kernels that on a GPU are far slower than the function is, and compute those of constants.
+pub(crate) trait Bilinear: Send + Sync + Sized + 'static {
+    const NAME: &'static str;
+    /// The output.
+    fn forward(&self, x: &Tensor, w: &Tensor) -> Result<Tensor>;
+    /// Gradient at the input.
+    fn input_gradient(&self, w: &Tensor, dy: &Tensor) -> Result<Tensor>;
+    /// Gradient at the parameter.
+    fn weight_gradient(&self, x: &Tensor, dy: &Tensor) -> Result<Tensor>;
+
+    /// Applies it to `x`.
+    fn compose(self, x: &Tensor, w: &Tensor) -> Result<Tensor> {
+        let y = self.forward(&x.detach(), &w.detach())?;
+        match x.track_op() || w.track_op() {
+            true => x.apply_op2(w, BilinearOp(self, Computed::new(&y)?)),
+            false => Ok(y),
+        }
+    }
+}
+
+struct BilinearOp<B>(B, Computed);
+
+impl<B: Bilinear> CustomOp2 for BilinearOp<B> {
+    fn name(&self) -> &'static str {
+        B::NAME
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.1.on_cpu()
+    }
+
+    fn cuda_fwd(&self, _: &CudaStorage, _: &Layout, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        self.1.on_cuda()
+    }
+
+    fn bwd(&self, x: &Tensor, w: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (at_x, at_w) = (x.track_op(), w.track_op());
+        let [x, w, dy] = [x, w, &dy.contiguous()?].map(Tensor::detach);
+        let dx = at_x.then(|| self.0.input_gradient(&w, &dy)).transpose()?;
+        let dw = at_w.then(|| self.0.weight_gradient(&x, &dy)).transpose()?;
+        Ok((dx, dw))
+    }
+}
+
 struct ParametricOp<P>(P);
 
 impl<P: Parametric> ParametricOp<P> {
@@ -222,7 +300,6 @@ pub(crate) fn stored<T: Real>(values: Vec<T>) -> CpuStorage {
 }
 
 fn storage_dtype(storage: &CpuStorage) -> DType {
-    use candle_core::backend::BackendStorage;
     storage.dtype()
 }
 

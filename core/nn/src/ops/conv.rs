@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Shape, Tensor, bail};
 
-use super::adapter::Parametric;
+use super::adapter::{Bilinear, Parametric};
 use crate::kernels::conv::Correlation;
 use crate::kernels::geometry::Geometry;
 use crate::kernels::norm::{self, Channels};
@@ -186,23 +186,47 @@ impl Parametric for Conv {
     }
 
     fn compose(&self, x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
-        let g = &self.1.geometry;
-        let y = if self.1.transposed {
-            let x = spread(&spread(x, 2, g.stride)?, 3, g.stride)?;
-            let x = fit(&x, 2, g.kh - 1 - g.top, g.h + g.kh - 1)?;
-            let x = fit(&x, 3, g.kw - 1 - g.left, g.w + g.kw - 1)?;
-            x.conv2d(&half_turn(w)?, 0, 1, 1, 1)?
-        } else {
-            let x = fit(x, 2, g.top, (g.h_out - 1) * g.stride + g.kh)?;
-            let x = fit(&x, 3, g.left, (g.w_out - 1) * g.stride + g.kw)?;
-            x.conv2d(w, 0, g.stride, 1, 1)?
-        };
+        let y = self.1.compose(x, w)?;
         let [c, ..] = self.1.output();
         match b {
             None => Ok(y),
             Some(b) => y.broadcast_add(&b.reshape((1, c, 1, 1))?),
         }
     }
+}
+
+impl Bilinear for Correlation {
+    const NAME: &'static str = "conv2d";
+
+    fn forward(&self, x: &Tensor, w: &Tensor) -> Result<Tensor> {
+        let g = &self.geometry;
+        if !self.transposed {
+            return covered(g, x)?.conv2d(w, 0, g.stride, 1, 1);
+        }
+        let x = spread(&spread(x, 2, g.stride)?, 3, g.stride)?;
+        let x = fit(&x, 2, g.kh - 1 - g.top, g.h + g.kh - 1)?;
+        let x = fit(&x, 3, g.kw - 1 - g.left, g.w + g.kw - 1)?;
+        x.conv2d(&half_turn(w)?, 0, 1, 1, 1)
+    }
+
+    fn input_gradient(&self, w: &Tensor, dy: &Tensor) -> Result<Tensor> {
+        self.transpose().forward(dy, w)
+    }
+
+    /// Samples stand for channels, channels for samples, and what moves over the image is the gradient, its elements as far apart as
+    /// the patches were.
+    fn weight_gradient(&self, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+        let [x, dy] = if self.transposed { [dy, x] } else { [x, dy] };
+        let exchanged = |x: &Tensor| x.transpose(0, 1)?.contiguous();
+        let x = exchanged(&covered(&self.geometry, x)?)?;
+        exchanged(&x.conv2d(&exchanged(dy)?, 0, 1, self.geometry.stride, 1)?)
+    }
+}
+
+/// `x` with zeros around it, or without its last rows and columns, so that the patches cover it exactly.
+fn covered(g: &Geometry, x: &Tensor) -> Result<Tensor> {
+    let x = fit(x, 2, g.top, (g.h_out - 1) * g.stride + g.kh)?;
+    fit(&x, 3, g.left, (g.w_out - 1) * g.stride + g.kw)
 }
 
 /// `x` with `stride - 1` zeros between neighbours along an axis.
@@ -225,8 +249,7 @@ fn half_turn(w: &Tensor) -> Result<Tensor> {
     taps.transpose(0, 1)?.contiguous()?.reshape((b, a, kh, kw))
 }
 
-/// `x` with `before` zeros in front of an axis, then zeros or a cut behind it, `covered` long: candle's
-/// gradient of conv2d is right where the patches cover the image exactly.
+/// `x` with `before` zeros in front of an axis, then zeros or a cut behind it, `covered` long.
 fn fit(x: &Tensor, axis: usize, before: usize, covered: usize) -> Result<Tensor> {
     let after = covered.saturating_sub(before + x.dim(axis)?);
     x.pad_with_zeros(axis, before, after)?.narrow(axis, 0, covered)

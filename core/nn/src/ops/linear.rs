@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Shape, Tensor, bail};
 
-use super::adapter::Parametric;
+use super::adapter::{Bilinear, Parametric};
 use crate::kernels::conv::Correlation;
 use crate::kernels::geometry::Geometry;
 use crate::kernels::norm::{self, Channels};
@@ -59,10 +59,29 @@ impl Parametric for Linear {
     }
 
     fn compose(&self, x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
-        let y = x.matmul(&w.t()?)?;
+        let y = Product.compose(x, w)?;
         match b {
             None => Ok(y),
             Some(b) => y.broadcast_add(b),
         }
+    }
+}
+
+/// `x w^T`.
+struct Product;
+
+impl Bilinear for Product {
+    const NAME: &'static str = "linear";
+
+    fn forward(&self, x: &Tensor, w: &Tensor) -> Result<Tensor> {
+        x.matmul(&w.t()?)
+    }
+
+    fn input_gradient(&self, w: &Tensor, dy: &Tensor) -> Result<Tensor> {
+        dy.matmul(w)
+    }
+
+    fn weight_gradient(&self, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+        dy.t()?.matmul(x)
     }
 }
