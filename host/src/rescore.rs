@@ -175,6 +175,7 @@ fn header(
     let mut header = origin.unwrap_or_else(|| unknown(&name, &classifier.config));
     header.classifier = classifier.label.clone();
     header.purifier = purifier.map_or("none".into(), |p| p.label.clone());
+    header.note = purifier.map(|p| p.model.info().note.clone()).unwrap_or_default();
     header.samples = saved.ids.len();
     header.host = env!("CARGO_PKG_VERSION").into();
     header.config.classifier = classifier.config.clone();

@@ -40,6 +40,23 @@ fn sound_plugins_pass() {
 }
 
 #[test]
+fn an_objective_of_its_own_is_tried() {
+    let (code, said) = doctor("defense_gan:steps=2");
+    assert_eq!(code, Some(0), "{said}");
+    for line in [
+        "pass  step                   it learns by its own objective alone (",
+        "pass  own objective          measures distance, generator, loss, penalty; update 5 changed the weights, and was taken back",
+        // The descent jumps wherever a unit of the generator changes its side.
+        "warn  gradient, exact        off by ",
+    ] {
+        assert!(
+            said.lines().any(|said| said.starts_with(line)),
+            "no '{line}' in:\n{said}"
+        );
+    }
+}
+
+#[test]
 fn a_checklist_says_what_was_measured() {
     let (_, said) = doctor("plain_linear");
     for line in [

@@ -12,13 +12,22 @@ use anyhow::{Context, Result};
 /// Checks every backward rule, and the tapes.
 pub fn examine(list: &mut Checklist, patient: &Patient) -> Result<()> {
     let model = Model::construct(&patient.plugin, &patient.request)?;
-    for rule in rules(&model) {
+    let rules = rules(&model);
+    for (i, rule) in rules.iter().copied().enumerate() {
         list.check(&format!("gradient, {}", rule.name()), || {
             let request = Construct {
                 backward: (model.kind() == Kind::Purifier).then_some(rule),
                 ..patient.request.clone()
             };
-            check_rule(&Model::construct(&patient.plugin, &request)?, rule)
+            let finding = check_rule(&Model::construct(&patient.plugin, &request)?, rule)?;
+            Ok(match finding {
+                // What nobody goes by who does not ask for it.
+                Finding::Fail(text) if i > 0 && rule == BackwardRule::Exact => Finding::Warn(format!(
+                    "{text}; attacks go by {} unless told otherwise",
+                    rules[0].name()
+                )),
+                finding => finding,
+            })
         })?;
     }
     list.check("gradient, batch", || batch(&model))?;

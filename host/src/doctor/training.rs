@@ -32,8 +32,13 @@ pub fn examine(list: &mut Checklist, patient: &Patient) -> Result<()> {
         }
     })?;
     let Some(pupil) = pupil else { return Ok(()) };
+    let own = !patient.plugin.description.own.is_empty();
     list.check("weights", || round_trip(patient, &pupil))?;
-    list.check("step", || step(&pupil))
+    list.check("step", || step(&pupil, own))?;
+    if own {
+        list.check("own objective", || lesson(patient))?;
+    }
+    Ok(())
 }
 
 fn trainable(model: &Model) -> Result<Trainable> {
@@ -67,11 +72,19 @@ fn round_trip(patient: &Patient, pupil: &Pupil) -> Result<Finding> {
     ))
 }
 
-fn step(pupil: &Pupil) -> Result<Finding> {
+/// `own`: whether it has an objective of its own, which may be all that it learns by.
+fn step(pupil: &Pupil, own: bool) -> Result<Finding> {
     let Pupil { model, trainable } = pupil;
     let (before, blob) = (output(model)?, trainable.save_weights()?);
-    let call = Call::craft(0, &IDS).with_flags(flags::TRAIN | flags::ACCUMULATE_PARAMS);
-    let (y, tape) = model.forward_tape(&call, &images(IDS.len(), input(model)))?;
+    let call = learning(0);
+    let (y, tape) = match model.forward_tape(&call, &images(IDS.len(), input(model))) {
+        Ok(taped) => taped,
+        Err(error) if own => {
+            let text = format!("it learns by its own objective alone ({})", console::one_line(&error));
+            return Ok(Finding::Pass(text));
+        }
+        Err(error) => return Err(error),
+    };
     tape.backward(&call, &signed(&y.shape, 7))?;
     let Err(refusal) = trainable.step(1e-3) else {
         let text = "a step was taken while a tape lived, whose weights changed under it: answer with an error";
@@ -84,15 +97,71 @@ fn step(pupil: &Pupil) -> Result<Finding> {
             "a step changed no weight: check the parameter gradients".into(),
         ));
     }
-    trainable.load_weights(&blob)?;
-    let restored = difference(&before, &output(model)?) == 0.;
     let text = format!(
         "refused while a tape lives ({}), taken and taken back",
         console::one_line(&refusal)
     );
+    taken_back(pupil, &before, &blob, text)
+}
+
+/// A call of training.
+fn learning(seed: u64) -> Call<'static> {
+    Call::craft(seed, &IDS).with_flags(flags::TRAIN | flags::ACCUMULATE_PARAMS)
+}
+
+/// Whether the weights of before bring the outputs of before.
+fn taken_back(pupil: &Pupil, before: &Tensor, blob: &[u8], text: String) -> Result<Finding> {
+    pupil.trainable.load_weights(blob)?;
+    let restored = difference(before, &output(&pupil.model)?) == 0.;
     Ok(Finding::expect(
         restored,
         text,
         "the saved weights did not bring the old outputs back",
     ))
+}
+
+/// Updates that an objective may take before the model's own weights change: a critic's come first.
+const LESSONS: u64 = 20;
+
+/// Updates by the plugin's own objective with its defaults, taken back.
+fn lesson(patient: &Patient) -> Result<Finding> {
+    let model = Model::construct(&patient.plugin, &patient.request)?;
+    let settings = TrainSettings {
+        own: Some(Default::default()),
+        ..TrainSettings::adam()
+    };
+    let trainable = model.trainable(&settings)?;
+    let pupil = Pupil { model, trainable };
+    let (before, blob) = (output(&pupil.model)?, pupil.trainable.save_weights()?);
+    let clean = images(IDS.len(), input(&pupil.model));
+    let adversarial = moved(&clean);
+    let labels: Vec<u32> = (0..IDS.len() as u32).collect();
+    for lesson in 1..=LESSONS {
+        let measured = (pupil.trainable).learn(&learning(lesson), &clean, Some(&adversarial), &labels, 1e-3)?;
+        if let Some((name, value)) = measured.iter().find(|(_, value)| !value.is_finite()) {
+            let text = format!("it measures a {name} of {value}: it must be a finite number");
+            return Ok(Finding::Fail(text));
+        }
+        if pupil.trainable.save_weights()? != blob {
+            let names: Vec<&str> = measured.keys().map(String::as_str).collect();
+            let text = format!(
+                "measures {}; update {lesson} changed the weights, and was taken back",
+                names.join(", ")
+            );
+            return taken_back(&pupil, &before, &blob, text);
+        }
+    }
+    let text = format!("{LESSONS} updates changed no weight: check its optimiser");
+    Ok(Finding::Fail(text))
+}
+
+/// Images within 0.1 of these.
+fn moved(clean: &Tensor) -> Tensor {
+    let mut moved = signed(&clean.shape, 13);
+    moved
+        .data
+        .iter_mut()
+        .zip(&clean.data)
+        .for_each(|(delta, x)| *delta = x + 0.1 * *delta);
+    moved
 }
