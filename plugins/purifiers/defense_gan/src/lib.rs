@@ -28,8 +28,8 @@ impl Purifier for DefenseGan {
     type Settings = DefenseGanSettings;
     const INPUT: Option<[usize; 3]> = Some(INPUT);
     const RANDOM: bool = true;
-    /// The true derivative would lead back through every step of the descent, second derivatives of the generator included.
-    const BACKWARD: &'static [BackwardRule] = &[BackwardRule::Identity];
+    /// BPDA as published; the true derivative leads back through every step of the descent.
+    const BACKWARD: &'static [BackwardRule] = &[BackwardRule::Identity, BackwardRule::Exact];
     const THREADING: Threading = Threading::Caller;
 
     fn new(settings: DefenseGanSettings, weights: &Weights) -> Result<Self> {

@@ -2,8 +2,8 @@
 
 use crate::PIXELS;
 use crate::generator::{Generator, LATENT};
-use advae_sdk::candle_core::{D, Var};
-use advae_sdk::nn::vjp;
+use advae_sdk::candle_core::{D, DType, Var, bail};
+use advae_sdk::nn::{custom_vjp, vjp};
 use advae_sdk::prelude::*;
 
 /// Gradient descent with momentum on `z`, from several starts.
@@ -28,40 +28,96 @@ pub struct Projection {
     pub constant_start: bool,
 }
 
+/// Where descents went: each sample's best one.
+struct Path {
+    /// `[N, 784]`, what the generator makes at the end.
+    image: Tensor,
+    /// `z` `[N, 128]` before every step and after the last; empty if it was not to be kept.
+    points: Vec<Tensor>,
+}
+
 impl Projection {
     /// Images `x` `[N, 1, 28, 28]` to generated ones. Starts are `z ~ N(0, 1/128)`, drawn for each sample by itself.
+    ///
+    /// Where `x` is a variable, its gradient leads back through every step of the best descent ([`pull_back`](Self::pull_back)).
     pub fn run(&self, generator: &Generator, pass: &Pass, x: &Tensor) -> Result<Tensor> {
-        let n = x.dim(0)?;
+        let target = x.detach().reshape((x.dim(0)?, PIXELS))?;
+        let path = self.descend(generator, pass, &target, x.track_op())?;
+        let (shape, projection, generator, pass) = (x.shape().clone(), self.clone(), generator.clone(), pass.clone());
+        custom_vjp(x, &path.image.reshape(&shape)?, move |cotangent| {
+            projection
+                .pull_back(&generator, &pass, &target, &path.points, cotangent)?
+                .reshape(&shape)
+        })
+    }
+
+    fn descend(&self, generator: &Generator, pass: &Pass, target: &Tensor, keep: bool) -> Result<Path> {
+        let n = target.dim(0)?;
         let rows = n * self.restarts;
-        let starts = Tensor::zeros((n, self.restarts * LATENT), x.dtype(), x.device())?;
+        let starts = Tensor::zeros((n, self.restarts * LATENT), target.dtype(), target.device())?;
         let starts = match self.constant_start {
             true => starts,
             false => (pass.randn_like(&starts, 0)? * (1. / LATENT as f64).sqrt())?,
         };
         let mut z = starts.reshape((rows, LATENT))?;
         let mut velocity = z.zeros_like()?;
-        let target = x.reshape((n, 1, PIXELS))?;
         let target = target
+            .reshape((n, 1, PIXELS))?
             .broadcast_as((n, self.restarts, PIXELS))?
             .reshape((rows, PIXELS))?;
+        let mut points = vec![];
         for step in 0..self.steps {
-            let variable = Var::from_tensor(&z)?;
-            let image = generator.forward(pass, variable.as_tensor())?;
-            let difference = (image.detach().reshape((rows, PIXELS))? - &target)?;
-            // The gradient of each row's mean squared error.
-            let slope = (difference * (2. / PIXELS as f64))?.reshape(image.shape())?;
-            let Some(gradient) = vjp(variable.as_tensor(), &image, &slope)?.0 else {
-                advae_sdk::candle_core::bail!("no gradient reached z")
-            };
+            if keep {
+                points.push(z.clone());
+            }
+            let (_, gradient) = slope(generator, pass, &z, &target)?;
             velocity = ((velocity * self.momentum)? + gradient)?;
             z = (z - (&velocity * self.rate(step))?)?;
         }
         let image = generator.forward(pass, &z)?.detach().reshape((rows, PIXELS))?;
-        let errors = (&image - &target)?.sqr()?.mean(D::Minus1)?;
-        let best = self.best(&errors.to_vec1::<f32>()?);
-        image
-            .index_select(&Tensor::new(best, x.device())?, 0)?
-            .reshape(x.shape())
+        let errors = (&image - &target)?.sqr()?.mean(D::Minus1)?.to_dtype(DType::F32)?;
+        let best = Tensor::new(self.best(&errors.to_vec1()?), target.device())?;
+        if keep {
+            points.push(z);
+        }
+        Ok(Path {
+            image: image.index_select(&best, 0)?,
+            points: points.iter().map(|z| z.index_select(&best, 0)).collect::<Result<_>>()?,
+        })
+    }
+
+    /// The gradient at `target` `[N, 784]` of `<cotangent, image>`, along the best descents from their starts, which do not depend on it.
+    ///
+    /// With `v' = m v + g(z, x)`, `z' = z - r v'` and `g` the gradient of the mean squared error `E`, what reaches `v'` moves `z` by the
+    /// Hessian of `E` in `z`, and `x` by `-2/784` times the generator's derivative along it. Both are central differences along that
+    /// one direction: candle has no derivatives of derivatives, and a step back costs no more than two steps forward. (Samples' best
+    /// starts are taken as fixed: which one wins jumps.)
+    fn pull_back(
+        &self,
+        generator: &Generator,
+        pass: &Pass,
+        target: &Tensor,
+        points: &[Tensor],
+        cotangent: &Tensor,
+    ) -> Result<Tensor> {
+        let Some((last, points)) = points.split_last() else {
+            bail!("a projection that was not kept has no way back")
+        };
+        let end = Var::from_tensor(last)?;
+        let image = generator.forward(pass, end.as_tensor())?;
+        let at_image = cotangent.reshape(image.shape())?;
+        let mut at_z = vjp(end.as_tensor(), &image, &at_image)?
+            .0
+            .map_or_else(|| last.zeros_like(), Ok)?;
+        let (mut at_velocity, mut at_target) = (last.zeros_like()?, target.zeros_like()?);
+        for (step, z) in points.iter().enumerate().rev() {
+            at_velocity = (at_velocity - (&at_z * self.rate(step))?)?;
+            let (bend, moved) = along(generator, pass, z, target, &at_velocity)?;
+            at_z = (at_z + bend)?;
+            at_target = (at_target - (moved * (2. / PIXELS as f64))?)?;
+            at_velocity = (at_velocity * self.momentum)?;
+        }
+        Ok(at_target)
     }
 
     fn rate(&self, step: usize) -> f64 {
@@ -91,5 +147,89 @@ impl Projection {
             "projection {} (L {}, R {}{start})",
             self.name, self.steps, self.restarts
         )
+    }
+}
+
+/// What the generator makes of `z` `[N, 128]`, and the gradient at `z` of each row's mean squared error from `target` `[N, 784]`.
+fn slope(generator: &Generator, pass: &Pass, z: &Tensor, target: &Tensor) -> Result<(Tensor, Tensor)> {
+    let variable = Var::from_tensor(z)?;
+    let image = generator.forward(pass, variable.as_tensor())?;
+    let flat = image.detach().reshape(target.shape())?;
+    let slope = ((&flat - target)? * (2. / PIXELS as f64))?.reshape(image.shape())?;
+    let Some(gradient) = vjp(variable.as_tensor(), &image, &slope)?.0 else {
+        bail!("no gradient reached z")
+    };
+    Ok((flat, gradient))
+}
+
+/// How that gradient and the image change with `z` along `direction` `[N, 128]`: `[N, 128]` and `[N, 784]`.
+fn along(
+    generator: &Generator,
+    pass: &Pass,
+    z: &Tensor,
+    target: &Tensor,
+    direction: &Tensor,
+) -> Result<(Tensor, Tensor)> {
+    // Long enough for what rounds, short enough for what bends, with `z` some units long.
+    let length = if z.dtype() == DType::F64 { 1e-7 } else { 1e-2 };
+    let norm = direction.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?;
+    let step = (direction.broadcast_div(&(&norm + f64::from(f32::MIN_POSITIVE))?)? * length)?;
+    let both = Tensor::cat(&[(z + &step)?, (z - &step)?], 0)?;
+    let (image, gradient) = slope(generator, pass, &both, &Tensor::cat(&[target, target], 0)?)?;
+    let (n, factor) = (z.dim(0)?, (norm / (2. * length))?);
+    let change = |of: &Tensor| (of.narrow(0, 0, n)? - of.narrow(0, n, n)?)?.broadcast_mul(&factor);
+    Ok((change(&gradient)?, change(&image)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use advae_sdk::candle_core::Device;
+
+    /// Of a generator of chance, in `f64`: on the way of few steps units change their sides, but not within a difference's step.
+    #[test]
+    fn the_way_back_is_the_difference() {
+        let weights = Weights::init(5).with_dtype(DType::F64);
+        let generator = Generator::new(&weights).unwrap();
+        for param in &generator.params {
+            let steeper = (param.var().as_detached_tensor() * 3.).unwrap();
+            param.set(&steeper).unwrap();
+        }
+        let projection = Projection {
+            name: "test",
+            steps: 6,
+            restarts: 3,
+            learning_rate: 2.,
+            momentum: 0.7,
+            decay: 0.1,
+            constant_start: false,
+        };
+        let ids = [4u64, 9];
+        let pass = Pass::eval().with_seed(3).with_ids(ids);
+        let zeros = Tensor::zeros((2, 1, 28, 28), DType::F64, &Device::Cpu).unwrap();
+        let x = (pass.randn_like(&zeros, 1).unwrap() * 0.3).unwrap();
+        let run = |x: &Tensor| projection.run(&generator, &pass, x).unwrap();
+        let variable = Var::from_tensor(&x).unwrap();
+        let y = run(variable.as_tensor());
+        assert_eq!(
+            run(&x).flatten_all().unwrap().to_vec1::<f64>().unwrap(),
+            y.flatten_all().unwrap().to_vec1::<f64>().unwrap(),
+            "a variable is purified as a constant is"
+        );
+        let cotangent = pass.randn_like(&zeros, 2).unwrap();
+        let gradient = vjp(variable.as_tensor(), &y, &cotangent).unwrap().0.unwrap();
+        let dot = |a: &Tensor, b: &Tensor| (a * b).unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
+        for stream in 3..6 {
+            let direction = pass.randn_like(&zeros, stream).unwrap();
+            let step = 1e-7;
+            let up = run(&(&x + (&direction * step).unwrap()).unwrap());
+            let down = run(&(&x - (&direction * step).unwrap()).unwrap());
+            let difference = (dot(&up, &cotangent) - dot(&down, &cotangent)) / (2. * step);
+            let expected = dot(&gradient, &direction);
+            assert!(
+                (difference - expected).abs() < 1e-4 * difference.abs().max(1e-3),
+                "{difference} {expected}"
+            );
+        }
     }
 }
