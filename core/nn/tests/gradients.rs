@@ -95,6 +95,18 @@ fn first_of_equals_has_the_whole_gradient() {
     assert_both(&x, &[1.0, 2.0, 3.0, 4.0], |x| max_pool2d(x, 2), &expected);
 }
 
+/// What rounding makes unequal is equal where operators are composed, as on a GPU.
+#[test]
+fn first_of_nearly_equals_has_the_whole_gradient() {
+    for (least, winner) in [(1. - 3e-6, 0), (1. - 3e-5, 1)] {
+        let x = Tensor::new(&[[[[least as f32, 1.], [0.5, 0.]]]], &Device::Cpu).unwrap();
+        let x = Var::from_tensor(&x).unwrap();
+        let y = with_composed_ops(|| max_pool2d(x.as_tensor(), 2)).unwrap();
+        let dx = vjp(x.as_tensor(), &y, &y.ones_like().unwrap()).unwrap().0.unwrap();
+        assert_eq!(values(&dx)[winner], 1., "{least}");
+    }
+}
+
 /// Rounding must not fill the zeros of a gradient: a step along its sign would make a whole step of it.
 #[test]
 fn an_input_that_no_output_hears_of_has_no_gradient() {

@@ -67,7 +67,7 @@ impl Unary for MaxPool {
             .transpose(2, 3)?
             .reshape((n * c * h * w, k * k))?;
         // One block a row. The index of the first maximum is a constant of the graph.
-        let first = first_argmax(&blocks.detach())?;
+        let first = first_argmax(&blocks.detach(), slack(x.dtype()))?;
         blocks.gather(&first, D::Minus1)?.reshape((n, c, h, w))
     }
 }
@@ -98,12 +98,21 @@ impl Unary for Upsample {
     }
 }
 
-/// `[rows, 1]`, `u32`: the first column of each row of `x` `[rows, columns]` that holds its maximum.
+/// Share of a block's maximum within which elements are equal. On flat images exact arithmetic makes them so; convolutions of other
+/// libraries, who compute places of a map in different ways, do not, and gradients at whole backgrounds would go by their rounding.
+fn slack(dtype: DType) -> f64 {
+    if dtype == DType::F64 { 0. } else { 1e-5 }
+}
+
+/// `[rows, 1]`, `u32`: the first column of each row of `x` `[rows, columns]` that holds its maximum, or comes as near as `slack` times it.
 /// candle's own argmax does not say which of equals it takes.
-pub(crate) fn first_argmax(x: &Tensor) -> Result<Tensor> {
+pub(crate) fn first_argmax(x: &Tensor, slack: f64) -> Result<Tensor> {
     let columns = x.dim(D::Minus1)?;
     let max = x.max_keepdim(D::Minus1)?;
-    let is_max = x.broadcast_eq(&max)?.to_dtype(DType::F32)?;
+    let least = (&max - (max.abs()? * slack)?)?;
+    // An infinite maximum has no share of itself below it.
+    let near = x.broadcast_ge(&least)?.to_dtype(DType::F32)?;
+    let is_max = x.broadcast_eq(&max)?.to_dtype(DType::F32)?.maximum(&near)?;
     // Columns that hold the maximum score by how early they are, the others 0.
     let early: Vec<f32> = (0..columns).map(|i| (columns - i) as f32).collect();
     let early = Tensor::from_vec(early, columns, x.device())?;

@@ -28,7 +28,8 @@ impl Purifier for DefenseGan {
     type Settings = DefenseGanSettings;
     const INPUT: Option<[usize; 3]> = Some(INPUT);
     const RANDOM: bool = true;
-    /// BPDA as published; the true derivative leads back through every step of the descent.
+    /// BPDA as published. The true derivative leads back through every step of the descent, which a unit of the generator that
+    /// changes its side bends: it is right almost everywhere, and a poor guide for any step (docs/results).
     const BACKWARD: &'static [BackwardRule] = &[BackwardRule::Identity, BackwardRule::Exact];
     const THREADING: Threading = Threading::Caller;
 
