@@ -3,7 +3,8 @@
     python compare.py                       every row against every peer, into docs/performance.md
     python compare.py X D cw-X              some rows, printed only
     python compare.py A --peers tuned --publish   against the tuned peers, in place of the rows that are there
-    ADVAE_PLUGIN_PATH=target/cuda/release python compare.py X AdvAE+X projection --device cuda:0   on a GPU, against default peers
+    ADVAE_PLUGIN_PATH=target/cuda/release LD_LIBRARY_PATH=target/cuda-home/home/lib64 python compare.py X AdvAE+X --device cuda:0
+                                            on a GPU, from the top folder, both sides in f32
     python compare.py --help
 
 The host's time is that of its whole process: loading, scoring, writing. A peer's is its attack alone, in a process that

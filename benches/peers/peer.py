@@ -142,6 +142,7 @@ def main():
     warnings.filterwarnings("ignore")
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
+    torch.backends.cudnn.allow_tf32 = False
     x, y = images(options.file, options.images, options.device)
 
     if options.attack == "train":

@@ -5,7 +5,8 @@
     python scripts/cuda/check.py --publish  the table goes into docs/performance.md
 
 The doctor looks at every model's file. Then the images of mnist-1k are attacked through the models on the CPU and through
-those on the GPU, and both score the images that the CPU's attack made. It needs numpy alone.
+those on the GPU, and both score the images that the CPU's attack made. It needs numpy alone, and finds the libraries that
+build.sh fetched into target/cuda-home.
 """
 
 import argparse
@@ -38,7 +39,8 @@ class Side:
 
     def run(self, *words):
         command = [str(word) for word in (self.host, *words, "--device", self.device)]
-        env = os.environ | {"ADVAE_PLUGIN_PATH": str(self.models)}
+        libraries = [str(ROOT / "target/cuda-home/home/lib64"), os.environ.get("LD_LIBRARY_PATH", "")]
+        env = os.environ | {"ADVAE_PLUGIN_PATH": str(self.models), "LD_LIBRARY_PATH": ":".join(filter(None, libraries))}
         return subprocess.run(command, capture_output=True, text=True, env=env)
 
     def must(self, *words):
@@ -112,7 +114,7 @@ def main():
                 lines.append(line)
                 print(row(line), flush=True)
     if options.publish:
-        publish("scripts/cuda/check.py", HEAD, lines)
+        publish("scripts/cuda/check.py", HEAD, lines, keep=2)
     if failed:
         raise SystemExit(f"the doctor finds fault with {failed} of {len(models)} files on {options.device}")
 

@@ -32,13 +32,25 @@ pub fn examine(list: &mut Checklist, patient: &Patient) -> Result<()> {
         }
     })?;
     let Some(pupil) = pupil else { return Ok(()) };
-    let own = !patient.plugin.description.own.is_empty();
     list.check("weights", || round_trip(patient, &pupil))?;
+    let learner = learner(patient);
+    let own = learner.is_ok() || !patient.plugin.description.own.is_empty();
     list.check("step", || step(&pupil, own))?;
     if own {
-        list.check("own objective", || lesson(patient))?;
+        list.check("own objective", || lesson(&learner?))?;
     }
     Ok(())
+}
+
+/// A model that its own objective trains, with its defaults.
+fn learner(patient: &Patient) -> Result<Pupil> {
+    let model = Model::construct(&patient.plugin, &patient.request)?;
+    let settings = TrainSettings {
+        own: Some(Default::default()),
+        ..TrainSettings::adam()
+    };
+    let trainable = model.trainable(&settings)?;
+    Ok(Pupil { model, trainable })
 }
 
 fn trainable(model: &Model) -> Result<Trainable> {
@@ -46,8 +58,12 @@ fn trainable(model: &Model) -> Result<Trainable> {
 }
 
 fn is_unsupported(error: &anyhow::Error) -> bool {
+    is_any(error, &[ErrorCode::Unsupported])
+}
+
+fn is_any(error: &anyhow::Error, codes: &[ErrorCode]) -> bool {
     let cause = error.downcast_ref::<AbiError>();
-    cause.is_some_and(|e| e.is(ErrorCode::Unsupported))
+    cause.is_some_and(|e| codes.iter().any(|code| e.is(*code)))
 }
 
 fn output(model: &Model) -> Result<Tensor> {
@@ -79,7 +95,7 @@ fn step(pupil: &Pupil, own: bool) -> Result<Finding> {
     let call = learning(0);
     let (y, tape) = match model.forward_tape(&call, &images(IDS.len(), input(model))) {
         Ok(taped) => taped,
-        Err(error) if own => {
+        Err(error) if own && is_any(&error, &[ErrorCode::Compute, ErrorCode::Unsupported]) => {
             let text = format!("it learns by its own objective alone ({})", console::one_line(&error));
             return Ok(Finding::Pass(text));
         }
@@ -123,15 +139,8 @@ fn taken_back(pupil: &Pupil, before: &Tensor, blob: &[u8], text: String) -> Resu
 /// Updates that an objective may take before the model's own weights change: a critic's come first.
 const LESSONS: u64 = 20;
 
-/// Updates by the plugin's own objective with its defaults, taken back.
-fn lesson(patient: &Patient) -> Result<Finding> {
-    let model = Model::construct(&patient.plugin, &patient.request)?;
-    let settings = TrainSettings {
-        own: Some(Default::default()),
-        ..TrainSettings::adam()
-    };
-    let trainable = model.trainable(&settings)?;
-    let pupil = Pupil { model, trainable };
+/// Updates by the plugin's own objective, taken back.
+fn lesson(pupil: &Pupil) -> Result<Finding> {
     let (before, blob) = (output(&pupil.model)?, pupil.trainable.save_weights()?);
     let clean = images(IDS.len(), input(&pupil.model));
     let adversarial = moved(&clean);
@@ -148,7 +157,7 @@ fn lesson(patient: &Patient) -> Result<Finding> {
                 "measures {}; update {lesson} changed the weights, and was taken back",
                 names.join(", ")
             );
-            return taken_back(&pupil, &before, &blob, text);
+            return taken_back(pupil, &before, &blob, text);
         }
     }
     let text = format!("{LESSONS} updates changed no weight: check its optimiser");

@@ -135,12 +135,13 @@ pub(crate) trait Parametric: Send + Sync + Sized + 'static {
     }
 }
 
-/// An operator's output that was computed before it was applied. Handing it over is one copy, bound by memory.
+/// An operator's output that was computed before it was applied. Handing it over costs two copies, bound by memory: candle hands over
+/// storages, not tensors, and those whole.
 pub(crate) struct Computed(Mutex<Option<Tensor>>);
 
 impl Computed {
     pub fn new(output: &Tensor) -> Result<Self> {
-        Ok(Self(Mutex::new(Some(output.detach().contiguous()?))))
+        Ok(Self(Mutex::new(Some(output.detach().force_contiguous()?))))
     }
 
     fn take(&self) -> Result<Tensor> {

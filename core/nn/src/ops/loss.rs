@@ -182,7 +182,7 @@ impl Unary for Margin {
         let label = self.0.column(x)?;
         let constant = x.detach();
         let low = (constant.zeros_like()? + f64::NEG_INFINITY)?;
-        let runner_up = first_argmax(&self.0.is_label(x)?.where_cond(&low, &constant)?, 0.)?;
+        let runner_up = first_argmax(&self.0.is_label(x)?.where_cond(&low, &constant)?)?;
         (x.gather(&label, 1)? - x.gather(&runner_up, 1)?)?.squeeze(1)
     }
 }

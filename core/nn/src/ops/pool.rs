@@ -67,8 +67,15 @@ impl Unary for MaxPool {
             .transpose(2, 3)?
             .reshape((n * c * h * w, k * k))?;
         // One block a row. The index of the first maximum is a constant of the graph.
-        let first = first_argmax(&blocks.detach(), slack(x.dtype()))?;
-        blocks.gather(&first, D::Minus1)?.reshape((n, c, h, w))
+        let constant = blocks.detach();
+        let max = constant.max_keepdim(D::Minus1)?;
+        let least = (&max
+            - slack(&x.detach())?
+                .broadcast_as((n, c * h * w, 1))?
+                .reshape(max.shape())?)?;
+        let taken = blocks.gather(&first_of(&constant, &max, &least)?, D::Minus1)?;
+        // Its gradient is that of the element taken, its value the maximum.
+        ((&taken - taken.detach())? + max)?.reshape((n, c, h, w))
     }
 }
 
@@ -98,21 +105,27 @@ impl Unary for Upsample {
     }
 }
 
-/// Share of a block's maximum within which elements are equal. On flat images exact arithmetic makes them so; convolutions of other
-/// libraries, who compute places of a map in different ways, do not, and gradients at whole backgrounds would go by their rounding.
-fn slack(dtype: DType) -> f64 {
-    if dtype == DType::F64 { 0. } else { 1e-5 }
+/// How far below a block's maximum elements are equal to it, for each sample of `x` `[N, C, H, W]`: `[N, 1, 1]`. On flat images exact
+/// arithmetic makes them so; convolutions of other libraries, which compute places of a map in different ways, do not, and gradients
+/// at whole backgrounds would go by what sums of the sample's largest elements round.
+fn slack(x: &Tensor) -> Result<Tensor> {
+    let share = if x.dtype() == DType::F64 { 0. } else { 2e-6 };
+    x.flatten_from(1)?.abs()?.max_keepdim(1)?.unsqueeze(2)? * share
 }
 
-/// `[rows, 1]`, `u32`: the first column of each row of `x` `[rows, columns]` that holds its maximum, or comes as near as `slack` times it.
-/// candle's own argmax does not say which of equals it takes.
-pub(crate) fn first_argmax(x: &Tensor, slack: f64) -> Result<Tensor> {
-    let columns = x.dim(D::Minus1)?;
+/// `[rows, 1]`, `u32`: the first column of each row of `x` `[rows, columns]` that holds its maximum. candle's own argmax does not say which
+/// of equals it takes.
+pub(crate) fn first_argmax(x: &Tensor) -> Result<Tensor> {
     let max = x.max_keepdim(D::Minus1)?;
-    let least = (&max - (max.abs()? * slack)?)?;
-    // An infinite maximum has no share of itself below it.
-    let near = x.broadcast_ge(&least)?.to_dtype(DType::F32)?;
-    let is_max = x.broadcast_eq(&max)?.to_dtype(DType::F32)?.maximum(&near)?;
+    first_of(x, &max, &max)
+}
+
+/// The first column that holds the row's `max`, or `least` or more; both `[rows, 1]`.
+fn first_of(x: &Tensor, max: &Tensor, least: &Tensor) -> Result<Tensor> {
+    let columns = x.dim(D::Minus1)?;
+    // An infinite maximum has nothing below it that is as near.
+    let near = x.broadcast_ge(least)?.to_dtype(DType::F32)?;
+    let is_max = x.broadcast_eq(max)?.to_dtype(DType::F32)?.maximum(&near)?;
     // Columns that hold the maximum score by how early they are, the others 0.
     let early: Vec<f32> = (0..columns).map(|i| (columns - i) as f32).collect();
     let early = Tensor::from_vec(early, columns, x.device())?;

@@ -28,8 +28,7 @@ impl Purifier for DefenseGan {
     type Settings = DefenseGanSettings;
     const INPUT: Option<[usize; 3]> = Some(INPUT);
     const RANDOM: bool = true;
-    /// BPDA as published. The true derivative leads back through every step of the descent, which a unit of the generator that
-    /// changes its side bends: it is right almost everywhere, and a poor guide for any step (docs/results).
+    /// BPDA as published. The true derivative leads back through every step of the descent, and explodes on the way: a poor guide.
     const BACKWARD: &'static [BackwardRule] = &[BackwardRule::Identity, BackwardRule::Exact];
     const THREADING: Threading = Threading::Caller;
 

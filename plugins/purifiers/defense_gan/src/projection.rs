@@ -170,8 +170,9 @@ fn along(
     target: &Tensor,
     direction: &Tensor,
 ) -> Result<(Tensor, Tensor)> {
-    // Long enough for what rounds, short enough for what bends, with `z` some units long.
-    let length = if z.dtype() == DType::F64 { 1e-7 } else { 1e-2 };
+    // As short as rounding lets it be, with `z` some units long: units of the generator that change their sides on the way are taken
+    // for a bend.
+    let length = if z.dtype() == DType::F64 { 1e-7 } else { 1e-3 };
     let norm = direction.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?;
     let step = (direction.broadcast_div(&(&norm + f64::from(f32::MIN_POSITIVE))?)? * length)?;
     let both = Tensor::cat(&[(z + &step)?, (z - &step)?], 0)?;
@@ -186,50 +187,86 @@ mod tests {
     use super::*;
     use advae_sdk::candle_core::Device;
 
-    /// Of a generator of chance, in `f64`: on the way of few steps units change their sides, but not within a difference's step.
-    #[test]
-    fn the_way_back_is_the_difference() {
-        let weights = Weights::init(5).with_dtype(DType::F64);
-        let generator = Generator::new(&weights).unwrap();
-        for param in &generator.params {
-            let steeper = (param.var().as_detached_tensor() * 3.).unwrap();
-            param.set(&steeper).unwrap();
-        }
-        let projection = Projection {
+    const IDS: [u64; 4] = [4, 9, 11, 12];
+
+    fn generator() -> Generator {
+        let weights = Weights::from_safetensors(include_bytes!("../weights/default.safetensors")).unwrap();
+        Generator::new(&weights.with_dtype(DType::F64).pp("generator")).unwrap()
+    }
+
+    fn projection(steps: usize, restarts: usize) -> Projection {
+        Projection {
             name: "test",
-            steps: 6,
-            restarts: 3,
-            learning_rate: 2.,
+            steps,
+            restarts,
+            learning_rate: 10.,
             momentum: 0.7,
             decay: 0.1,
             constant_start: false,
-        };
-        let ids = [4u64, 9];
-        let pass = Pass::eval().with_seed(3).with_ids(ids);
-        let zeros = Tensor::zeros((2, 1, 28, 28), DType::F64, &Device::Cpu).unwrap();
-        let x = (pass.randn_like(&zeros, 1).unwrap() * 0.3).unwrap();
-        let run = |x: &Tensor| projection.run(&generator, &pass, x).unwrap();
-        let variable = Var::from_tensor(&x).unwrap();
-        let y = run(variable.as_tensor());
-        assert_eq!(
-            run(&x).flatten_all().unwrap().to_vec1::<f64>().unwrap(),
-            y.flatten_all().unwrap().to_vec1::<f64>().unwrap(),
-            "a variable is purified as a constant is"
-        );
-        let cotangent = pass.randn_like(&zeros, 2).unwrap();
-        let gradient = vjp(variable.as_tensor(), &y, &cotangent).unwrap().0.unwrap();
-        let dot = |a: &Tensor, b: &Tensor| (a * b).unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
-        for stream in 3..6 {
-            let direction = pass.randn_like(&zeros, stream).unwrap();
-            let step = 1e-7;
-            let up = run(&(&x + (&direction * step).unwrap()).unwrap());
-            let down = run(&(&x - (&direction * step).unwrap()).unwrap());
-            let difference = (dot(&up, &cotangent) - dot(&down, &cotangent)) / (2. * step);
-            let expected = dot(&gradient, &direction);
-            assert!(
-                (difference - expected).abs() < 1e-4 * difference.abs().max(1e-3),
-                "{difference} {expected}"
-            );
         }
+    }
+
+    /// Row by row `<a, b>`.
+    fn dots(a: &Tensor, b: &Tensor) -> Vec<f64> {
+        (a * b)
+            .unwrap()
+            .flatten_from(1)
+            .unwrap()
+            .sum(1)
+            .unwrap()
+            .to_vec1()
+            .unwrap()
+    }
+
+    /// Images of noise, a cotangent, the purified images and the gradient.
+    fn way_back(projection: &Projection, generator: &Generator, pass: &Pass) -> [Tensor; 4] {
+        let x = pass.rand_uniform(&[4, 1, 28, 28], 0.2, 0.8, 1, &Device::Cpu).unwrap();
+        let variable = Var::from_tensor(&x.to_dtype(DType::F64).unwrap()).unwrap();
+        let cotangent = pass.randn_like(variable.as_tensor(), 2).unwrap();
+        let y = projection.run(generator, pass, variable.as_tensor()).unwrap();
+        let gradient = vjp(variable.as_tensor(), &y, &cotangent).unwrap().0.unwrap();
+        [variable.as_detached_tensor(), cotangent, y, gradient]
+    }
+
+    #[test]
+    fn the_way_back_is_the_difference() {
+        let (generator, pass) = (generator(), Pass::eval().with_seed(3).with_ids(IDS));
+        for projection in [projection(2, 1), projection(5, 2)] {
+            let [x, cotangent, y, gradient] = way_back(&projection, &generator, &pass);
+            let run = |x: &Tensor| projection.run(&generator, &pass, x).unwrap();
+            let apart = (run(&x) - y).unwrap().abs().unwrap().max_all().unwrap();
+            assert_eq!(
+                apart.to_scalar::<f64>().unwrap(),
+                0.,
+                "a variable is purified as a constant is"
+            );
+            let direction = pass.randn_like(&x, 3).unwrap();
+            // So short that no unit changes its side.
+            let step = 1e-8;
+            let up = dots(&run(&(&x + (&direction * step).unwrap()).unwrap()), &cotangent);
+            let down = dots(&run(&(&x - (&direction * step).unwrap()).unwrap()), &cotangent);
+            for (i, expected) in dots(&gradient, &direction).iter().enumerate() {
+                let difference = (up[i] - down[i]) / (2. * step);
+                let error = (difference - expected).abs() / difference.abs().max(1.);
+                assert!(error < 1e-4, "sample {i}: {difference} {expected}");
+            }
+        }
+    }
+
+    /// Why attacks do not go by it.
+    #[test]
+    fn the_derivative_of_fifty_steps_has_exploded() {
+        let (generator, pass) = (generator(), Pass::eval().with_seed(3).with_ids(IDS));
+        let lengths = |steps| {
+            let [.., gradient] = way_back(&projection(steps, 1), &generator, &pass);
+            dots(&gradient, &gradient)
+                .iter()
+                .map(|square| square.sqrt())
+                .collect::<Vec<_>>()
+        };
+        let (few, many) = (lengths(2), lengths(50));
+        println!("gradients are {few:.0?} long after 2 steps, {many:.0?} after 50");
+        assert!(few.iter().all(|length| *length < 100.), "{few:?}");
+        assert!(many.iter().all(|length| *length > 1e6), "{many:?}");
     }
 }
