@@ -3,7 +3,7 @@
 use crate::PIXELS;
 use crate::generator::{Generator, LATENT};
 use advae_sdk::candle_core::{D, DType, Var, bail};
-use advae_sdk::nn::{custom_vjp, vjp};
+use advae_sdk::nn::{clamp, custom_vjp, vjp};
 use advae_sdk::prelude::*;
 
 /// Gradient descent with momentum on `z`, from several starts.
@@ -92,6 +92,8 @@ impl Projection {
     /// Hessian of `E` in `z`, and `x` by `-2/784` times the generator's derivative along it. Both are central differences along that
     /// one direction: candle has no derivatives of derivatives, and a step back costs no more than two steps forward. (Samples' best
     /// starts are taken as fixed: which one wins jumps.)
+    ///
+    /// It may grow past what `f32` holds: a gradient that would be longer than some 1e26 is given with that length.
     fn pull_back(
         &self,
         generator: &Generator,
@@ -110,14 +112,23 @@ impl Projection {
             .0
             .map_or_else(|| last.zeros_like(), Ok)?;
         let (mut at_velocity, mut at_target) = (last.zeros_like()?, target.zeros_like()?);
+        let mut logarithm = last.narrow(1, 0, 1)?.zeros_like()?;
         for (step, z) in points.iter().enumerate().rev() {
             at_velocity = (at_velocity - (&at_z * self.rate(step))?)?;
             let (bend, moved) = along(generator, pass, z, target, &at_velocity)?;
             at_z = (at_z + bend)?;
             at_target = (at_target - (moved * (2. / PIXELS as f64))?)?;
             at_velocity = (at_velocity * self.momentum)?;
+            // All three are linear in the cotangent.
+            let factor = excess(&Tensor::cat(&[&at_z, &at_velocity, &at_target], 1)?)?;
+            [at_z, at_velocity, at_target] = [
+                at_z.broadcast_div(&factor)?,
+                at_velocity.broadcast_div(&factor)?,
+                at_target.broadcast_div(&factor)?,
+            ];
+            logarithm = (logarithm + factor.log()?)?;
         }
-        Ok(at_target)
+        at_target.broadcast_mul(&clamp(&logarithm, 0., 46.)?.exp()?)
     }
 
     fn rate(&self, step: usize) -> f64 {
@@ -148,6 +159,12 @@ impl Projection {
             self.name, self.steps, self.restarts
         )
     }
+}
+
+/// By what each row of `x` `[N, ...]` has to be divided to hold no number above 1e6: `[N, 1]`, 1 where it holds none.
+fn excess(x: &Tensor) -> Result<Tensor> {
+    let largest = x.abs()?.max_keepdim(D::Minus1)?;
+    largest.gt(1e6)?.where_cond(&largest, &largest.ones_like()?)
 }
 
 /// What the generator makes of `z` `[N, 128]`, and the gradient at `z` of each row's mean squared error from `target` `[N, 784]`.
@@ -251,6 +268,13 @@ mod tests {
                 assert!(error < 1e-4, "sample {i}: {difference} {expected}");
             }
         }
+    }
+
+    #[test]
+    fn numbers_that_grow_are_divided() {
+        let x = Tensor::new(&[[1f32, -3e7], [2., 1e6], [1e30, 0.]], &Device::Cpu).unwrap();
+        let factors = excess(&x).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(factors, [3e7, 1., 1e30]);
     }
 
     /// Why attacks do not go by it.
