@@ -11,7 +11,7 @@ pub use budget::{Budgets, l2_caps};
 pub use cells::{CellOutcome, Crafting, Group, Run};
 pub use images::SavedMeta;
 pub use options::{EvalArgs, Format, Settings, check_device};
-pub use plan::{LoadedModel, load_model};
+pub use plan::{LoadedModel, OTHER_RULE, load_model};
 
 use crate::cancel::{Cancel, EXIT_CANCELLED};
 use crate::console;

@@ -44,6 +44,10 @@ impl Report {
     /// # Errors
     /// Where it cannot be serialised.
     pub fn render(&self, format: Format) -> Result<String> {
+        if format == Format::Csv {
+            // A spreadsheet has no place for them.
+            eprint!("{}", render::notes(self));
+        }
         match format {
             Format::Table => Ok(render::text(self, false)),
             Format::Markdown => Ok(render::text(self, true)),

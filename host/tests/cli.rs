@@ -101,10 +101,48 @@ fn what_cannot_be_run_is_one_line_and_exit_code_2() {
     refused(&eval(&["--attack", "plain_noise:epsilon"]), "write key=value");
     refused(&eval(&["--attack", "plain_noise:steps=3"]), "steps");
     refused(&eval(&["--purifier", "plain_linear"]), "give it with --classifier");
+    refused(
+        &eval(&["--purifier", "jpeg", "--backward", "exact"]),
+        "backward rule 'exact' is not offered: this plugin offers identity, none; without --backward every purifier goes by its own",
+    );
     refused(&host(&["score", "nowhere.npz"]), "nowhere.npz");
     let purify = |more: &[&str]| host(&[&["purify", "--purifier", "plain_linear"], more].concat());
     refused(&purify(&["--out", "p.png", "--samples", "0"]), "--samples is 0");
     refused(&purify(&["--out", "p.png"]), "give it with --classifier");
+}
+
+#[test]
+fn another_rule_than_the_purifiers_own_is_told_a_spreadsheet_too() {
+    let with = |more: &[&str]| {
+        eval(
+            &[
+                &[
+                    "--purifier",
+                    "gaussian_blur",
+                    "--threat-model",
+                    "white_box",
+                    "--format",
+                    "csv",
+                ],
+                more,
+            ]
+            .concat(),
+        )
+    };
+    let told = "gradients went by a backward rule that is not the purifier's own";
+    let own = with(&["--backward", "exact"]);
+    assert!(
+        stdout(&own).contains(",gaussian_blur,") && !stderr(&own).contains(told),
+        "{}",
+        stderr(&own)
+    );
+    let other = with(&["--backward", "identity"]);
+    assert!(
+        stdout(&other).contains(",gaussian_blur backward=identity,"),
+        "{}",
+        stdout(&other)
+    );
+    assert!(stderr(&other).contains(told), "{}", stderr(&other));
 }
 
 #[test]

@@ -106,13 +106,18 @@ fn backward_rule(asked: Option<BackwardRule>, offered: &[BackwardRule]) -> std::
     if offered.contains(&rule) || matches!(rule, BackwardRule::Identity | BackwardRule::None) {
         return Ok(rule);
     }
-    let offered: Vec<&str> = offered.iter().map(|r| r.name()).collect();
+    let own = offered.first().map_or("exact", |rule| rule.name());
+    let always = [BackwardRule::Identity, BackwardRule::None];
+    let all = offered
+        .iter()
+        .chain(always.iter().filter(|rule| !offered.contains(rule)));
+    let all: Vec<&str> = all.map(|rule| rule.name()).collect();
     Err(AbiError::new(
         ErrorCode::Config,
         format!(
-            "backward rule '{}' is not offered: this plugin offers {}, identity and none",
+            "backward rule '{}' is not offered: this plugin offers {}; without --backward every purifier goes by its own, this one by {own}",
             rule.name(),
-            offered.join(", ")
+            all.join(", ")
         ),
     ))
 }

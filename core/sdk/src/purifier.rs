@@ -36,7 +36,12 @@ pub trait Purifier: Sized + Send + Sync + 'static {
         candle_core::bail!("this purifier lists the backward rule custom but does not implement custom_backward")
     }
 
-    /// The same where it depends on settings.
+    /// [`RANDOM`](Self::RANDOM) where it depends on settings.
+    fn random(&self) -> bool {
+        Self::RANDOM
+    }
+
+    /// [`BATCH`](Self::BATCH) where it depends on settings.
     fn batch(&self) -> Option<usize> {
         Self::BATCH
     }
@@ -84,7 +89,7 @@ impl<P: Purifier> Network for PurifierNetwork<P> {
             classes: None,
             bounds: [0., 1.],
             backward_rules: P::BACKWARD.to_vec(),
-            random: P::RANDOM,
+            random: self.0.random(),
             threading: P::THREADING,
             batch: self.0.batch(),
             parameters: 0,

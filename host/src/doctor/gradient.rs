@@ -13,21 +13,14 @@ use anyhow::{Context, Result};
 pub fn examine(list: &mut Checklist, patient: &Patient) -> Result<()> {
     let model = Model::construct(&patient.plugin, &patient.request)?;
     let rules = rules(&model);
-    for (i, rule) in rules.iter().copied().enumerate() {
+    for rule in rules.iter().copied() {
+        let default = (rule != rules[0]).then(|| rules[0].name());
         list.check(&format!("gradient, {}", rule.name()), || {
             let request = Construct {
                 backward: (model.kind() == Kind::Purifier).then_some(rule),
                 ..patient.request.clone()
             };
-            let finding = check_rule(&Model::construct(&patient.plugin, &request)?, rule)?;
-            Ok(match finding {
-                // What nobody goes by who does not ask for it.
-                Finding::Fail(text) if i > 0 && rule == BackwardRule::Exact => Finding::Warn(format!(
-                    "{text}; attacks go by {} unless told otherwise",
-                    rules[0].name()
-                )),
-                finding => finding,
-            })
+            check_rule(&Model::construct(&patient.plugin, &request)?, rule, default)
         })?;
     }
     list.check("gradient, batch", || batch(&model))?;
@@ -49,9 +42,10 @@ fn rules(model: &Model) -> Vec<BackwardRule> {
     rules
 }
 
-fn check_rule(model: &Model, rule: BackwardRule) -> Result<Finding> {
+/// `default`: the purifier's own rule, where that is another.
+fn check_rule(model: &Model, rule: BackwardRule, default: Option<&str>) -> Result<Finding> {
     if rule == BackwardRule::Exact {
-        return differences::examine(model);
+        return differences::examine(model, default);
     }
     let (x, call) = (images(IDS.len(), input(model)), Call::craft(0, &IDS));
     let (y, tape) = model.forward_tape(&call, &x)?;

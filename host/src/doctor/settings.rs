@@ -6,7 +6,7 @@ use crate::attack::Attack;
 use crate::console;
 use crate::model::Model;
 use crate::threat::ThreatModel;
-use advae_abi::info::{Construct, Kind};
+use advae_abi::info::{Construct, Kind, Setting};
 use anyhow::Result;
 
 /// A setting that no plugin has.
@@ -17,7 +17,8 @@ pub fn examine(list: &mut Checklist, patient: &Patient) -> Result<()> {
     list.check("construction", || {
         construct(patient, &patient.request)?;
         let settings = &patient.plugin.description.settings;
-        let listed = settings.iter().map(|s| format!("{} = {}", s.name, s.default));
+        let value = |s: &Setting| patient.request.config.get(&s.name).unwrap_or(&s.default).clone();
+        let listed = settings.iter().map(|s| format!("{} = {}", s.name, value(s)));
         let listed = listed.collect::<Vec<_>>().join(", ");
         let settings = if listed.is_empty() {
             "no settings".into()

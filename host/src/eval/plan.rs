@@ -114,6 +114,9 @@ fn without_seeds(all: Dataset) -> Dataset {
     all.select(&kept)
 }
 
+/// In the label of a purifier whose gradient goes by another backward rule than its own, before that rule's name.
+pub const OTHER_RULE: &str = " backward=";
+
 /// Loads and constructs a classifier or purifier.
 ///
 /// # Errors
@@ -137,7 +140,7 @@ pub fn load_model(text: &str, kind: Kind, device: &str, backward: Option<Backwar
         device: device.into(),
         backward: backward.map(|rule| rule.name().into()),
     };
-    let label = spec.label();
+    let mut label = spec.label();
     let request = Construct {
         config: spec.config,
         weights: spec.weights,
@@ -145,6 +148,9 @@ pub fn load_model(text: &str, kind: Kind, device: &str, backward: Option<Backwar
         backward,
     };
     let model = Model::construct(&plugin, &request).with_context(|| format!("'{text}'"))?;
+    if let Some(rule) = backward.filter(|rule| model.info().backward_rules.first() != Some(rule)) {
+        label += &format!("{OTHER_RULE}{}", rule.name());
+    }
     if model.info().parameters > 0 && model.info().weights.starts_with("init:") {
         eprintln!(
             "warning: '{label}' is untrained, its weights are a seeded initialisation: name some, {label}@SET or {label}@FILE.safetensors"

@@ -94,7 +94,8 @@ fn worst(worst: &Worst) -> Vec<String> {
     ]
 }
 
-fn notes(report: &Report) -> String {
+/// What is to be said of cells, a line each.
+pub fn notes(report: &Report) -> String {
     let mut out = String::new();
     let mut line = |text: String| out.extend([text.as_str(), "\n"]);
     let noted = report.cells.iter().filter(|cell| !cell.note.is_empty());

@@ -1,6 +1,7 @@
 //! Warnings with advice: what a figure may hide, and what to run next.
 
 use super::summary::Summary;
+use crate::eval::OTHER_RULE;
 use crate::stats::mcnemar_of;
 use std::fmt;
 
@@ -54,6 +55,11 @@ pub enum Warning {
     },
     /// Gradients through a random defence come from one draw each.
     FewDraws {
+        /// Which cell.
+        cell: String,
+    },
+    /// The purifier's own backward rule was replaced by another.
+    OtherRule {
         /// Which cell.
         cell: String,
     },
@@ -124,7 +130,10 @@ impl Warning {
         });
         let random = cell.random.is_some() && cell.threat_model == "white_box" && cell.zero_gradients.is_some();
         let few_draws = (random && cell.eot == 1 && left >= STANDS).then(|| Self::FewDraws { cell: cell.name() });
-        zeros.into_iter().chain(gave_up).chain(few_draws).collect()
+        let by_another = cell.purifier.contains(OTHER_RULE) && cell.threat_model == "white_box";
+        let other_rule = by_another.then(|| Self::OtherRule { cell: cell.name() });
+        let all = [zeros, gave_up, few_draws, other_rule];
+        all.into_iter().flatten().collect()
     }
 
     fn of_pair(a: &Summary, b: &Summary) -> Option<Self> {
@@ -212,6 +221,11 @@ impl fmt::Display for Warning {
                 f,
                 "{cell}: the defence is random, and each gradient was that of one draw: the attack may be too weak: run again \
                  with --eot 10"
+            ),
+            Self::OtherRule { cell } => write!(
+                f,
+                "{cell}: gradients went by a backward rule that is not the purifier's own: run it without --backward too, and \
+                 quote the lower figure"
             ),
             Self::NoControl { cell } => write!(
                 f,
@@ -349,6 +363,22 @@ mod tests {
         let weak = [black_box("advae", 97), black_box("none", 80)];
         assert!(matches!(warned(&weak)[..], [Warning::WeakSubstitute { .. }]));
         assert!(warned(&[black_box("advae", 97), black_box("none", 20)]).is_empty());
+    }
+
+    #[test]
+    fn a_rule_that_is_not_the_purifiers_own_is_told() {
+        let mut cell = cell("pgd", "white_box", 40, 50);
+        assert_eq!(Warning::of(&cell), []);
+        cell.purifier += " backward=none";
+        let [warning] = &Warning::of(&cell)[..] else {
+            panic!("one warning is to be given")
+        };
+        assert!(
+            warning.to_string().contains("run it without --backward too"),
+            "{warning}"
+        );
+        cell.threat_model = "oblivious".into();
+        assert_eq!(Warning::of(&cell), []);
     }
 
     #[test]

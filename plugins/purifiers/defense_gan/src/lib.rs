@@ -51,6 +51,11 @@ impl Purifier for DefenseGan {
         self.projection.run(&self.generator, &pass, x)
     }
 
+    /// From one start that is always the same nothing is.
+    fn random(&self) -> bool {
+        !self.projection.constant_start
+    }
+
     /// Some 48 restarts a call: enough for the kernels, and soon over.
     fn batch(&self) -> Option<usize> {
         Some((48 / self.projection.restarts).max(1))

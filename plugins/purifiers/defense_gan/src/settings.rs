@@ -47,11 +47,18 @@ impl DefenseGanSettings {
             true => 1,
             false => self.restarts.unwrap_or(restarts),
         };
-        if restarts == 0 {
-            bail!("restarts is 0: it must be 1 or more")
+        if let (true, Some(restarts @ 2..)) = (self.constant_start, self.restarts) {
+            bail!(
+                "restarts is {restarts}, but from a constant start all are alike: leave restarts out, or constant_start"
+            )
+        }
+        for (name, value) in [("steps", steps), ("restarts", restarts)] {
+            if value == 0 {
+                bail!("{name} is 0: it must be 1 or more")
+            }
         }
         for (name, value, most) in [
-            ("learning_rate", self.learning_rate, f64::MAX),
+            ("learning_rate", self.learning_rate, 1000.),
             ("decay", self.decay, 1.),
             ("momentum", self.momentum, 1.),
         ] {
@@ -85,5 +92,41 @@ settings! {
         beta1: f64 = 0.5,
         /// Adam's decay of the mean of their squares.
         beta2: f64 = 0.9,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_makes_no_projection_is_refused() {
+        let with = |change: &dyn Fn(&mut DefenseGanSettings)| {
+            let mut settings = DefenseGanSettings::default();
+            change(&mut settings);
+            settings.projection().map_err(|error| error.to_string())
+        };
+        let quick = with(&|_| {}).unwrap();
+        assert_eq!((quick.name, quick.steps, quick.restarts), ("quick", 50, 2));
+        let constant = with(&|settings| settings.constant_start = true).unwrap();
+        assert_eq!((constant.name, constant.restarts), ("own settings", 1));
+        let refused = |change: &dyn Fn(&mut DefenseGanSettings), says: &str| {
+            let error = with(change).unwrap_err();
+            assert!(error.contains(says), "{error}");
+        };
+        refused(&|settings| settings.steps = Some(0), "steps is 0: it must be 1 or more");
+        refused(
+            &|settings| settings.restarts = Some(0),
+            "restarts is 0: it must be 1 or more",
+        );
+        refused(&|settings| settings.learning_rate = -1., "from 0 to 1000");
+        refused(
+            &|settings| settings.momentum = 1.5,
+            "momentum is 1.5: it must be a number from 0 to 1",
+        );
+        refused(
+            &|settings| (settings.constant_start, settings.restarts) = (true, Some(3)),
+            "restarts is 3, but from a constant start all are alike",
+        );
     }
 }
