@@ -14,7 +14,6 @@ pub use options::{EvalArgs, Format, Settings, check_device};
 pub use plan::{LoadedModel, OTHER_RULE, load_model};
 
 use crate::cancel::{Cancel, EXIT_CANCELLED};
-use crate::console;
 use crate::report::{Report, Summary};
 use anyhow::Result;
 
@@ -31,7 +30,7 @@ pub fn run(args: EvalArgs) -> Result<i32> {
     let outcomes = outcomes(&settings, &cancel)?;
     let whole = outcomes.iter().filter(|o| o.is_whole());
     let report = Report::new(whole.map(Summary::of).collect());
-    console::print(&report.render(settings.format)?)?;
+    report.print(settings.format)?;
     if cancel.is_cancelled() {
         eprintln!("{}", farewell(&settings, outcomes.iter().map(|o| o.rows.len()).sum()));
         return Ok(EXIT_CANCELLED);

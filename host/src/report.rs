@@ -8,6 +8,7 @@ pub use render::with_interval;
 pub use summary::{CapAccuracy, DrawSummary, Share, Spread, Summary, Worst, worst_cases};
 pub use warning::Warning;
 
+use crate::console;
 use crate::eval::Format;
 use anyhow::Result;
 use serde::Serialize;
@@ -39,15 +40,23 @@ impl Report {
         self.cells.iter().filter_map(Summary::complaint).collect()
     }
 
+    /// Prints the report; notes and warnings go to stderr where the format has no place for them.
+    ///
+    /// # Errors
+    /// Where it cannot be serialised, or nothing can be printed.
+    pub fn print(&self, format: Format) -> Result<()> {
+        console::print(&self.render(format)?)?;
+        if format == Format::Csv {
+            eprint!("{}", render::notes(self));
+        }
+        Ok(())
+    }
+
     /// The report as text.
     ///
     /// # Errors
     /// Where it cannot be serialised.
     pub fn render(&self, format: Format) -> Result<String> {
-        if format == Format::Csv {
-            // A spreadsheet has no place for them.
-            eprint!("{}", render::notes(self));
-        }
         match format {
             Format::Table => Ok(render::text(self, false)),
             Format::Markdown => Ok(render::text(self, true)),

@@ -1,7 +1,6 @@
 //! `score`: measures and classifies saved adversarial images again.
 
 use crate::attack::Perturbed;
-use crate::console;
 use crate::eval::{Budgets, CellOutcome, Format, LoadedModel, SavedMeta, check_device, complain, load_model};
 use crate::pipeline::Pipeline;
 use crate::report::{Report, Summary};
@@ -64,7 +63,7 @@ pub fn run(args: ScoreArgs) -> Result<i32> {
     };
     let outcomes = args.files.iter().map(score).collect::<Result<Vec<_>>>()?;
     let report = Report::new(outcomes.iter().map(Summary::of).collect());
-    console::print(&report.render(args.format)?)?;
+    report.print(args.format)?;
     Ok(complain(&report))
 }
 
