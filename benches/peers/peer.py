@@ -102,15 +102,14 @@ def training(steps):
     return epoch
 
 
-def projection(steps, tuned):
+def projection(steps, tuned, device):
     """DefenseGAN's: `steps` of gradient descent with momentum 0.7 and rate 10 (1 in the last fifth) from ten starts an image."""
     generator = models.load(models.G, ROOT / "plugins/purifiers/defense_gan/weights/default.safetensors")
-    generator.requires_grad_(not tuned)
+    generator = generator.requires_grad_(not tuned).to(device)
     if tuned:
         generator = generator.to(memory_format=torch.channels_last)
 
     def project(x, _):
-        generator.to(x.device)
         x = x.flatten(1).repeat_interleave(10, 0)
         z = (torch.randn(len(x), 128, device=x.device) / 128**0.5).requires_grad_()
         velocity = torch.zeros_like(z)
@@ -151,7 +150,7 @@ def main():
         run(128)
     else:
         if options.attack == "projection":
-            make = lambda steps: projection(steps, options.tuned)
+            make = lambda steps: projection(steps, options.tuned, options.device)
         else:
             model = network(options.model).requires_grad_(not options.tuned).to(options.device)
             if options.tuned:

@@ -128,7 +128,8 @@ fn unit(mut direction: Tensor) -> Tensor {
     direction
 }
 
-fn moved(x: &Tensor, direction: &Tensor, step: f64) -> Tensor {
+/// `x` and `step` times the direction.
+pub fn moved(x: &Tensor, direction: &Tensor, step: f64) -> Tensor {
     let mut moved = direction.clone();
     moved.scale(step as f32);
     moved.add(x);

@@ -2,6 +2,7 @@
 
 use super::Patient;
 use super::checklist::{Checklist, Finding};
+use super::differences::moved;
 use super::model::input;
 use super::sample::{IDS, difference, images, signed};
 use crate::console;
@@ -143,7 +144,7 @@ const LESSONS: u64 = 20;
 fn lesson(pupil: &Pupil) -> Result<Finding> {
     let (before, blob) = (output(&pupil.model)?, pupil.trainable.save_weights()?);
     let clean = images(IDS.len(), input(&pupil.model));
-    let adversarial = moved(&clean);
+    let adversarial = moved(&clean, &signed(&clean.shape, 13), 0.1);
     let labels: Vec<u32> = (0..IDS.len() as u32).collect();
     for lesson in 1..=LESSONS {
         let measured = (pupil.trainable).learn(&learning(lesson), &clean, Some(&adversarial), &labels, 1e-3)?;
@@ -162,15 +163,4 @@ fn lesson(pupil: &Pupil) -> Result<Finding> {
     }
     let text = format!("{LESSONS} updates changed no weight: check its optimiser");
     Ok(Finding::Fail(text))
-}
-
-/// Images within 0.1 of these.
-fn moved(clean: &Tensor) -> Tensor {
-    let mut moved = signed(&clean.shape, 13);
-    moved
-        .data
-        .iter_mut()
-        .zip(&clean.data)
-        .for_each(|(delta, x)| *delta = x + 0.1 * *delta);
-    moved
 }

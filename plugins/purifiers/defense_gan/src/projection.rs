@@ -114,11 +114,6 @@ impl Projection {
         let (mut at_velocity, mut at_target) = (last.zeros_like()?, target.zeros_like()?);
         let mut logarithm = last.narrow(1, 0, 1)?.zeros_like()?;
         for (step, z) in points.iter().enumerate().rev() {
-            at_velocity = (at_velocity - (&at_z * self.rate(step))?)?;
-            let (bend, moved) = along(generator, pass, z, target, &at_velocity)?;
-            at_z = (at_z + bend)?;
-            at_target = (at_target - (moved * (2. / PIXELS as f64))?)?;
-            at_velocity = (at_velocity * self.momentum)?;
             // All three are linear in the cotangent.
             let factor = excess(&Tensor::cat(&[&at_z, &at_velocity, &at_target], 1)?)?;
             [at_z, at_velocity, at_target] = [
@@ -127,8 +122,13 @@ impl Projection {
                 at_target.broadcast_div(&factor)?,
             ];
             logarithm = (logarithm + factor.log()?)?;
+            at_velocity = (at_velocity - (&at_z * self.rate(step))?)?;
+            let (bend, moved) = along(generator, pass, z, target, &at_velocity)?;
+            at_z = (at_z + bend)?;
+            at_target = (at_target - (moved * (2. / PIXELS as f64))?)?;
+            at_velocity = (at_velocity * self.momentum)?;
         }
-        at_target.broadcast_mul(&clamp(&logarithm, 0., 46.)?.exp()?)
+        at_target.broadcast_mul(&clamp(&logarithm, -80., 46.)?.exp()?)
     }
 
     fn rate(&self, step: usize) -> f64 {
@@ -161,10 +161,12 @@ impl Projection {
     }
 }
 
-/// By what each row of `x` `[N, ...]` has to be divided to hold no number above 1e6: `[N, 1]`, 1 where it holds none.
+/// By what each row of `x` `[N, ...]` has to be divided to hold no number above 1e6, nor small ones alone, whose squares vanish: `[N, 1]`,
+/// 1 where that is so, or all are 0.
 fn excess(x: &Tensor) -> Result<Tensor> {
     let largest = x.abs()?.max_keepdim(D::Minus1)?;
-    largest.gt(1e6)?.where_cond(&largest, &largest.ones_like()?)
+    let small = (largest.lt(1e-6)? * largest.gt(0.)?)?;
+    (largest.gt(1e6)? + small)?.where_cond(&largest, &largest.ones_like()?)
 }
 
 /// What the generator makes of `z` `[N, 128]`, and the gradient at `z` of each row's mean squared error from `target` `[N, 784]`.
@@ -275,6 +277,9 @@ mod tests {
         let x = Tensor::new(&[[1f32, -3e7], [2., 1e6], [1e30, 0.]], &Device::Cpu).unwrap();
         let factors = excess(&x).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert_eq!(factors, [3e7, 1., 1e30]);
+        let x = Tensor::new(&[[1e-20f32, 0.], [0., 0.]], &Device::Cpu).unwrap();
+        let factors = excess(&x).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(factors, [1e-20, 1.]);
     }
 
     /// Why attacks do not go by it.
