@@ -1,7 +1,10 @@
 //! `advae-host`: evaluates defences of image classifiers against adversarial examples.
 
-use advae_host::cancel::{Cancel, EXIT_CANCELLED};
-use advae_host::{console, doctor, eval, list, memory, purify, reproduce, rescore, train, workers};
+use advae_host::commands::{doctor, eval, plugins, purify, reproduce, score, train};
+use advae_host::experiment::on_large_stack;
+use advae_host::terminal::console;
+use advae_host::terminal::exit::EXIT_FAILED;
+use advae_host::training::memory;
 use anyhow::Result;
 use clap::{ArgAction, Parser, Subcommand};
 
@@ -23,9 +26,9 @@ enum Command {
     /// Attack classifiers behind purifiers and print a table
     Eval(Box<eval::EvalArgs>),
     /// Measure and classify saved adversarial images again
-    Score(rescore::ScoreArgs),
+    Score(score::ScoreArgs),
     /// List every plugin that is found, with its settings
-    Plugins(list::PluginsArgs),
+    Plugins(plugins::PluginsArgs),
     /// Measure whether a plugin keeps the contract
     Doctor(doctor::DoctorArgs),
     /// Purify images and draw what comes out
@@ -45,9 +48,9 @@ fn main() {
     }
     // A panic comes out of the worker as an error of one line.
     std::panic::set_hook(Box::new(|info| tracing::debug!("{info}")));
-    let code = workers::on_large_stack(|| run(cli.command)).unwrap_or_else(|error| {
+    let code = on_large_stack(|| run(cli.command)).unwrap_or_else(|error| {
         eprintln!("error: {}", console::one_line(&error));
-        eval::EXIT_FAILED
+        EXIT_FAILED
     });
     std::process::exit(code);
 }
@@ -71,18 +74,11 @@ fn prepare_environment() {
 fn run(command: Command) -> Result<i32> {
     match command {
         Command::Eval(args) => eval::run(*args),
-        Command::Score(args) => rescore::run(args),
-        Command::Plugins(args) => list::run(args),
+        Command::Score(args) => score::run(args),
+        Command::Plugins(args) => plugins::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Purify(args) => purify::run(args),
         Command::Reproduce(args) => reproduce::run(args),
-        Command::Train(args) => {
-            let outcome = train::run(&args, &Cancel::on_ctrl_c()?)?;
-            Ok(if matches!(outcome, train::Outcome::Interrupted) {
-                EXIT_CANCELLED
-            } else {
-                0
-            })
-        }
+        Command::Train(args) => train::run(&args),
     }
 }

@@ -8,9 +8,9 @@ mod fixtures;
 mod golden;
 
 use advae_abi::info::Construct;
-use advae_host::model::Model;
 use advae_host::plugin::Plugin;
-use advae_host::tensor::{Call, Tensor};
+use advae_host::wire::model::Model;
+use advae_host::wire::tensor::{Call, Tensor};
 use std::path::Path;
 use std::process::Command;
 

@@ -6,11 +6,11 @@
 mod plugins;
 
 use advae_abi::info::{Construct, WeightSource};
-use advae_host::model::Model;
-use advae_host::pipeline::Pipeline;
+use advae_host::experiment::on_large_stack;
 use advae_host::plugin::Plugin;
-use advae_host::tensor::{Call, Tensor};
-use advae_host::workers::on_large_stack;
+use advae_host::wire::model::Model;
+use advae_host::wire::pipeline::Pipeline;
+use advae_host::wire::tensor::{Call, Tensor};
 use advae_sdk::candle_core::{self as candle, DType, Device};
 use advae_sdk::{Classifier, NoSettings, Pass, Purifier, Weights, nn};
 use mnist_models::{AutoEncoder, ModelX};

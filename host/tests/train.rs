@@ -6,7 +6,7 @@ mod plugins;
 
 use advae_abi::info::Label;
 use advae_data::Dataset;
-use advae_host::train::{
+use advae_host::training::{
     CraftOn, EpochLog, Folder, Keep, Objective, Observer, Outcome, Position, Recipe, Stage, Statistics, Trainer,
 };
 use anyhow::Result;

@@ -1,6 +1,6 @@
 //! Reports as text.
 
-use super::summary::{Share, Spread, Summary, short};
+use super::figures::{Share, Spread, Summary, short};
 use super::{Report, Worst};
 use anyhow::Result;
 use comfy_table::presets::{ASCII_MARKDOWN, UTF8_FULL_CONDENSED};

@@ -1,0 +1,177 @@
+//! Attacks, tried on a linear classifier inside the host.
+
+use super::checklist::{Checklist, Finding};
+use super::model::same_rows;
+use super::sample::{IDS, difference, images, scale};
+use super::{Patient, toy};
+use crate::experiment::Limits;
+use crate::terminal::cancel::Cancel;
+use crate::terminal::console;
+use crate::terminal::progress::Ticker;
+use crate::wire::attack::{Attack, Perturbed};
+use crate::wire::model::Model;
+use crate::wire::oracle::{Meter, Oracle, OracleState, Rules};
+use crate::wire::pipeline::Pipeline;
+use crate::wire::tensor::{Call, Tensor};
+use advae_abi::info::{Access, AttackInfo, Target};
+use anyhow::Result;
+use std::sync::Arc;
+
+/// An attack, and what it is tried on.
+struct Trial {
+    attack: Attack,
+    model: Model,
+    x: Tensor,
+    y: Vec<u32>,
+}
+
+/// Checks what an attack returns, and what it does with errors.
+pub fn examine(list: &mut Checklist, patient: &Patient) -> Result<()> {
+    let attack = Attack::construct(&patient.plugin, patient.request.config.clone())?;
+    let (model, x) = (toy::model()?, images(IDS.len(), toy::INPUT));
+    let y = model.forward(&Call::score(0, &IDS), &x)?.argmax();
+    let trial = Trial { attack, model, x, y };
+    list.check("description", || Ok(trial.description()))?;
+    let mut perturbed = None;
+    list.check("images", || {
+        let (found, state) = trial.run(5, &[0, 1, 2, 3, 4, 5, 6], true)?;
+        let finding = trial.images(&found);
+        perturbed = Some((found, state));
+        Ok(finding)
+    })?;
+    let Some((perturbed, state)) = perturbed else {
+        return Ok(());
+    };
+    list.check("success", || trial.success(&perturbed))?;
+    list.check("passes", || Ok(trial.passes(&state)))?;
+    list.check("determinism", || trial.determinism(&perturbed))?;
+    list.check("batch", || trial.batch(&perturbed))?;
+    list.check("errors of the oracle", || trial.denied())
+}
+
+impl Trial {
+    /// Attacks some of the samples, with everything granted or nothing.
+    fn run(&self, seed: u64, samples: &[usize], granted: bool) -> Result<(Perturbed, Arc<OracleState>)> {
+        let (oracle, state) = Oracle::boxed(self.rules(seed, granted), Ticker::silent());
+        let ids: Vec<u64> = samples.iter().map(|i| IDS[*i]).collect();
+        let y: Vec<u32> = samples.iter().map(|i| self.y[*i]).collect();
+        let result = self
+            .attack
+            .perturb(&Call::craft(seed, &ids), &oracle, &self.x.select(samples), &y);
+        match (result, state.first_error()) {
+            (Ok(_), Some(error)) => anyhow::bail!("the attack swallowed an error of the oracle: pass it on ({error})"),
+            (result, _) => Ok((result?, state)),
+        }
+    }
+
+    fn rules(&self, seed: u64, granted: bool) -> Rules {
+        let target = Pipeline::undefended(self.model.clone());
+        Rules {
+            labelled: target.clone(),
+            target,
+            access: Access {
+                target: Target::Pipeline,
+                gradients: granted,
+                logits: granted,
+                labels: granted,
+                query_limit: None,
+            },
+            seed,
+            eot: 1,
+            early_stop: true,
+            call_threads: 1,
+            flags: 0,
+            meter: Arc::new(Meter::default()),
+            cancel: Cancel::default(),
+        }
+    }
+
+    fn description(&self) -> Finding {
+        let AttackInfo {
+            norm,
+            epsilon,
+            targeted,
+            passes,
+        } = self.attack.info();
+        let budget = epsilon.map_or("without a budget".into(), |epsilon| format!("within {epsilon}"));
+        let aim = if *targeted { "targeted" } else { "untargeted" };
+        let text = format!("{norm} {budget}, {aim}, {passes} forward or backward passes a sample at most");
+        Finding::Pass(text)
+    }
+
+    fn images(&self, perturbed: &Perturbed) -> Finding {
+        let info = self.attack.info();
+        let limits = Limits {
+            bounds: [0., 1.],
+            norm: info.norm,
+            epsilon: info.epsilon,
+        };
+        let refusal = |i: usize| limits.refuse(self.x.row(i), perturbed.x_adv.row(i));
+        let refused: Vec<String> = (0..self.x.rows()).filter_map(refusal).collect();
+        match refused.first() {
+            None => Finding::Pass("of the right shape, finite, within bounds and budget".into()),
+            Some(reason) => Finding::Fail(format!(
+                "{} of {} would be refused ({reason}): project and clip the last iterate",
+                refused.len(),
+                self.x.rows()
+            )),
+        }
+    }
+
+    /// Not a matter of the contract, but an attack that breaks no linear model has a mistake somewhere.
+    fn success(&self, perturbed: &Perturbed) -> Result<Finding> {
+        let labels = self.model.forward(&Call::score(5, &IDS), &perturbed.x_adv)?.argmax();
+        let reached = |i: usize| match &perturbed.targets {
+            Some(targets) => labels[i] == targets[i],
+            None => labels[i] != self.y[i],
+        };
+        let broken = (0..labels.len()).filter(|i| reached(*i)).count();
+        let text = format!("{broken} of {} samples of an undefended linear model", labels.len());
+        Ok(Finding::hope(broken > 0, text, "check the direction of the steps"))
+    }
+
+    fn passes(&self, state: &OracleState) -> Finding {
+        let (used, promised) = (state.rows(), self.attack.info().passes * IDS.len() as u64);
+        let text = format!("{used} images went through the model, {promised} were announced");
+        Finding::hope(
+            used <= promised,
+            text,
+            "announce as many as there may be, for the progress bar",
+        )
+    }
+
+    fn determinism(&self, before: &Perturbed) -> Result<Finding> {
+        let (again, _) = self.run(5, &[0, 1, 2, 3, 4, 5, 6], true)?;
+        let deviation = difference(&before.x_adv, &again.x_adv);
+        let text = match deviation {
+            0. => "the same seed gives the same bits".to_string(),
+            other => format!("the same seed twice differs by {other:.3e}"),
+        };
+        let advice = "key all randomness by seed, sample id and draw, and keep no state";
+        Ok(Finding::expect(deviation == 0., text, advice))
+    }
+
+    fn batch(&self, together: &Perturbed) -> Result<Finding> {
+        let mut worst = 0f64;
+        for i in 0..IDS.len() {
+            let (alone, _) = self.run(5, &[i], true)?;
+            worst = worst.max(difference(&alone.x_adv, &together.x_adv.select(&[i])));
+        }
+        Ok(same_rows(
+            worst,
+            scale(&together.x_adv),
+            "a sample alone and in a batch of 7",
+        ))
+    }
+
+    /// A threat model that grants nothing: whoever asks gets an error, and has to pass it on.
+    fn denied(&self) -> Result<Finding> {
+        let (oracle, state) = Oracle::boxed(self.rules(5, false), Ticker::silent());
+        let result = self.attack.perturb(&Call::craft(5, &IDS), &oracle, &self.x, &self.y);
+        Ok(match (result, state.first_error()) {
+            (_, None) => Finding::Pass("it asks the oracle nothing that could be denied".into()),
+            (Err(error), Some(_)) => Finding::Pass(format!("passed on: {}", console::one_line(&error))),
+            (Ok(_), Some(error)) => Finding::Fail(format!("swallowed ({error}): return it, or the cell is void")),
+        })
+    }
+}

@@ -1,0 +1,103 @@
+//! `doctor`: measures whether a plugin keeps the contract, before anybody believes its figures.
+
+mod attack;
+mod checklist;
+mod differences;
+mod gradient;
+mod model;
+pub(crate) mod sample;
+mod settings;
+mod threat;
+mod toy;
+mod training;
+
+use crate::experiment::check_device;
+use crate::plugin::{Plugin, PluginSpec, find, inspect};
+use crate::terminal::console;
+use crate::terminal::exit::EXIT_FAILED;
+use advae_abi::info::{Construct, Kind};
+use anyhow::Result;
+use checklist::{Checklist, Finding};
+use clap::Args;
+
+/// Flags of `doctor`.
+#[derive(Args, Clone, Debug)]
+pub struct DoctorArgs {
+    /// Plugin as FILE[@WEIGHTS][:key=value,...]
+    plugin: String,
+    /// Where models run: `cpu` or `cuda:N`
+    #[arg(long, default_value = "cpu")]
+    device: String,
+}
+
+/// A loaded plugin, and how it is to be constructed.
+struct Patient {
+    plugin: Plugin,
+    request: Construct,
+}
+
+impl Patient {
+    fn kind(&self) -> Kind {
+        self.plugin.manifest.kind
+    }
+}
+
+/// Examines a plugin and prints a checklist. Returns the exit code: 2 where anything failed.
+///
+/// # Errors
+/// Where the plugin is not found, or nothing can be printed.
+pub fn run(args: DoctorArgs) -> Result<i32> {
+    check_device(&args.device)?;
+    let spec = PluginSpec::parse(&args.plugin)?;
+    let mut list = Checklist::default();
+    if let Some(plugin) = open(&mut list, &spec)? {
+        let request = Construct {
+            config: spec.config,
+            weights: spec.weights,
+            device: args.device,
+            backward: None,
+        };
+        examine(&mut list, &Patient { plugin, request })?;
+    }
+    console::print(&list.summary())?;
+    Ok(if list.failed() { EXIT_FAILED } else { 0 })
+}
+
+fn open(list: &mut Checklist, spec: &PluginSpec) -> Result<Option<Plugin>> {
+    let path = find(&spec.name)?;
+    list.check("file", || {
+        let manifest = inspect(&path)?.manifest;
+        Ok(Finding::Pass(format!(
+            "{} '{}' {}, sdk {}, {}",
+            manifest.kind, manifest.name, manifest.version, manifest.sdk, manifest.rustc
+        )))
+    })?;
+    if list.failed() {
+        return Ok(None);
+    }
+    let mut plugin = None;
+    list.check("contract", || {
+        let opened = plugin.insert(Plugin::open(&path)?);
+        let contract = &opened.manifest.contract;
+        Ok(Finding::Pass(format!(
+            "version {contract}, layout as this host knows it"
+        )))
+    })?;
+    Ok(plugin)
+}
+
+fn examine(list: &mut Checklist, patient: &Patient) -> Result<()> {
+    settings::examine(list, patient)?;
+    if list.failed() {
+        return Ok(());
+    }
+    match patient.kind() {
+        Kind::Classifier | Kind::Purifier => {
+            model::examine(list, patient)?;
+            gradient::examine(list, patient)?;
+            training::examine(list, patient)
+        }
+        Kind::Attack => attack::examine(list, patient),
+        Kind::ThreatModel => threat::examine(list, patient),
+    }
+}

@@ -1,0 +1,291 @@
+//! Flags of `eval`, the same keys in a file, and what is left when both are settled.
+
+use super::complain;
+use crate::experiment::{self, Budgets, Settings, check_device};
+use crate::report::{Format, Report, Summary};
+use crate::terminal::cancel::Cancel;
+use crate::terminal::exit::EXIT_CANCELLED;
+use advae_abi::info::BackwardRule;
+use anyhow::{Context, Result, anyhow, ensure};
+use clap::{Args, ValueEnum};
+use serde::Deserialize;
+use std::path::PathBuf;
+
+/// A backward rule on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backward {
+    /// The true derivative
+    Exact,
+    /// Backward as identity (BPDA)
+    Identity,
+    /// The purifier's own surrogate
+    Custom,
+    /// No gradient
+    None,
+}
+
+impl From<Backward> for BackwardRule {
+    fn from(backward: Backward) -> Self {
+        match backward {
+            Backward::Exact => Self::Exact,
+            Backward::Identity => Self::Identity,
+            Backward::Custom => Self::Custom,
+            Backward::None => Self::None,
+        }
+    }
+}
+
+/// Flags of `eval`. A plugin is `NAME[@WEIGHTS][:key=value,...]`, where NAME is a path or is looked for in
+/// $ADVAE_PLUGIN_PATH, then beside the executable.
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct EvalArgs {
+    /// Classifier to attack; repeatable
+    #[arg(long, value_name = "PLUGIN")]
+    #[serde(deserialize_with = "crate::plugin::lists::one_or_many")]
+    classifier: Vec<String>,
+    /// Purifier in front of it, or `none`; repeatable [default: none]
+    #[arg(long, value_name = "PLUGIN")]
+    #[serde(deserialize_with = "crate::plugin::lists::one_or_many")]
+    purifier: Vec<String>,
+    /// Attack; repeatable [default: fgsm, pgd, cw, and every other attack on $ADVAE_PLUGIN_PATH]
+    #[arg(long, value_name = "PLUGIN")]
+    #[serde(deserialize_with = "crate::plugin::lists::one_or_many")]
+    attack: Vec<String>,
+    /// Threat model; repeatable [default: white_box, and oblivious where there is a purifier]
+    #[arg(long, value_name = "PLUGIN")]
+    #[serde(deserialize_with = "crate::plugin::lists::one_or_many")]
+    threat_model: Vec<String>,
+    /// Dataset [default: mnist-1k]
+    #[arg(long, value_name = "NAME")]
+    dataset: Option<String>,
+    /// Folder of the datasets that are not embedded [default: $ADVAE_DATA_DIR]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Number of samples, chosen by the seed [default: 1000]
+    #[arg(long, value_name = "N")]
+    samples: Option<usize>,
+    /// Seed of all randomness [default: 0]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Budget, of all norms or of one (`l2=2`); repeatable [default: the dataset's; MNIST Linf 0.3, L2 2]
+    #[arg(long, value_name = "[NORM=]VALUE", allow_hyphen_values = true)]
+    #[serde(deserialize_with = "crate::plugin::lists::one_or_many")]
+    epsilon: Vec<String>,
+    /// Where models run: `cpu` or `cuda:N` [default: cpu]
+    #[arg(long)]
+    device: Option<String>,
+    /// Threads [default: all cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Samples a micro-batch; changes the speed, not the results [default: what the models prefer]
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+    /// Draws that gradients through a random defence are averaged over [default: 1]
+    #[arg(long, value_name = "K")]
+    eot: Option<u64>,
+    /// Scoring draws of a random defence [default: 10]
+    #[arg(long, value_name = "N")]
+    draws: Option<u64>,
+    /// Backward rule of the purifiers [default: each purifier's own]
+    #[arg(long, value_name = "RULE")]
+    backward: Option<Backward>,
+    /// Go on attacking samples that are decided already
+    #[arg(long)]
+    no_early_stop: bool,
+    /// Write one JSON line a sample and cell, as they come
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Go on where the file of --out ends
+    #[arg(long)]
+    resume: bool,
+    /// Save the adversarial images, one npz file a cell
+    #[arg(long, value_name = "DIR")]
+    save_adversarial: Option<PathBuf>,
+    /// How the report is printed [default: table]
+    #[arg(long)]
+    format: Option<Format>,
+    /// Read flags from a TOML file with the same keys; flags win
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    config: Option<PathBuf>,
+}
+
+/// Runs the evaluation and prints its report. Returns the exit code.
+///
+/// # Errors
+/// Where nothing can be run: unknown plugins, settings or data.
+pub fn run(args: EvalArgs) -> Result<i32> {
+    let format = args.format.unwrap_or_default();
+    let settings = args.settle()?;
+    let cancel = Cancel::on_ctrl_c()?;
+    let outcomes = experiment::outcomes(&settings, &cancel)?;
+    let whole = outcomes.iter().filter(|o| o.is_whole());
+    let report = Report::new(whole.map(Summary::of).collect());
+    report.print(format)?;
+    if cancel.is_cancelled() {
+        eprintln!("{}", farewell(&settings, outcomes.iter().map(|o| o.rows.len()).sum()));
+        return Ok(EXIT_CANCELLED);
+    }
+    Ok(complain(&report))
+}
+
+fn farewell(settings: &Settings, rows: usize) -> String {
+    match &settings.out {
+        Some(path) => format!(
+            "stopped: {rows} rows are in '{}': the same command with --resume goes on from there",
+            path.display()
+        ),
+        None => format!("stopped: {rows} rows were not written: add --out results.jsonl to be able to resume"),
+    }
+}
+
+impl EvalArgs {
+    /// Reads the file of `--config`, lets flags win and fills in defaults.
+    ///
+    /// # Errors
+    /// Where a key is unknown or a value impossible.
+    pub fn settle(self) -> Result<Settings> {
+        let merged = match self.config.clone() {
+            Some(path) => {
+                let shown = path.display();
+                let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read '{shown}'"))?;
+                self.or(Self::from_toml(&text).with_context(|| format!("'{shown}'"))?)
+            }
+            None => self,
+        };
+        merged.fill()
+    }
+
+    fn from_toml(text: &str) -> Result<Self> {
+        toml::from_str(text).map_err(|e| anyhow!("{}", e.message().replace('\n', " ")))
+    }
+
+    fn or(self, file: Self) -> Self {
+        let many = |flag: Vec<String>, file: Vec<String>| if flag.is_empty() { file } else { flag };
+        Self {
+            classifier: many(self.classifier, file.classifier),
+            purifier: many(self.purifier, file.purifier),
+            attack: many(self.attack, file.attack),
+            threat_model: many(self.threat_model, file.threat_model),
+            dataset: self.dataset.or(file.dataset),
+            data_dir: self.data_dir.or(file.data_dir),
+            samples: self.samples.or(file.samples),
+            seed: self.seed.or(file.seed),
+            epsilon: many(self.epsilon, file.epsilon),
+            device: self.device.or(file.device),
+            threads: self.threads.or(file.threads),
+            batch: self.batch.or(file.batch),
+            eot: self.eot.or(file.eot),
+            draws: self.draws.or(file.draws),
+            backward: self.backward.or(file.backward),
+            no_early_stop: self.no_early_stop || file.no_early_stop,
+            out: self.out.or(file.out),
+            resume: self.resume || file.resume,
+            save_adversarial: self.save_adversarial.or(file.save_adversarial),
+            format: self.format.or(file.format),
+            config: None,
+        }
+    }
+
+    fn fill(self) -> Result<Settings> {
+        ensure!(
+            !self.classifier.is_empty(),
+            "no classifier to attack: give --classifier model_x.so"
+        );
+        ensure!(
+            !self.resume || self.out.is_some(),
+            "--resume needs the file to go on with: add --out FILE"
+        );
+        let at_least_one = |name: &str, value: Option<u64>, default: u64| {
+            let value = value.unwrap_or(default);
+            ensure!(value > 0, "--{name} is 0: give 1 or more");
+            Ok(value)
+        };
+        let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+        let device = self.device.unwrap_or_else(|| "cpu".into());
+        check_device(&device)?;
+        Ok(Settings {
+            classifiers: self.classifier,
+            purifiers: if self.purifier.is_empty() {
+                vec!["none".into()]
+            } else {
+                self.purifier
+            },
+            attacks: self.attack,
+            threat_models: self.threat_model,
+            dataset: self.dataset.unwrap_or_else(|| "mnist-1k".into()),
+            data_dir: self.data_dir,
+            samples: at_least_one("samples", self.samples.map(|n| n as u64), 1000)? as usize,
+            seed: self.seed.unwrap_or(0),
+            budgets: Budgets::parse(&self.epsilon)?,
+            device,
+            threads: at_least_one("threads", self.threads.map(|n| n as u64), cores)? as usize,
+            batch: self
+                .batch
+                .map(|n| at_least_one("batch", Some(n as u64), 1))
+                .transpose()?
+                .map(|n| n as usize),
+            eot: at_least_one("eot", self.eot, 1)?,
+            draws: at_least_one("draws", self.draws, 10)?,
+            backward: self.backward.map(BackwardRule::from),
+            early_stop: !self.no_early_stop,
+            out: self.out,
+            resume: self.resume,
+            save_adversarial: self.save_adversarial,
+            keep_seeds_out: false,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let file = "classifier = \"a.so\"\nattack = [\"pgd:steps=3\", \"fgsm\"]\nsamples = 5\nepsilon = 0.2\nno-early-stop = true";
+        let flags = EvalArgs {
+            classifier: vec!["b.so".into()],
+            seed: Some(3),
+            ..EvalArgs::default()
+        };
+        let settings = flags.or(EvalArgs::from_toml(file).unwrap()).fill().unwrap();
+        assert_eq!(
+            (settings.classifiers, settings.samples, settings.seed),
+            (vec!["b.so".into()], 5, 3)
+        );
+        assert_eq!(settings.attacks, ["pgd:steps=3", "fgsm"]);
+        assert!(!settings.early_stop);
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_the_known_ones() {
+        let error = EvalArgs::from_toml("clasifier = \"a\"").unwrap_err().to_string();
+        assert!(
+            error.contains("clasifier") && error.contains("`threat-model`"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn impossible_values_are_refused() {
+        let with = |change: fn(&mut EvalArgs)| {
+            let mut args = EvalArgs {
+                classifier: vec!["x".into()],
+                ..EvalArgs::default()
+            };
+            change(&mut args);
+            args.fill()
+        };
+        assert!(with(|_| {}).is_ok());
+        assert!(with(|a| a.classifier.clear()).is_err());
+        assert!(with(|a| a.threads = Some(0)).is_err());
+        assert!(with(|a| a.resume = true).is_err());
+        for device in ["cuda", "cuda:x", "gpu", "cuda:-1"] {
+            assert!(check_device(device).is_err(), "{device}");
+        }
+        assert!(check_device("cuda:1").is_ok());
+    }
+}

@@ -1,0 +1,141 @@
+//! `reproduce`: the paper's tables, measured with the plugins that are installed, beside the figures that it prints.
+
+mod page;
+mod tables;
+
+use crate::commands::complain;
+use crate::experiment::{self, Settings, threads};
+use crate::report::{Report, Summary};
+use crate::terminal::cancel::Cancel;
+use crate::terminal::console;
+use crate::terminal::exit::{EXIT_CANCELLED, EXIT_FAILED};
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use page::{Page, Run};
+use std::path::PathBuf;
+use tables::{Column, Table};
+
+/// File of the rows. Tables share it, since they share cells.
+const ROWS: &str = "rows.jsonl";
+
+/// Flags of `reproduce`.
+#[derive(Args, Clone, Debug)]
+pub struct ReproduceArgs {
+    /// Which table
+    #[arg(value_enum)]
+    table: Name,
+    /// Folder that holds MNIST; without one the embedded mnist-1k is used [default: $ADVAE_DATA_DIR]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Number of test images, the same ones for every cell; costly columns take fewer, the first of them
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    samples: usize,
+    /// Only the columns whose title has this in it; repeatable
+    #[arg(long, value_name = "TEXT")]
+    column: Vec<String>,
+    /// Seed of all randomness
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Threads [default: all cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Folder for the table (md) and the rows of all tables (rows.jsonl); what is there already is not run again
+    #[arg(long, value_name = "DIR", default_value = "results")]
+    out: PathBuf,
+}
+
+/// The tables there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Name {
+    /// Table 1 on MNIST: attacks and threat models against the defences of classifier X.
+    Table1,
+    /// Table 3: the purifier trained on X, or on X, A and B, in front of X, A, B, C and D.
+    Table3,
+    /// All purifiers side by side in front of X, oblivious and white box.
+    Purifiers,
+}
+
+/// Runs every cell of a table, writing as it goes. Returns the exit code.
+///
+/// # Errors
+/// Where a plugin, the data or a file fails.
+pub fn run(args: ReproduceArgs) -> Result<i32> {
+    let table = match args.table {
+        Name::Table1 => tables::table1(),
+        Name::Table3 => tables::table3(),
+        Name::Purifiers => tables::purifiers(),
+    };
+    let columns = chosen(&table, &args.column)?;
+    std::fs::create_dir_all(&args.out).with_context(|| format!("cannot make the folder '{}'", args.out.display()))?;
+    let cancel = Cancel::on_ctrl_c()?;
+    let path = args.out.join(format!("{}.md", table.name));
+    let mut page = Page::new(&table, Run::here(args.samples, args.seed, dataset(&args)));
+    let mut code = 0;
+    for column in columns {
+        eprintln!("{}: {}", table.name, column.title);
+        let settings = settings(&args, &table, column);
+        match experiment::outcomes(&settings, &cancel) {
+            Ok(outcomes) => {
+                let cells: Vec<Summary> = outcomes.iter().filter(|o| o.is_whole()).map(Summary::of).collect();
+                code = code.max(complain(&Report::new(cells.clone())));
+                page.add(column, &cells);
+            }
+            // A plugin that is not there must not keep the others from being measured.
+            Err(error) => {
+                let text = console::one_line(&error);
+                eprintln!("error: {}: {text}", column.title);
+                page.miss(column, &text);
+                code = EXIT_FAILED;
+            }
+        }
+        std::fs::write(&path, page.text()).with_context(|| format!("cannot write '{}'", path.display()))?;
+        if cancel.is_cancelled() {
+            eprintln!("stopped: the same command goes on from here");
+            return Ok(EXIT_CANCELLED);
+        }
+    }
+    console::print(&page.text())?;
+    eprintln!("written to '{}'", path.display());
+    Ok(code)
+}
+
+fn chosen<'a>(table: &'a Table, wanted: &[String]) -> Result<Vec<&'a Column>> {
+    let has = |column: &&Column| wanted.is_empty() || wanted.iter().any(|text| column.title.contains(text.as_str()));
+    let columns: Vec<&Column> = table.columns.iter().filter(has).collect();
+    if columns.is_empty() {
+        let titles: Vec<&str> = table.columns.iter().map(|column| column.title).collect();
+        bail!(
+            "no column has '{}' in its title: there are {}",
+            wanted.join("', '"),
+            titles.join(", ")
+        );
+    }
+    Ok(columns)
+}
+
+fn dataset(args: &ReproduceArgs) -> &'static str {
+    let given = args.data_dir.is_some() || std::env::var_os(advae_data::DATA_DIR).is_some();
+    if given { "mnist-test" } else { "mnist-1k" }
+}
+
+fn settings(args: &ReproduceArgs, table: &Table, column: &Column) -> Settings {
+    let (samples, attacks) = column.most.unwrap_or((usize::MAX, usize::MAX));
+    Settings {
+        classifiers: vec![column.classifier.into()],
+        purifiers: vec![column.purifier.into()],
+        attacks: table.attacks.iter().map(|a| a.spec.to_string()).take(attacks).collect(),
+        threat_models: vec![column.threat_model.into()],
+        dataset: dataset(args).into(),
+        data_dir: args.data_dir.clone(),
+        samples: args.samples.min(samples),
+        draws: column.draws,
+        eot: column.eot,
+        backward: column.backward,
+        seed: args.seed,
+        threads: threads(args.threads),
+        out: Some(args.out.join(ROWS)),
+        resume: true,
+        keep_seeds_out: true,
+        ..Settings::default()
+    }
+}

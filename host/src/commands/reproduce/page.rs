@@ -1,0 +1,224 @@
+//! A table as a page of Markdown: ours beside the paper's.
+
+use super::tables::{Column, Table};
+use crate::report::{Share, Summary, with_interval};
+use std::fmt::Write;
+use std::process::Command;
+
+/// Where and how a table was measured.
+pub struct Run {
+    date: String,
+    commit: String,
+    machine: String,
+    command: String,
+    data: String,
+}
+
+impl Run {
+    /// This process, now.
+    pub fn here(samples: usize, seed: u64, dataset: &str) -> Self {
+        Self {
+            date: jiff::Timestamp::now().strftime("%Y-%m-%d").to_string(),
+            commit: commit().unwrap_or_else(|| "not in a git checkout".into()),
+            machine: machine(),
+            command: command(),
+            data: format!("{samples} of {dataset}, seed {seed}"),
+        }
+    }
+}
+
+/// The revision of the checkout in the current folder, if it is one.
+fn commit() -> Option<String> {
+    let output = Command::new("git")
+        .args(["describe", "--always", "--dirty"])
+        .output()
+        .ok()?;
+    let text = String::from_utf8(output.stdout).ok()?.trim().to_string();
+    (output.status.success() && !text.is_empty()).then_some(text)
+}
+
+fn machine() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    let model = model.map_or("unknown processor", |(_, name)| name.trim());
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    format!("{model}, {cores} cores")
+}
+
+/// The command line, without the folder that the program lies in.
+fn command() -> String {
+    let mut words: Vec<String> = std::env::args().collect();
+    if let Some(program) = words.first_mut() {
+        *program = "advae-host".into();
+    }
+    words.join(" ")
+}
+
+/// The page so far.
+pub struct Page<'a> {
+    table: &'a Table,
+    run: Run,
+    lines: Vec<String>,
+    notes: Vec<String>,
+}
+
+impl<'a> Page<'a> {
+    /// A page without lines.
+    pub fn new(table: &'a Table, run: Run) -> Self {
+        Self {
+            table,
+            run,
+            lines: vec![],
+            notes: vec![],
+        }
+    }
+
+    /// Adds the cells of a column, one an attack, in the table's order; the last ones may be missing.
+    pub fn add(&mut self, column: &Column, cells: &[Summary]) {
+        if let Some(first) = cells.first() {
+            if column.most.is_some() {
+                self.notes.push(format!(
+                    "- {}: {} images, each scored once, under the first attacks alone, for it is costly.",
+                    column.title, first.samples
+                ));
+            }
+            if !first.note.is_empty() {
+                self.notes.push(format!("- {}: {}.", column.title, first.note));
+            }
+            self.line(column, "none", first.clean_accuracy, column.paper[0], "");
+        }
+        for (attack, cell) in self.table.attacks.iter().zip(cells) {
+            let paper = attack.paper.and_then(|i| column.paper[i]);
+            self.line(column, attack.title, cell.robust_accuracy, paper, &detail(cell));
+            self.note(column, cell);
+        }
+    }
+
+    /// Notes that a column could not be measured.
+    pub fn miss(&mut self, column: &Column, error: &str) {
+        self.notes.push(format!("- {}: not measured: {error}", column.title));
+    }
+
+    fn line(&mut self, column: &Column, attack: &str, ours: Share, paper: Option<f64>, detail: &str) {
+        let theirs = paper.map_or("-".into(), |paper| format!("{paper:.1}"));
+        let difference = paper.map_or("-".into(), |paper| format!("{:+.1}", 100. * ours.value - paper));
+        self.lines.push(format!(
+            "| {} | {attack} | {} | {theirs} | {difference} | {detail} |",
+            column.title,
+            with_interval(ours)
+        ));
+    }
+
+    /// What the black box's attacker paid and got: once, since the attacks share a substitute.
+    fn note(&mut self, column: &Column, cell: &Summary) {
+        if let Some(substitute) = &cell.substitute {
+            let note = format!(
+                "- {}: {} label queries; the substitute agrees with the black box on {:.1} % of {} clean images.",
+                column.title,
+                substitute.queries,
+                100. * substitute.agreement(),
+                substitute.of
+            );
+            if !self.notes.contains(&note) {
+                self.notes.push(note);
+            }
+        }
+    }
+
+    /// The page as Markdown.
+    pub fn text(&self) -> String {
+        let Run {
+            date,
+            commit,
+            machine,
+            command,
+            data,
+        } = &self.run;
+        let mut text = format!(
+            "# {}\n\nMeasured {date} at {commit}, on {machine}, by `{command}`: {data}. Accuracy in percent with Wilson's 95 % \
+             interval over samples, the paper's figure, and the difference in points. Labels are the true ones unless said.\n\n",
+            self.table.title
+        );
+        text += "| defence | attack | ours [95 %] | paper | difference | distances |\n";
+        text += "|---|---|---|---|---|---|\n";
+        self.lines.iter().for_each(|line| text.extend([line.as_str(), "\n"]));
+        if !self.notes.is_empty() {
+            let _ = write!(text, "\n{}\n", self.notes.join("\n"));
+        }
+        text
+    }
+}
+
+/// How far an attack without a budget had to go.
+fn detail(cell: &Summary) -> String {
+    if cell.caps.is_empty() {
+        return String::new();
+    }
+    let caps = cell
+        .caps
+        .iter()
+        .map(|c| format!("{:.1} within L2 {}", 100. * c.accuracy.value, c.cap));
+    let median = cell
+        .l2
+        .map_or(String::new(), |l2| format!("; median L2 {:.2}", l2.median));
+    caps.collect::<Vec<_>>().join(", ") + &median
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tables::{table1, table3};
+    use super::*;
+    use crate::experiment::CellOutcome;
+    use crate::results::Substitute;
+    use crate::results::tests::{header, row};
+    use advae_abi::info::NormKind;
+
+    fn cell(attack: &str, norm: NormKind, epsilon: Option<f64>, robust: u64) -> Summary {
+        let header = header(attack, norm, epsilon);
+        let rows = (0..20).map(|id| row(&header.key, id, id < 19, id < robust)).collect();
+        Summary::of(&CellOutcome {
+            header,
+            rows,
+            error: None,
+            zero_gradients: None,
+            queries: 0,
+            substitute: (attack == "cw").then_some(Substitute {
+                queries: 4800,
+                agreeing: 19,
+                of: 20,
+            }),
+            passes: 1,
+            shape: [1, 28, 28],
+        })
+    }
+
+    #[test]
+    fn the_page_as_a_person_sees_it() {
+        let table = table1();
+        let mut page = Page::new(
+            &table,
+            Run {
+                date: "2026-01-02".into(),
+                commit: "abc1234".into(),
+                machine: "a processor, 2 cores".into(),
+                command: "advae-host reproduce table1".into(),
+                data: "20 of mnist-1k, seed 0".into(),
+            },
+        );
+        let linf = |attack: &str, robust| cell(attack, NormKind::Linf, Some(0.3), robust);
+        let cells = [linf("fgsm", 9), linf("pgd", 1), cell("cw", NormKind::L2, None, 0)];
+        page.add(&table.columns[0], &cells);
+        page.miss(&table.columns[1], "no plugin 'advae'");
+        insta::assert_snapshot!(page.text());
+    }
+
+    #[test]
+    fn the_tables_hold_every_figure_of_the_paper() {
+        let printed = |table: &Table| table.columns.iter().flat_map(|c| c.paper).flatten().count();
+        assert_eq!((printed(&table1()), printed(&table3())), (26, 36));
+        let titles: std::collections::HashSet<_> = table3().columns.iter().map(|c| c.title).collect();
+        assert_eq!(titles.len(), 9);
+    }
+}

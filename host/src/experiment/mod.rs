@@ -1,0 +1,30 @@
+//! An experiment, from settings to records: plan, craft, score.
+
+mod budgets;
+mod cells;
+mod images;
+mod load;
+mod plan;
+mod run;
+mod score;
+mod settings;
+mod workers;
+
+pub use budgets::{Budgets, l2_caps};
+pub use cells::{CellOutcome, Crafting, Group, Run};
+pub use images::SavedMeta;
+pub use load::{LoadedModel, OTHER_RULE, load_model};
+pub use score::{Batch, Distances, Limits, Scorer, Verdict};
+pub use settings::{Settings, check_device};
+pub use workers::{Layout, STACK_BYTES, for_each, for_each_batch, on_large_stack, threads};
+
+use crate::terminal::cancel::Cancel;
+use anyhow::Result;
+
+/// Crafts and scores every cell, or as many as come before a cancellation.
+///
+/// # Errors
+/// Where nothing can be run, or results cannot be read or written.
+pub fn outcomes(settings: &Settings, cancel: &Cancel) -> Result<Vec<CellOutcome>> {
+    run::run(settings, &plan::plan(settings)?, cancel)
+}

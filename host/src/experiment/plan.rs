@@ -1,0 +1,312 @@
+//! From settings to cells: finds, loads and constructs everything before anything runs.
+
+use super::budgets::within_range;
+use super::cells::{Crafting, Group};
+use super::load::{LoadedModel, load_model, plugin_config};
+use super::run::seeds;
+use super::score::Limits;
+use super::settings::Settings;
+use crate::plugin::{Plugin, PluginSpec, find, path_dirs, scan_dirs};
+use crate::results::{CellConfig, CellHeader, PluginConfig};
+use crate::wire::attack::Attack;
+use crate::wire::pipeline::Pipeline;
+use crate::wire::threat::ThreatModel;
+use advae_abi::info::{BackwardRule, Kind, Target};
+use advae_abi::{CONTRACT_MAJOR, CONTRACT_MINOR};
+use advae_data::Dataset;
+use anyhow::{Context, Result, ensure};
+
+/// Attacks that run where none is named.
+const DEFAULT_ATTACKS: [&str; 3] = ["fgsm", "pgd", "cw"];
+
+/// Everything a run needs.
+pub struct Plan {
+    /// The samples that are attacked.
+    pub dataset: Dataset,
+    /// What is crafted once each.
+    pub groups: Vec<Group>,
+}
+
+struct LoadedAttack {
+    label: String,
+    config: PluginConfig,
+    attack: Attack,
+    limits: Limits,
+}
+
+struct LoadedThreat {
+    label: String,
+    config: PluginConfig,
+    threat_model: ThreatModel,
+}
+
+/// Loads everything and lays out the cells.
+///
+/// # Errors
+/// The first thing that does not load or fit.
+pub fn plan(settings: &Settings) -> Result<Plan> {
+    let classifiers = models(settings, &settings.classifiers, Kind::Classifier, None)?;
+    let purifiers = purifiers(settings)?;
+    let threats = threats(settings, purifiers.iter().any(Option::is_some))?;
+    let all = advae_data::load(&settings.dataset, settings.data_dir.as_deref())?;
+    let black_box = |threat: &LoadedThreat| threat.threat_model.access().target == Target::Substitute;
+    let all = match settings.keep_seeds_out || threats.iter().any(black_box) {
+        true => without_seeds(all),
+        false => all,
+    };
+    let dataset_sha256 = all.sha256();
+    if settings.samples > all.len() {
+        eprintln!(
+            "warning: '{}' holds {} images: all of them are taken, not {}",
+            all.name,
+            all.len(),
+            settings.samples
+        );
+    }
+    let dataset = all.random_subset(settings.samples, settings.seed);
+    let attacks = attacks(settings, &dataset)?;
+    let mut groups = vec![];
+    for classifier in &classifiers {
+        check_fit(classifier, &dataset)?;
+        for threat in &threats {
+            for purifiers in shared_crafting(settings, threat, &purifiers) {
+                for attack in &attacks {
+                    let context = Layout {
+                        settings,
+                        dataset: &dataset,
+                        dataset_sha256: &dataset_sha256,
+                    };
+                    groups.push(context.group(classifier, &purifiers, threat, attack)?);
+                }
+            }
+        }
+    }
+    Ok(Plan { dataset, groups })
+}
+
+/// Without the images that a black-box attacker may begin with: those of MNIST's test set.
+fn without_seeds(all: Dataset) -> Dataset {
+    let Some(seeds) = seeds(&all).filter(|_| all.name == "mnist-test") else {
+        return all;
+    };
+    let kept: Vec<usize> = (0..all.len()).filter(|i| !seeds.ids.contains(&all.ids[*i])).collect();
+    eprintln!(
+        "note: {} images are the black-box attacker's seeds and are not scored: {} remain",
+        all.len() - kept.len(),
+        kept.len()
+    );
+    all.select(&kept)
+}
+
+fn models(settings: &Settings, specs: &[String], kind: Kind, rule: Option<BackwardRule>) -> Result<Vec<LoadedModel>> {
+    specs
+        .iter()
+        .map(|spec| load_model(spec, kind, &settings.device, rule))
+        .collect()
+}
+
+fn purifiers(settings: &Settings) -> Result<Vec<Option<LoadedModel>>> {
+    let load = |spec: &String| match spec.as_str() {
+        "none" => Ok(None),
+        spec => load_model(spec, Kind::Purifier, &settings.device, settings.backward).map(Some),
+    };
+    settings.purifiers.iter().map(load).collect()
+}
+
+fn threats(settings: &Settings, defended: bool) -> Result<Vec<LoadedThreat>> {
+    let default: &[&str] = if defended {
+        &["white_box", "oblivious"]
+    } else {
+        &["white_box"]
+    };
+    let default = default.iter().map(|name| name.to_string()).collect();
+    let specs = if settings.threat_models.is_empty() {
+        default
+    } else {
+        settings.threat_models.clone()
+    };
+    let load = |text: &String| {
+        let spec = PluginSpec::parse(text)?;
+        let plugin = Plugin::find(&spec.name)?;
+        let threat_model = ThreatModel::construct(&plugin, spec.config.clone())?;
+        Ok(LoadedThreat {
+            label: spec.label(),
+            config: plugin_config(&plugin, &spec),
+            threat_model,
+        })
+    };
+    specs.iter().map(load).collect()
+}
+
+fn attacks(settings: &Settings, dataset: &Dataset) -> Result<Vec<LoadedAttack>> {
+    let load = |text: &str| load_attack(settings, dataset, &PluginSpec::parse(text)?);
+    if !settings.attacks.is_empty() {
+        return settings.attacks.iter().map(|text| load(text)).collect();
+    }
+    let present = DEFAULT_ATTACKS
+        .iter()
+        .filter(|name| find(name).is_ok_and(|path| path.is_file()));
+    let mut attacks = present.map(|name| load(name)).collect::<Result<Vec<_>>>()?;
+    for found in scan_dirs(&path_dirs()) {
+        let Ok(inspected) = found.inspected else { continue };
+        let known = attacks.iter().any(|a| a.config.name == inspected.manifest.name);
+        if inspected.manifest.kind != Kind::Attack || known {
+            continue;
+        }
+        match load(&found.path.to_string_lossy()) {
+            Ok(attack) => attacks.push(attack),
+            // Nobody asked for this one: it must not keep the others from running.
+            Err(error) => eprintln!("left out '{}': {error:#}", found.path.display()),
+        }
+    }
+    ensure!(
+        !attacks.is_empty(),
+        "no attack was found: give --attack, or set ADVAE_PLUGIN_PATH to a folder with some"
+    );
+    Ok(attacks)
+}
+
+fn load_attack(settings: &Settings, dataset: &Dataset, spec: &PluginSpec) -> Result<LoadedAttack> {
+    let plugin = Plugin::find(&spec.name)?;
+    let mut spec = spec.clone();
+    let mut attack = Attack::construct(&plugin, spec.config.clone())?;
+    let takes_epsilon = plugin.description.settings.iter().any(|s| s.name == "epsilon");
+    let mut epsilon = spec.config.get("epsilon").and_then(|v| v.as_f64());
+    if takes_epsilon && !spec.config.contains_key("epsilon") {
+        let value = settings.budgets.resolve(attack.info().norm, dataset.shape)?;
+        spec.config.insert("epsilon".into(), value.into());
+        attack = Attack::construct(&plugin, spec.config.clone())?;
+        epsilon = Some(value);
+    }
+    let norm = attack.info().norm;
+    let epsilon = epsilon
+        .or(attack.info().epsilon)
+        .map(|e| within_range(norm, e).with_context(|| format!("attack '{}'", spec.label())))
+        .transpose()?;
+    let limits = Limits {
+        bounds: [0., 1.],
+        norm,
+        epsilon,
+    };
+    Ok(LoadedAttack {
+        label: spec.label(),
+        config: plugin_config(&plugin, &spec),
+        attack,
+        limits,
+    })
+}
+
+fn check_fit(classifier: &LoadedModel, dataset: &Dataset) -> Result<()> {
+    let info = classifier.model.info();
+    ensure!(
+        info.input == Some(dataset.shape) && info.classes == Some(dataset.classes),
+        "classifier '{}' takes images {:?} of {} classes, dataset '{}' has {:?} of {}: choose two that fit",
+        classifier.label,
+        info.input.unwrap_or_default(),
+        info.classes.unwrap_or_default(),
+        dataset.name,
+        dataset.shape,
+        dataset.classes
+    );
+    Ok(())
+}
+
+/// Purifiers whose cells share their crafting: all of them where only the classifier is attacked.
+fn shared_crafting<'a>(
+    settings: &Settings,
+    threat: &LoadedThreat,
+    purifiers: &'a [Option<LoadedModel>],
+) -> Vec<Vec<Option<&'a LoadedModel>>> {
+    let all = purifiers.iter().map(Option::as_ref);
+    if threat.threat_model.access().target != Target::Classifier {
+        return all.map(|purifier| vec![purifier]).collect();
+    }
+    // Without a purifier the attack on the classifier alone is the white-box one: it runs only where it is asked for.
+    let asked = !settings.threat_models.is_empty();
+    vec![all.filter(|purifier| asked || purifier.is_some()).collect()]
+}
+
+struct Layout<'a> {
+    settings: &'a Settings,
+    dataset: &'a Dataset,
+    dataset_sha256: &'a str,
+}
+
+impl Layout<'_> {
+    fn group(
+        &self,
+        classifier: &LoadedModel,
+        purifiers: &[Option<&LoadedModel>],
+        threat: &LoadedThreat,
+        attack: &LoadedAttack,
+    ) -> Result<Group> {
+        let access = threat.threat_model.access().clone();
+        let mut cells = vec![];
+        for purifier in purifiers {
+            let purifier_model = purifier.map(|p| p.model.clone());
+            let pipeline = Pipeline {
+                purifier: purifier_model,
+                classifier: classifier.model.clone(),
+            };
+            pipeline.check()?;
+            cells.push((self.header(classifier, *purifier, threat, attack, &pipeline), pipeline));
+        }
+        Ok(Group {
+            crafting: Crafting {
+                classifier: classifier.clone(),
+                threat_model: threat.threat_model.clone(),
+                access,
+                attack: attack.attack.clone(),
+                limits: attack.limits,
+                early_stop: cells.first().is_some_and(|(header, _)| header.config.early_stop),
+                eot: cells.first().map_or(1, |(header, _)| header.config.eot),
+            },
+            cells,
+        })
+    }
+
+    fn header(
+        &self,
+        classifier: &LoadedModel,
+        purifier: Option<&LoadedModel>,
+        threat: &LoadedThreat,
+        attack: &LoadedAttack,
+        pipeline: &Pipeline,
+    ) -> CellHeader {
+        let (settings, target) = (self.settings, threat.threat_model.access().target);
+        let random_target = match target {
+            Target::Pipeline => pipeline.random(),
+            Target::Classifier => classifier.model.info().random,
+            Target::Substitute => false,
+        };
+        // Sound only where the oracle is the scored, deterministic pipeline: elsewhere it would stop at the
+        // surrogate's boundary and flatter the defence.
+        let scored_is_attacked = target == Target::Pipeline && !pipeline.random();
+        let config = CellConfig {
+            contract: format!("{CONTRACT_MAJOR}.{CONTRACT_MINOR}"),
+            classifier: classifier.config.clone(),
+            purifier: purifier.map(|p| p.config.clone()),
+            threat_model: threat.config.clone(),
+            attack: attack.config.clone(),
+            norm: attack.limits.norm,
+            epsilon: attack.limits.epsilon,
+            early_stop: settings.early_stop && scored_is_attacked && !attack.attack.info().targeted,
+            dataset: self.dataset.name.clone(),
+            dataset_sha256: self.dataset_sha256.into(),
+            seed: settings.seed,
+            eot: if random_target { settings.eot } else { 1 },
+            draws: if pipeline.random() { settings.draws } else { 1 },
+        };
+        CellHeader {
+            key: config.key(),
+            classifier: classifier.label.clone(),
+            purifier: purifier.map_or("none".into(), |p| p.label.clone()),
+            threat_model: threat.label.clone(),
+            attack: attack.label.clone(),
+            samples: self.dataset.len(),
+            host: env!("CARGO_PKG_VERSION").into(),
+            note: purifier.map(|p| p.model.info().note.clone()).unwrap_or_default(),
+            config,
+        }
+    }
+}

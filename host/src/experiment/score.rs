@@ -1,0 +1,262 @@
+//! Scoring: the host measures every returned image itself and classifies it with its own forward passes.
+
+use crate::results::{DrawShares, Row};
+use crate::wire::attack::Perturbed;
+use crate::wire::pipeline::Pipeline;
+use crate::wire::tensor::{Call, Tensor};
+use advae_abi::info::NormKind;
+use anyhow::Result;
+
+/// What an image may lie over its budget, for rounding.
+const TOLERANCE: f64 = 1e-6;
+
+/// Distance of an image from the clean one, in `f64`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Distances {
+    /// Euclidean.
+    pub l2: f64,
+    /// Largest absolute difference of a pixel.
+    pub linf: f64,
+}
+
+impl Distances {
+    /// Between two images.
+    pub fn between(x: &[f32], x_adv: &[f32]) -> Self {
+        let differences = || x.iter().zip(x_adv).map(|(a, b)| f64::from(*b) - f64::from(*a));
+        Self {
+            l2: differences().map(|d| d * d).sum::<f64>().sqrt(),
+            linf: differences().fold(0., |m, d| m.max(d.abs())),
+        }
+    }
+
+    /// In that norm.
+    pub fn in_norm(&self, norm: NormKind) -> f64 {
+        match norm {
+            NormKind::Linf => self.linf,
+            NormKind::L2 => self.l2,
+        }
+    }
+}
+
+/// What an image has to keep to be scored.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limits {
+    /// Range of the pixels.
+    pub bounds: [f32; 2],
+    /// Norm of the budget.
+    pub norm: NormKind,
+    /// Largest distance from the clean image; absent: any.
+    pub epsilon: Option<f64>,
+}
+
+impl Limits {
+    /// Why the image is refused, if it is.
+    pub fn refuse(&self, x: &[f32], x_adv: &[f32]) -> Option<String> {
+        let [low, high] = self.bounds;
+        if let Some(value) = x_adv.iter().find(|v| !v.is_finite()) {
+            return Some(format!("a pixel is {value}"));
+        }
+        if let Some(value) = x_adv.iter().find(|v| !(low..=high).contains(*v)) {
+            return Some(format!("a pixel is {value}, outside [{low}, {high}]"));
+        }
+        let distance = Distances::between(x, x_adv).in_norm(self.norm);
+        let epsilon = self.epsilon.filter(|epsilon| distance > epsilon + TOLERANCE)?;
+        Some(format!(
+            "{} distance {distance:.6} over the budget {epsilon}",
+            self.norm
+        ))
+    }
+}
+
+/// How a pipeline classifies one image, over all scoring draws.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Verdict {
+    /// Most frequent prediction.
+    pub prediction: u32,
+    /// Share of draws that are correct.
+    pub correct: f64,
+}
+
+impl Verdict {
+    /// Of the predictions of all draws; of several equally frequent ones, the smallest.
+    pub fn of(predictions: &[u32], label: u32) -> Self {
+        let count = |class: u32| predictions.iter().filter(|p| **p == class).count();
+        let most = predictions
+            .iter()
+            .copied()
+            .max_by_key(|class| (count(*class), std::cmp::Reverse(*class)));
+        let correct = count(label) as f64 / predictions.len().max(1) as f64;
+        Self {
+            prediction: most.unwrap_or(0),
+            correct,
+        }
+    }
+
+    /// Whether most draws are correct.
+    pub fn is_correct(&self) -> bool {
+        self.correct > 0.5
+    }
+}
+
+/// Who scores, and how.
+#[derive(Clone)]
+pub struct Scorer {
+    /// The whole defended model.
+    pub pipeline: Pipeline,
+    /// Seed of the experiment.
+    pub seed: u64,
+    /// Scoring draws; 1 for a deterministic pipeline.
+    pub draws: u64,
+    /// Threads a plugin may use in one call.
+    pub call_threads: usize,
+}
+
+/// A batch of clean samples.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// Sample ids.
+    pub ids: Vec<u64>,
+    /// Clean images.
+    pub x: Tensor,
+    /// True labels.
+    pub y: Vec<u32>,
+}
+
+impl Batch {
+    fn select(&self, indices: &[usize]) -> Self {
+        Self {
+            ids: indices.iter().map(|i| self.ids[*i]).collect(),
+            x: self.x.select(indices),
+            y: indices.iter().map(|i| self.y[*i]).collect(),
+        }
+    }
+}
+
+impl Scorer {
+    /// Classifies the images of `batch`.
+    ///
+    /// # Errors
+    /// Where a plugin fails.
+    pub fn classify(&self, batch: &Batch) -> Result<Vec<Verdict>> {
+        let call = Call::score(self.seed, &batch.ids).with_threads(self.call_threads);
+        let passes = (0..self.draws).map(|draw| self.pipeline.forward(&call.with_draw(draw), &batch.x));
+        let draws: Vec<Vec<u32>> = passes.map(|logits| Ok(logits?.argmax())).collect::<Result<_>>()?;
+        let of_sample = |i: usize| draws.iter().map(|labels| labels[i]).collect::<Vec<_>>();
+        Ok(batch
+            .y
+            .iter()
+            .enumerate()
+            .map(|(i, label)| Verdict::of(&of_sample(i), *label))
+            .collect())
+    }
+
+    /// One row a sample for what an attack returned. `clean` holds the verdicts on the clean images.
+    ///
+    /// Refused images, and samples for which the attack says it found nothing, are scored as the clean image is.
+    ///
+    /// # Errors
+    /// Where a plugin fails.
+    pub fn score(
+        &self,
+        cell: &str,
+        limits: &Limits,
+        batch: &Batch,
+        clean: &[Verdict],
+        p: &Perturbed,
+    ) -> Result<Vec<Row>> {
+        let found = |i: usize| p.found.as_ref().is_none_or(|found| found[i]);
+        let refusal = |i: usize| limits.refuse(batch.x.row(i), p.x_adv.row(i)).filter(|_| found(i));
+        let refused: Vec<Option<String>> = (0..batch.ids.len()).map(refusal).collect();
+        let scored: Vec<usize> = (0..batch.ids.len())
+            .filter(|i| found(*i) && refused[*i].is_none())
+            .collect();
+        let mut verdicts = clean.to_vec();
+        if !scored.is_empty() {
+            let mut adversarial = batch.select(&scored);
+            adversarial.x = p.x_adv.select(&scored);
+            let classified = self.classify(&adversarial)?;
+            scored
+                .iter()
+                .zip(classified)
+                .for_each(|(i, verdict)| verdicts[*i] = verdict);
+        }
+        let row = |(i, refused): (usize, Option<String>)| {
+            let moved = Distances::between(batch.x.row(i), p.x_adv.row(i));
+            let distances = if found(i) { moved } else { Distances::default() };
+            Row {
+                cell: cell.into(),
+                id: batch.ids[i],
+                label: batch.y[i],
+                clean_prediction: clean[i].prediction,
+                adversarial_prediction: verdicts[i].prediction,
+                clean_correct: clean[i].is_correct(),
+                robust: verdicts[i].is_correct(),
+                draws: (self.draws > 1).then(|| DrawShares {
+                    clean: clean[i].correct,
+                    robust: verdicts[i].correct,
+                }),
+                l2: Some(distances.l2).filter(|d| d.is_finite()),
+                linf: Some(distances.linf).filter(|d| d.is_finite()),
+                refused,
+                found: p.found.as_ref().map(|found| found[i]),
+                target: p.targets.as_ref().map(|targets| targets[i]),
+                seconds: 0.,
+            }
+        };
+        Ok(refused.into_iter().enumerate().map(row).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits {
+        bounds: [0., 1.],
+        norm: NormKind::Linf,
+        epsilon: Some(0.3),
+    };
+
+    #[test]
+    fn distances_are_those_of_both_norms() {
+        let d = Distances::between(&[0., 0., 0.5], &[0.3, 0.4, 0.5]);
+        assert!((d.l2 - 0.5).abs() < 1e-7 && (d.linf - 0.4).abs() < 1e-7);
+    }
+
+    #[test]
+    fn the_budget_allows_for_rounding_and_no_more() {
+        assert_eq!(LIMITS.refuse(&[0.5], &[0.5 + 0.3]), None);
+        assert_eq!(LIMITS.refuse(&[0.5], &[0.2 - 5e-7]), None);
+        let reason = LIMITS.refuse(&[0.5], &[0.81]).unwrap();
+        assert_eq!(reason, "Linf distance 0.310000 over the budget 0.3");
+        let uncapped = Limits {
+            epsilon: None,
+            ..LIMITS
+        };
+        assert_eq!(uncapped.refuse(&[0.], &[1.]), None);
+    }
+
+    #[test]
+    fn nan_and_out_of_bounds_are_refused() {
+        assert_eq!(LIMITS.refuse(&[0.5], &[f32::NAN]).unwrap(), "a pixel is NaN");
+        assert_eq!(LIMITS.refuse(&[0.5], &[f32::INFINITY]).unwrap(), "a pixel is inf");
+        assert_eq!(LIMITS.refuse(&[1.], &[1.1]).unwrap(), "a pixel is 1.1, outside [0, 1]");
+    }
+
+    #[test]
+    fn a_verdict_is_the_mean_and_the_majority_of_draws() {
+        assert_eq!(
+            Verdict::of(&[3], 3),
+            Verdict {
+                prediction: 3,
+                correct: 1.
+            }
+        );
+        let verdict = Verdict::of(&[1, 2, 2, 7], 7);
+        assert_eq!(
+            (verdict.prediction, verdict.correct, verdict.is_correct()),
+            (2, 0.25, false)
+        );
+        assert_eq!(Verdict::of(&[5, 4], 0).prediction, 4);
+    }
+}

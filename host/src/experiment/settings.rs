@@ -1,0 +1,89 @@
+//! What an evaluation does, with every default filled in.
+
+use super::budgets::Budgets;
+use advae_abi::info::BackwardRule;
+use anyhow::{Result, ensure};
+use std::path::PathBuf;
+
+/// What `eval` does, with every default filled in.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Classifiers, at least one.
+    pub classifiers: Vec<String>,
+    /// Purifiers; `none` stands for none.
+    pub purifiers: Vec<String>,
+    /// Attacks; empty: the default ones.
+    pub attacks: Vec<String>,
+    /// Threat models; empty: the default ones.
+    pub threat_models: Vec<String>,
+    /// Name of the dataset.
+    pub dataset: String,
+    /// Folder of datasets.
+    pub data_dir: Option<PathBuf>,
+    /// Number of samples.
+    pub samples: usize,
+    /// Seed.
+    pub seed: u64,
+    /// Budgets that were given.
+    pub budgets: Budgets,
+    /// `cpu` or `cuda:N`.
+    pub device: String,
+    /// Threads.
+    pub threads: usize,
+    /// Samples a micro-batch.
+    pub batch: Option<usize>,
+    /// EOT draws.
+    pub eot: u64,
+    /// Scoring draws.
+    pub draws: u64,
+    /// Backward rule of the purifiers.
+    pub backward: Option<BackwardRule>,
+    /// Whether decided samples may be left alone.
+    pub early_stop: bool,
+    /// Results file.
+    pub out: Option<PathBuf>,
+    /// Whether to go on with it.
+    pub resume: bool,
+    /// Folder of adversarial images.
+    pub save_adversarial: Option<PathBuf>,
+    /// Leave the black-box attacker's seeds out of scoring even where no threat model uses them, for one subset in all runs.
+    pub keep_seeds_out: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            classifiers: vec![],
+            purifiers: vec!["none".into()],
+            attacks: vec![],
+            threat_models: vec![],
+            dataset: "mnist-1k".into(),
+            data_dir: None,
+            samples: 1000,
+            seed: 0,
+            budgets: Budgets::default(),
+            device: "cpu".into(),
+            threads: 1,
+            batch: None,
+            eot: 1,
+            draws: 10,
+            backward: None,
+            early_stop: true,
+            out: None,
+            resume: false,
+            save_adversarial: None,
+            keep_seeds_out: false,
+        }
+    }
+}
+
+/// Accepts `cpu` and `cuda:N`.
+///
+/// # Errors
+/// For anything else.
+pub fn check_device(device: &str) -> Result<()> {
+    let ordinal = device.strip_prefix("cuda:").map(str::parse::<u32>);
+    let known = device == "cpu" || matches!(ordinal, Some(Ok(_)));
+    ensure!(known, "no device '{device}': give cpu or cuda:N, such as cuda:0");
+    Ok(())
+}

@@ -1,0 +1,12 @@
+//! Plugins: found by name, checked as files, loaded once, never unloaded.
+
+mod elf;
+mod find;
+pub mod lists;
+mod load;
+mod spec;
+
+pub use elf::{Inspected, hex, inspect};
+pub use find::{Found, find, path_dirs, scan, scan_dirs, search_dirs};
+pub use load::Plugin;
+pub use spec::PluginSpec;

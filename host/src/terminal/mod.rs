@@ -1,0 +1,6 @@
+//! The terminal: output, logs, progress, Ctrl-C and exit codes.
+
+pub mod cancel;
+pub mod console;
+pub mod exit;
+pub mod progress;

@@ -1,0 +1,431 @@
+//! A training run as a file: what is trained, on what, and how.
+
+use super::schedule::Rules;
+use advae_abi::info::Label;
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// What the loss compares.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Objective {
+    /// Logits with labels, by softmax cross-entropy (AdvAE's Eq. 7, HGD's CGD).
+    #[default]
+    CrossEntropy,
+    /// Logits behind the purifier with those of the clean image without it, by their L1 distance (HGD's LGD).
+    Logits,
+    /// The same with the activations of the penultimate layer (HGD's FGD).
+    Features,
+    /// An objective of the purifier's own, with the settings of the table `own`; validation is by cross-entropy.
+    Own,
+}
+
+/// Whom the examples are crafted on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CraftOn {
+    /// Purifier and classifier together, anew at every step.
+    #[default]
+    Pipeline,
+    /// The frozen classifier alone, once before training (HGD).
+    Classifier,
+}
+
+/// The statistics that batch norm goes by while training examples are crafted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Statistics {
+    /// The running ones, as in evaluation.
+    #[default]
+    Running,
+    /// Those of the batch, as in the update.
+    Batch,
+}
+
+/// Which epoch's weights come out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Keep {
+    /// The one with the lowest validation loss.
+    #[default]
+    Best,
+    /// The last: where no loss tells how good the weights are, as with two networks against each other.
+    Last,
+}
+
+/// Epochs that craft by another attack.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stage {
+    /// How many.
+    pub epochs: usize,
+    /// Their attack.
+    pub attack: String,
+}
+
+/// Everything that defines a run; kept beside the weights it made.
+///
+/// With a purifier, the purifier is trained in front of the frozen classifiers (Eq. 7 for one, Eq. 8 for several); without
+/// one the classifier is. With an attack the examples are crafted while it trains; without one training is clean.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Recipe {
+    /// Classifier, `model_x.so@clean`, or a list of them for a purifier that is to serve several. Without a purifier it is what
+    /// is trained, from a seeded initialisation unless weights are named.
+    #[serde(
+        deserialize_with = "crate::plugin::lists::one_or_many",
+        serialize_with = "crate::plugin::lists::one_if_single"
+    )]
+    pub classifier: Vec<String>,
+    /// Purifier to train, from a seeded initialisation unless weights are named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub purifier: Option<String>,
+    /// Attack that crafts the examples, `pgd:steps=10`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attack: Option<String>,
+    /// Attack on the validation images, with an epsilon of its own if it names one; `attack` if absent. Without `attack` it is for
+    /// objectives of a purifier's own that learn from clean images.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation_attack: Option<String>,
+    /// Whom the attack attacks.
+    pub craft_on: CraftOn,
+    /// By which statistics batch norm goes meanwhile; validation always goes by the running ones.
+    pub statistics: Statistics,
+    /// Which label it is given: true, or "predicted".
+    pub label: Label,
+    /// Radius of the attack's ball.
+    pub epsilon: f64,
+    /// Steps over which the radius grows from 0 to `epsilon`.
+    pub epsilon_ramp_steps: u64,
+    /// Weight of the loss on adversarial images.
+    pub adversarial_weight: f64,
+    /// Weight of the loss on clean images (of use only with an attack: without one it is 1).
+    pub clean_weight: f64,
+    /// Eq. 7's lambda: weight of the reconstruction loss between purified and clean images.
+    pub lambda: f64,
+    /// Weight of the divergence KL(clean || adversarial) between what the model says of the two images (as in TRADES).
+    pub consistency: f64,
+    /// What the loss compares.
+    pub objective: Objective,
+    /// Settings of the purifier's own objective.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub own: Option<serde_json::Map<String, serde_json::Value>>,
+    /// Dataset.
+    pub dataset: String,
+    /// Share of the training set held out for validation, its last images (paper: 10 %).
+    pub validation: f64,
+    /// Use only that many training images, 0 for all.
+    pub samples: usize,
+    /// Use only that many validation images, 0 for all.
+    pub validation_samples: usize,
+    /// Largest number of epochs.
+    pub epochs: usize,
+    /// Images a step.
+    pub batch_size: usize,
+    /// Adam's rate at the start.
+    pub learning_rate: f64,
+    /// Adam's rate in the last epoch, reached linearly; 0 leaves the rate to the plateau rule.
+    pub final_learning_rate: f64,
+    /// Plateau and early stop.
+    pub schedule: Rules,
+    /// Seed of the initialisation, the order of the images and every random start.
+    pub seed: u64,
+    /// Steps between checkpoints within an epoch.
+    pub checkpoint_steps: u64,
+    /// Round the weights that come out to `f16`: half the size. Checkpoints stay as they are.
+    pub half_precision: bool,
+    /// Which epoch's weights come out.
+    pub keep: Keep,
+    /// Decay a step of a running mean of the weights, which is validated and comes out in their place; 0 for none.
+    pub weight_averaging: f64,
+    /// What the first epochs craft by, in place of `attack`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub curriculum: Vec<Stage>,
+}
+
+impl Default for Recipe {
+    fn default() -> Self {
+        Self {
+            classifier: vec![],
+            purifier: None,
+            attack: None,
+            validation_attack: None,
+            craft_on: CraftOn::default(),
+            statistics: Statistics::default(),
+            label: Label::default(),
+            epsilon: 0.3,
+            epsilon_ramp_steps: 0,
+            adversarial_weight: 1.,
+            clean_weight: 0.,
+            lambda: 0.,
+            consistency: 0.,
+            objective: Objective::default(),
+            own: None,
+            dataset: "mnist-train".into(),
+            validation: 0.1,
+            samples: 0,
+            validation_samples: 0,
+            epochs: 100,
+            batch_size: 128,
+            learning_rate: 1e-3,
+            final_learning_rate: 0.,
+            schedule: Rules::default(),
+            seed: 0,
+            checkpoint_steps: 200,
+            half_precision: false,
+            keep: Keep::default(),
+            weight_averaging: 0.,
+            curriculum: vec![],
+        }
+    }
+}
+
+impl Recipe {
+    /// Reads a TOML file.
+    ///
+    /// # Errors
+    /// Where it is missing, is no TOML, or has unknown keys.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("cannot read the recipe '{}'", path.display()))?;
+        toml::from_str(&text).with_context(|| format!("bad recipe '{}'", path.display()))
+    }
+
+    /// Checks the values.
+    ///
+    /// # Errors
+    /// The first value that makes no sense.
+    pub fn check(&self) -> Result<()> {
+        ensure!(
+            !self.classifier.is_empty(),
+            "no classifier: give --classifier or 'classifier' in the recipe"
+        );
+        ensure!(self.batch_size > 0, "batch_size is 0: expected at least 1");
+        ensure!(self.epochs > 0, "epochs is 0: expected at least 1");
+        ensure!(
+            (0. ..1.).contains(&self.validation),
+            "validation is {}: expected a share in [0, 1)",
+            self.validation
+        );
+        ensure!(
+            self.learning_rate > 0. && self.learning_rate.is_finite(),
+            "learning_rate is {}: expected more than 0",
+            self.learning_rate
+        );
+        ensure!(
+            self.epsilon >= 0. && self.epsilon.is_finite(),
+            "epsilon is {}: expected 0 or more",
+            self.epsilon
+        );
+        for (name, weight) in [
+            ("adversarial_weight", self.adversarial_weight),
+            ("clean_weight", self.clean_weight),
+            ("lambda", self.lambda),
+            ("consistency", self.consistency),
+        ] {
+            ensure!(
+                weight >= 0. && weight.is_finite(),
+                "{name} is {weight}: expected 0 or more"
+            );
+        }
+        ensure!(
+            (0. ..1.).contains(&self.weight_averaging),
+            "weight_averaging is {}: expected a decay in [0, 1)",
+            self.weight_averaging
+        );
+        ensure!(
+            self.attack.is_none() || self.adversarial_weight + self.clean_weight + self.lambda + self.consistency > 0.,
+            "every weight of the loss is 0: nothing would be learnt"
+        );
+        ensure!(
+            self.own.is_none() || self.objective == Objective::Own,
+            "the table 'own' is given, but objective is not \"own\": take it out, or set objective = \"own\""
+        );
+        ensure!(
+            self.objective != Objective::Own || self.classifier.len() == 1,
+            "{} classifiers are named, but an objective of the purifier's own is validated, and its examples crafted, on one",
+            self.classifier.len()
+        );
+        self.check_purifier()?;
+        self.check_attack()
+    }
+
+    /// What needs a purifier.
+    fn check_purifier(&self) -> Result<()> {
+        if self.purifier.is_some() {
+            return Ok(());
+        }
+        ensure!(
+            self.lambda == 0.,
+            "lambda is {} but there is no purifier to reconstruct images",
+            self.lambda
+        );
+        ensure!(
+            self.classifier.len() == 1,
+            "{} classifiers are named but no purifier: several are for a purifier that is to serve them all",
+            self.classifier.len()
+        );
+        ensure!(
+            self.objective == Objective::CrossEntropy && self.craft_on == CraftOn::Pipeline,
+            "objective and craft_on are for purifiers: without one leave them out, or name a purifier"
+        );
+        Ok(())
+    }
+
+    /// What needs an attack.
+    fn check_attack(&self) -> Result<()> {
+        if self.attack.is_some() {
+            ensure!(
+                self.curriculum.is_empty() || self.craft_on == CraftOn::Pipeline,
+                "a curriculum is for craft_on = \"pipeline\": on the classifier all examples are crafted once"
+            );
+            return Ok(());
+        }
+        for (name, given) in [
+            ("curriculum", !self.curriculum.is_empty()),
+            (
+                "validation_attack",
+                self.validation_attack.is_some() && self.objective != Objective::Own,
+            ),
+            ("consistency", self.consistency > 0.),
+        ] {
+            ensure!(
+                !given,
+                "{name} is given but no attack: name one, such as attack = \"pgd:steps=10\""
+            );
+        }
+        Ok(())
+    }
+
+    /// Settings for an objective of the purifier's own; absent where one of the host's trains it.
+    pub fn own_settings(&self) -> Option<serde_json::Map<String, serde_json::Value>> {
+        (self.objective == Objective::Own).then(|| self.own.clone().unwrap_or_default())
+    }
+
+    /// Epochs that craft by attacks of their own.
+    pub fn staged_epochs(&self) -> usize {
+        self.curriculum.iter().map(|stage| stage.epochs).sum()
+    }
+
+    /// The attack of an epoch.
+    pub fn attack_of(&self, epoch: usize) -> Option<&str> {
+        let mut until = 0;
+        let stage = self.curriculum.iter().find(|stage| {
+            until += stage.epochs;
+            epoch < until
+        });
+        stage.map(|stage| stage.attack.as_str()).or(self.attack.as_deref())
+    }
+
+    /// The attack on validation images.
+    pub fn validation_attack(&self) -> Option<&str> {
+        self.validation_attack.as_deref().or(self.attack.as_deref())
+    }
+
+    /// The rate of an epoch, where it is not left to the plateau rule.
+    pub fn learning_rate_at(&self, epoch: usize) -> Option<f64> {
+        let share = epoch as f64 / self.epochs.saturating_sub(1).max(1) as f64;
+        (self.final_learning_rate > 0.)
+            .then_some(self.learning_rate + share * (self.final_learning_rate - self.learning_rate))
+    }
+
+    /// Share of the attack's radius at a step: a linear ramp from the start of training.
+    pub fn ramp(&self, step: u64) -> f64 {
+        match self.epsilon_ramp_steps {
+            0 => 1.,
+            ramp => (step as f64 / ramp as f64).min(1.),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_radius_grows_linearly_and_stays() {
+        let recipe = Recipe {
+            epsilon_ramp_steps: 100,
+            ..Recipe::default()
+        };
+        assert_eq!([recipe.ramp(0), recipe.ramp(50), recipe.ramp(500)], [0., 0.5, 1.]);
+        assert_eq!(Recipe::default().ramp(0), 1.);
+    }
+
+    #[test]
+    fn the_rate_falls_linearly_to_the_last_epoch() {
+        let recipe = Recipe {
+            epochs: 3,
+            learning_rate: 3.,
+            final_learning_rate: 1.,
+            ..Recipe::default()
+        };
+        assert_eq!(
+            [0, 1, 2].map(|epoch| recipe.learning_rate_at(epoch)),
+            [Some(3.), Some(2.), Some(1.)]
+        );
+        assert_eq!(Recipe::default().learning_rate_at(1), None);
+    }
+
+    #[test]
+    fn unknown_keys_and_values_without_sense_are_refused() {
+        let error = toml::from_str::<Recipe>("batchsize = 3").unwrap_err().to_string();
+        assert!(error.contains("batchsize") && error.contains("batch_size"), "{error}");
+        let recipe = Recipe {
+            classifier: vec!["x".into()],
+            lambda: 1.,
+            ..Recipe::default()
+        };
+        assert!(recipe.check().unwrap_err().to_string().contains("lambda"));
+        assert!(
+            Recipe::default()
+                .check()
+                .unwrap_err()
+                .to_string()
+                .contains("--classifier")
+        );
+    }
+
+    #[test]
+    fn the_first_epochs_have_attacks_of_their_own() {
+        let stage = |epochs, attack: &str| Stage {
+            epochs,
+            attack: attack.into(),
+        };
+        let recipe = Recipe {
+            attack: Some("last".into()),
+            curriculum: vec![stage(2, "first"), stage(1, "second")],
+            ..Recipe::default()
+        };
+        let attacks: Vec<_> = (0..5).map(|epoch| recipe.attack_of(epoch).unwrap()).collect();
+        assert_eq!(attacks, ["first", "first", "second", "last", "last"]);
+        assert_eq!(recipe.validation_attack(), Some("last"));
+    }
+
+    #[test]
+    fn what_lacks_its_counterpart_is_refused() {
+        let several = "classifier = ['x', 'a']\nattack = 'pgd'";
+        let refused = |text: &str| toml::from_str::<Recipe>(text).unwrap().check().unwrap_err().to_string();
+        assert!(refused(several).contains("2 classifiers"));
+        assert!(refused("classifier = 'x'\nobjective = 'logits'").contains("objective"));
+        assert!(refused("classifier = 'x'\nconsistency = 1.0").contains("no attack"));
+        assert!(
+            toml::from_str::<Recipe>(&format!("{several}\npurifier = 'p'"))
+                .unwrap()
+                .check()
+                .is_ok()
+        );
+    }
+
+    #[test]
+    fn a_recipe_survives_being_written() {
+        let recipe = Recipe {
+            classifier: vec!["x".into()],
+            attack: Some("pgd".into()),
+            ..Recipe::default()
+        };
+        let again: Recipe = toml::from_str(&toml::to_string(&recipe).unwrap()).unwrap();
+        assert_eq!(format!("{again:?}"), format!("{recipe:?}"));
+    }
+}

@@ -1,0 +1,492 @@
+//! The training loop: craft on the pipeline as it stands (eval mode), then one whole-batch update (train mode).
+
+use super::averaging::Average;
+use super::checkpoint::{Folder, Position, Sums};
+use super::craft::{Attacker, Crafter, Examples, images};
+use super::half;
+use super::objective::{Joint, Loss, Measured, Terms};
+use super::recipe::{CraftOn, Keep, Objective, Recipe, Statistics};
+use super::schedule::Schedule;
+use crate::experiment::{self as workers, Layout};
+use crate::plugin::{Plugin, PluginSpec};
+use crate::wire::model::{Model, Trainable};
+use crate::wire::pipeline::Pipeline;
+use crate::wire::tensor::{Call, Tensor};
+use advae_abi::flags::{ACCUMULATE_PARAMS, TRAIN};
+use advae_abi::info::TrainSettings;
+use advae_data::Dataset;
+use anyhow::{Result, ensure};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+/// One run.
+pub struct Trainer {
+    recipe: Recipe,
+    purifier: Option<Model>,
+    classifiers: Vec<Model>,
+    /// What the examples are crafted on, one a classifier.
+    targets: Vec<Pipeline>,
+    trainee: Model,
+    trainable: Trainable,
+    training: Dataset,
+    validation: Dataset,
+    threads: usize,
+}
+
+/// An epoch's line in the log.
+#[derive(Clone, Debug, Serialize)]
+pub struct EpochLog {
+    /// Epoch, from 1.
+    pub epoch: usize,
+    /// Steps taken so far.
+    pub step: u64,
+    /// Learning rate of the epoch.
+    pub learning_rate: f64,
+    /// Radius at its end; absent for clean training.
+    pub epsilon: Option<f64>,
+    /// Mean loss over its batches.
+    pub train_loss: f64,
+    /// Share correct among the images trained on, in train mode; absent where an objective of the plugin's own asks no classifier.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train_accuracy: Option<f64>,
+    /// The training loss on the validation images: fresh examples at the full radius.
+    pub validation_loss: f64,
+    /// Clean accuracy on the validation images.
+    pub clean_accuracy: f64,
+    /// Robust accuracy on the validation images under the recipe's attack.
+    pub robust_accuracy: Option<f64>,
+    /// Whether it is the best so far.
+    pub best: bool,
+    /// Seconds of training, without validation.
+    pub seconds: f64,
+    /// Training images a second.
+    pub images_per_second: f64,
+    /// Means of what an objective of the plugin's own measured.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub own: BTreeMap<String, f64>,
+}
+
+/// What the loop tells its caller.
+pub trait Observer {
+    /// While examples are crafted before training: how many of how many there are. `false` stops; what there is stays.
+    fn crafted(&mut self, done: usize, of: usize) -> bool;
+    /// After every step: position, steps of the epoch, mean loss so far. `false` stops after a checkpoint.
+    fn step(&mut self, position: &Position, steps: usize, loss: f64) -> bool;
+    /// After every epoch.
+    fn epoch(&mut self, log: &EpochLog) -> Result<()>;
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All epochs, or early stop.
+    Finished,
+    /// The observer asked to stop; the checkpoint is written.
+    Interrupted,
+}
+
+/// What changes while a run goes on, beside the plugin's weights and moments.
+struct Run {
+    position: Position,
+    average: Average,
+}
+
+/// Examples that are crafted once: for training and for validation, one set a classifier.
+struct Fixed {
+    training: Vec<Examples>,
+    validation: Vec<Examples>,
+}
+
+impl Trainer {
+    /// Loads the plugins of a recipe.
+    ///
+    /// # Errors
+    /// Where a plugin cannot be loaded, has nothing to train, or images and networks do not fit.
+    pub fn new(recipe: Recipe, training: Dataset, validation: Dataset, threads: usize) -> Result<Self> {
+        let purifier = (recipe.purifier.as_deref())
+            .map(|spec| construct(spec, Some(recipe.seed)))
+            .transpose()?;
+        let initialise = purifier.is_none().then_some(recipe.seed);
+        let classifiers = recipe.classifier.iter().map(|spec| construct(spec, initialise));
+        let classifiers = classifiers.collect::<Result<Vec<_>>>()?;
+        let trainee = purifier.as_ref().unwrap_or(&classifiers[0]).clone();
+        let settings = TrainSettings {
+            own: recipe.own_settings(),
+            seed: recipe.seed,
+            ..TrainSettings::adam()
+        };
+        let trainable = trainee.trainable(&settings)?;
+        for classifier in &classifiers {
+            let pipeline = Pipeline {
+                purifier: purifier.clone(),
+                classifier: classifier.clone(),
+            };
+            pipeline.check()?;
+            let input = pipeline.input()?;
+            ensure!(
+                training.shape == input,
+                "dataset '{}' has images {:?}, classifier '{}' takes {input:?}",
+                training.name,
+                training.shape,
+                classifier.name()
+            );
+        }
+        ensure!(
+            !training.is_empty() && !validation.is_empty(),
+            "{} training and {} validation images: both are needed",
+            training.len(),
+            validation.len()
+        );
+        let attacked = match recipe.craft_on {
+            CraftOn::Pipeline => &purifier,
+            CraftOn::Classifier => &None,
+        };
+        let targets = classifiers.iter().map(|classifier| Pipeline {
+            purifier: attacked.clone(),
+            classifier: classifier.clone(),
+        });
+        let trainer = Self {
+            targets: targets.collect(),
+            recipe,
+            purifier,
+            classifiers,
+            trainee,
+            trainable,
+            training,
+            validation,
+            threads,
+        };
+        // Whatever does not load must say so now, not hours later.
+        (0..=trainer.recipe.staged_epochs()).try_for_each(|epoch| trainer.attacker_of(epoch).map(|_| ()))?;
+        trainer.validation_attacker()?;
+        Ok(trainer)
+    }
+
+    /// Name and number of parameters of what is trained.
+    pub fn trainee(&self) -> (&str, usize) {
+        (self.trainee.name(), self.trainee.info().parameters)
+    }
+
+    /// Trains from the folder's checkpoint, or from the start.
+    ///
+    /// # Errors
+    /// Where a plugin or a file fails, or the checkpoint is of another recipe.
+    pub fn run(&self, folder: &Folder, resume: bool, observer: &mut dyn Observer) -> Result<Outcome> {
+        let mut run = self.start(folder, resume)?;
+        let Some(fixed) = self.fixed(folder, observer)? else {
+            self.checkpoint(&run, folder)?;
+            return Ok(Outcome::Interrupted);
+        };
+        while run.position.epoch < self.recipe.epochs && !run.position.schedule.exhausted(&self.recipe.schedule) {
+            if let Some(rate) = self.recipe.learning_rate_at(run.position.epoch) {
+                run.position.schedule.learning_rate = rate;
+            }
+            if self.epoch(&mut run, &fixed, folder, observer)? == Outcome::Interrupted {
+                self.checkpoint(&run, folder)?;
+                return Ok(Outcome::Interrupted);
+            }
+            self.finish_epoch(&mut run, &fixed, folder, observer)?;
+            self.checkpoint(&run, folder)?;
+        }
+        Ok(Outcome::Finished)
+    }
+
+    fn start(&self, folder: &Folder, resume: bool) -> Result<Run> {
+        let recipe = hash(&toml::to_string(&self.recipe)?);
+        let schedule = Schedule::new(self.recipe.learning_rate);
+        let fresh = Position {
+            epoch: 0,
+            batch: 0,
+            step: 0,
+            schedule,
+            sums: Sums::default(),
+            recipe,
+        };
+        let Some(found) = folder.load()?.filter(|_| resume) else {
+            return Ok(Run {
+                position: fresh,
+                average: Average::default(),
+            });
+        };
+        ensure!(
+            found.position.recipe == fresh.recipe,
+            "the checkpoint is of another recipe: resume with the recipe it was started with, or train into another folder"
+        );
+        self.trainable.load_weights(&found.weights)?;
+        self.trainable.load_state(&found.state)?;
+        Ok(Run {
+            position: found.position,
+            average: Average { blob: found.average },
+        })
+    }
+
+    fn checkpoint(&self, run: &Run, folder: &Folder) -> Result<()> {
+        let (weights, state) = (self.trainable.save_weights()?, self.trainable.save_state()?);
+        folder.save(&run.position, &weights, &state, &run.average.blob)
+    }
+
+    /// The examples that are crafted once; absent where the observer stopped it. Empty where all are crafted on the way.
+    fn fixed(&self, folder: &Folder, observer: &mut dyn Observer) -> Result<Option<Fixed>> {
+        let mut fixed = Fixed {
+            training: vec![],
+            validation: vec![],
+        };
+        if self.recipe.craft_on == CraftOn::Pipeline {
+            return Ok(Some(fixed));
+        }
+        let (Some(attack), Some(check)) = (self.attacker_of(0)?, self.validation_attacker()?) else {
+            return Ok(Some(fixed));
+        };
+        let sets = [
+            ("training", &self.training, attack.at(1.)?, &mut fixed.training),
+            ("validation", &self.validation, check.at(1.)?, &mut fixed.validation),
+        ];
+        let seed = key(&[self.recipe.seed, u64::MAX - 1]);
+        let recipe = &hash(&toml::to_string(&self.recipe)?)[..12];
+        let all = self.classifiers.len() * (self.training.len() + self.validation.len());
+        let mut before = 0;
+        for (set, data, attack, made) in sets {
+            for (i, target) in self.targets.iter().enumerate() {
+                let crafter = self.crafter(target, seed);
+                let name = format!("adversarial-{recipe}-{set}-{i}.f32");
+                let told = |done| observer.crafted(before + done, all);
+                let examples = Examples::make(folder, &name, data, |batch| crafter.craft(&attack, batch), told)?;
+                let Some(examples) = examples else { return Ok(None) };
+                made.push(examples);
+                before += data.len();
+            }
+        }
+        Ok(Some(fixed))
+    }
+
+    fn crafter<'a>(&self, target: &'a Pipeline, seed: u64) -> Crafter<'a> {
+        Crafter {
+            target,
+            label: self.recipe.label,
+            statistics: self.recipe.statistics,
+            threads: self.threads,
+            seed,
+        }
+    }
+
+    fn attacker_of(&self, epoch: usize) -> Result<Option<Attacker>> {
+        self.attacker(self.recipe.attack_of(epoch))
+    }
+
+    fn validation_attacker(&self) -> Result<Option<Attacker>> {
+        self.attacker(self.recipe.validation_attack())
+    }
+
+    fn attacker(&self, text: Option<&str>) -> Result<Option<Attacker>> {
+        text.map(|text| Attacker::new(text, self.recipe.epsilon)).transpose()
+    }
+
+    fn epoch(&self, run: &mut Run, fixed: &Fixed, folder: &Folder, observer: &mut dyn Observer) -> Result<Outcome> {
+        let mut order: Vec<usize> = (0..self.training.len()).collect();
+        order.shuffle(&mut keyed(&[self.recipe.seed, run.position.epoch as u64]));
+        let batches: Vec<&[usize]> = order.chunks(self.recipe.batch_size).collect();
+        let attacker = self.attacker_of(run.position.epoch)?;
+        while run.position.batch < batches.len() {
+            self.step(batches[run.position.batch], attacker.as_ref(), fixed, run)?;
+            run.position.batch += 1;
+            run.position.step += 1;
+            let mean = run.position.sums.loss / run.position.sums.images as f64;
+            if !observer.step(&run.position, batches.len(), mean) {
+                return Ok(Outcome::Interrupted);
+            }
+            if run.position.step.is_multiple_of(self.recipe.checkpoint_steps.max(1)) {
+                self.checkpoint(run, folder)?;
+            }
+        }
+        Ok(Outcome::Finished)
+    }
+
+    fn finish_epoch(&self, run: &mut Run, fixed: &Fixed, folder: &Folder, observer: &mut dyn Observer) -> Result<()> {
+        let attacker = self.attacker_of(run.position.epoch)?;
+        let (measured, weights) = self.validate(run, fixed)?;
+        let sums = std::mem::take(&mut run.position.sums);
+        let learning_rate = run.position.schedule.learning_rate;
+        let best = (run.position.schedule).observe(run.position.epoch, measured.loss(), &self.recipe.schedule);
+        if best || self.recipe.keep == Keep::Last {
+            let weights = match self.recipe.half_precision {
+                true => half::round(&weights)?,
+                false => weights,
+            };
+            folder.write("weights.safetensors", &weights)?;
+        }
+        run.position.epoch += 1;
+        run.position.batch = 0;
+        observer.epoch(&EpochLog {
+            epoch: run.position.epoch,
+            step: run.position.step,
+            learning_rate,
+            epsilon: attacker.map(|a| a.epsilon() * self.recipe.ramp(run.position.step)),
+            train_loss: sums.loss / sums.images as f64,
+            train_accuracy: (sums.seen > 0).then(|| sums.correct as f64 / sums.seen as f64),
+            validation_loss: measured.loss(),
+            clean_accuracy: measured.clean.share().unwrap_or(0.),
+            robust_accuracy: measured.adversarial.share(),
+            best,
+            seconds: sums.seconds,
+            images_per_second: sums.images as f64 / sums.seconds,
+            own: (sums.own.into_iter())
+                .map(|(name, (sum, count))| (name, sum / count as f64))
+                .collect(),
+        })
+    }
+
+    /// One update on the images at `indices`.
+    fn step(&self, indices: &[usize], attacker: Option<&Attacker>, fixed: &Fixed, run: &mut Run) -> Result<()> {
+        let started = Instant::now();
+        let seed = key(&[self.recipe.seed, run.position.step]);
+        let batch = self.training.select(indices);
+        let loss = self.loss();
+        let adversarial = match attacker {
+            _ if !loss.terms.needs()[1] => vec![],
+            None => vec![],
+            Some(_) if !fixed.training.is_empty() => chosen(&fixed.training, indices, batch.shape),
+            Some(attacker) => {
+                let attack = attacker.at(self.recipe.ramp(run.position.step))?;
+                let craft = |target| self.crafter(target, seed).craft(&attack, &batch);
+                self.targets.iter().map(craft).collect::<Result<_>>()?
+            }
+        };
+        let learning_rate = run.position.schedule.learning_rate;
+        let (clean, sums) = (images(&batch)?, &mut run.position.sums);
+        let mean = if self.recipe.objective == Objective::Own {
+            let call = Call::craft(seed, &batch.ids)
+                .with_threads(self.threads)
+                .with_flags(TRAIN | ACCUMULATE_PARAMS);
+            let own = (self.trainable).learn(&call, &clean, adversarial.first(), &batch.labels, learning_rate)?;
+            for (name, value) in &own {
+                let (sum, count) = sums.own.entry(name.clone()).or_default();
+                *sum += value * batch.len() as f64;
+                *count += batch.len();
+            }
+            own["loss"]
+        } else {
+            let joint = Joint::new(loss.terms.needs(), clean, &batch.ids, &batch.labels, &adversarial);
+            let measured = loss.update(&joint, seed, self.threads)?;
+            self.trainable.step(learning_rate)?;
+            for count in [measured.clean, measured.adversarial] {
+                sums.correct += count.correct;
+                sums.seen += count.of;
+            }
+            measured.loss()
+        };
+        ensure!(
+            mean.is_finite(),
+            "the loss became {mean} at step {}: lower the learning rate",
+            run.position.step
+        );
+        if self.recipe.weight_averaging > 0. {
+            let weights = self.trainable.save_weights()?;
+            run.average
+                .add(weights, run.position.step, self.recipe.weight_averaging)?;
+        }
+        run.position.sums.loss += mean * batch.len() as f64;
+        run.position.sums.images += batch.len();
+        run.position.sums.seconds += started.elapsed().as_secs_f64();
+        Ok(())
+    }
+
+    fn loss(&self) -> Loss<'_> {
+        Loss {
+            terms: Terms::new(&self.recipe),
+            purifier: self.purifier.as_ref(),
+            classifiers: self.classifiers.iter().collect(),
+        }
+    }
+
+    /// The training loss on the validation images, on fresh examples at the full radius, of the weights that would come out;
+    /// and those weights.
+    fn validate(&self, run: &Run, fixed: &Fixed) -> Result<(Measured, Vec<u8>)> {
+        let last = self.trainable.save_weights()?;
+        if self.recipe.weight_averaging == 0. {
+            return Ok((self.measure(fixed)?, last));
+        }
+        let mean = run.average.blob.clone();
+        self.trainable.load_weights(&mean)?;
+        let measured = self.measure(fixed);
+        self.trainable.load_weights(&last)?;
+        Ok((measured?, mean))
+    }
+
+    fn measure(&self, fixed: &Fixed) -> Result<Measured> {
+        let attack = self
+            .validation_attacker()?
+            .map(|attacker| attacker.at(1.))
+            .transpose()?;
+        let seed = key(&[self.recipe.seed, u64::MAX]);
+        let models = self.purifier.iter().chain(&self.classifiers);
+        let layout = Layout::of(models, self.threads, None);
+        let all: Vec<usize> = (0..self.validation.len()).collect();
+        let batches = layout.cut(&all);
+        let loss = || self.loss();
+        let parts = workers::for_each(layout.workers, batches.len(), |i| {
+            let batch = self.validation.select(batches[i]);
+            let adversarial = match &attack {
+                None => vec![],
+                Some(_) if !fixed.validation.is_empty() => chosen(&fixed.validation, batches[i], batch.shape),
+                Some(attack) => {
+                    let crafter = |target| Crafter {
+                        statistics: Statistics::Running,
+                        ..self.crafter(target, seed)
+                    };
+                    let craft = |target| crafter(target).craft_part(attack, &batch, layout.call_threads);
+                    self.targets.iter().map(craft).collect::<Result<_>>()?
+                }
+            };
+            let joint = Joint::new([true, true], images(&batch)?, &batch.ids, &batch.labels, &adversarial);
+            loss().measure(&joint, seed, layout.call_threads)
+        })?;
+        let mut whole = Measured::default();
+        parts.into_iter().for_each(|part| whole.append(part));
+        Ok(whole)
+    }
+}
+
+/// The fixed examples at these positions, a tensor a classifier.
+fn chosen(examples: &[Examples], indices: &[usize], shape: [usize; 3]) -> Vec<Tensor> {
+    examples.iter().map(|e| e.select(indices, shape)).collect()
+}
+
+/// A model from `plugin.so@weights:settings`. What is trained starts from a seeded initialisation unless weights are named.
+fn construct(text: &str, initialise: Option<u64>) -> Result<Model> {
+    use advae_abi::info::{Construct, WeightSource};
+    let spec = PluginSpec::parse(text)?;
+    let weights = match (spec.weights, initialise) {
+        (WeightSource::Default, Some(seed)) => WeightSource::Init(seed),
+        (named, _) => named,
+    };
+    let request = Construct {
+        config: spec.config,
+        weights,
+        device: "cpu".into(),
+        backward: None,
+    };
+    Model::construct(&Plugin::find(&spec.name)?, &request)
+}
+
+fn hash(text: &str) -> String {
+    Sha256::digest(text.as_bytes())
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect()
+}
+
+/// A seed from several words.
+fn key(words: &[u64]) -> u64 {
+    let mut hasher = Sha256::new();
+    words.iter().for_each(|word| hasher.update(word.to_le_bytes()));
+    u64::from_le_bytes(std::array::from_fn(|i| hasher.clone().finalize()[i]))
+}
+
+fn keyed(words: &[u64]) -> ChaCha8Rng {
+    ChaCha8Rng::seed_from_u64(key(words))
+}

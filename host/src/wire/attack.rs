@@ -1,0 +1,121 @@
+//! Attacks of plugins. What they return is checked for shape here and measured by [`score`](crate::experiment::score).
+
+use crate::plugin::Plugin;
+use crate::wire::tensor::{Call, Tensor};
+use advae_abi::info::{AttackInfo, Construct, Kind};
+use advae_abi::{AbiTensorRef, AttackBox, Dims, OracleBox};
+use anyhow::{Context, Result, anyhow, ensure};
+use serde_json::{Map, Value};
+use std::sync::Arc;
+
+/// An attack; clones share it.
+#[derive(Clone)]
+pub struct Attack(Arc<Inner>);
+
+struct Inner {
+    name: String,
+    info: AttackInfo,
+    attack: AttackBox,
+}
+
+/// What an attack returned for a batch.
+#[derive(Clone, Debug)]
+pub struct Perturbed {
+    /// One image a sample.
+    pub x_adv: Tensor,
+    /// Whether the attack holds that it succeeded; absent: it does not say.
+    pub found: Option<Vec<bool>>,
+    /// Target labels of a targeted attack.
+    pub targets: Option<Vec<u32>>,
+}
+
+impl Attack {
+    /// Constructs an attack with these settings.
+    ///
+    /// # Errors
+    /// Where the plugin is no attack or refuses the settings.
+    pub fn construct(plugin: &Plugin, config: Map<String, Value>) -> Result<Self> {
+        plugin.expect_kind(Kind::Attack)?;
+        let name = plugin.manifest.name.clone();
+        let context = || format!("attack '{name}'");
+        let request = Construct {
+            config,
+            device: "cpu".into(),
+            ..Construct::default()
+        };
+        let json = serde_json::to_string(&request)?;
+        let attack = (plugin.root().new_attack())(json.as_str().into()).into_result();
+        let attack = attack.map_err(|e| anyhow!(e)).with_context(context)?;
+        let info = attack
+            .info()
+            .into_result()
+            .map_err(|e| anyhow!(e))
+            .with_context(context)?;
+        let info = serde_json::from_str(&info).with_context(|| format!("attack '{name}' describes itself badly"))?;
+        Ok(Self(Arc::new(Inner { name, info, attack })))
+    }
+
+    /// The plugin's name.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// What it says of itself.
+    pub fn info(&self) -> &AttackInfo {
+        &self.0.info
+    }
+
+    /// Perturbs clean images `x [N,C,H,W]` with true labels `y [N]`.
+    ///
+    /// The images may be anything: out of bounds, over budget, NaN. Only the shape is checked.
+    ///
+    /// # Errors
+    /// Where the plugin fails or returns another number of images or images of another shape.
+    pub fn perturb(&self, call: &Call, oracle: &OracleBox, x: &Tensor, y: &[u32]) -> Result<Perturbed> {
+        let name = self.name();
+        ensure!(
+            y.len() == x.rows(),
+            "attack '{name}' was given {} labels for {} images",
+            y.len(),
+            x.rows()
+        );
+        let labels: Vec<i64> = y.iter().map(|label| i64::from(*label)).collect();
+        let (ctx, dims, label_dims) = (call.context(), x.dims(), Dims::new(&[y.len()]));
+        let y = AbiTensorRef::from_slice(&labels, &label_dims);
+        let perturbed = self
+            .0
+            .attack
+            .perturb(ctx.lend(call.ids), oracle, x.lend(&dims), y)
+            .into_result();
+        let perturbed = perturbed
+            .map_err(|e| anyhow!(e))
+            .with_context(|| format!("attack '{name}'"))?;
+        self.receive(perturbed, x)
+    }
+
+    fn receive(&self, perturbed: advae_abi::Perturbed, x: &Tensor) -> Result<Perturbed> {
+        let (name, n) = (self.name(), x.rows());
+        let x_adv = Tensor::copy_from(perturbed.x_adv.view()).map_err(|e| anyhow!(e));
+        let x_adv = x_adv.with_context(|| format!("attack '{name}'"))?;
+        ensure!(
+            x_adv.shape == x.shape,
+            "attack '{name}' returned images of shape {:?} for images of shape {:?}",
+            x_adv.shape,
+            x.shape
+        );
+        let one_a_sample = |what: &str, len: usize| {
+            ensure!(
+                len == 0 || len == n,
+                "attack '{name}' returned {len} {what} for {n} images"
+            );
+            Ok(len == n && n > 0)
+        };
+        let found = one_a_sample("verdicts", perturbed.found.len())?;
+        let targets = one_a_sample("targets", perturbed.targets.len())?;
+        Ok(Perturbed {
+            x_adv,
+            found: found.then(|| perturbed.found.iter().map(|f| *f != 0).collect()),
+            targets: targets.then(|| perturbed.targets.to_vec()),
+        })
+    }
+}
