@@ -221,6 +221,7 @@ impl Observer for Console<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::training::Schedule;
 
     #[test]
     fn the_time_left_counts_the_epochs_to_come() {
