@@ -1,6 +1,6 @@
 //! `advae-host`: evaluates defences of image classifiers against adversarial examples.
 
-use advae_host::commands::{doctor, eval, plugins, purify, reproduce, score, train};
+use advae_host::commands::{doctor, eval, plugins, purify, report, reproduce, score, train};
 use advae_host::experiment::on_large_stack;
 use advae_host::terminal::console;
 use advae_host::terminal::exit::EXIT_FAILED;
@@ -25,6 +25,8 @@ struct Cli {
 enum Command {
     /// Attack classifiers behind purifiers and print a table
     Eval(Box<eval::EvalArgs>),
+    /// Print the report of a results file again
+    Report(report::ReportArgs),
     /// Measure and classify saved adversarial images again
     Score(score::ScoreArgs),
     /// List every plugin that is found, with its settings
@@ -74,6 +76,7 @@ fn prepare_environment() {
 fn run(command: Command) -> Result<i32> {
     match command {
         Command::Eval(args) => eval::run(*args),
+        Command::Report(args) => report::run(args),
         Command::Score(args) => score::run(args),
         Command::Plugins(args) => plugins::run(args),
         Command::Doctor(args) => doctor::run(args),

@@ -1,8 +1,8 @@
 //! Flags of `eval`, the same keys in a file, and what is left when both are settled.
 
 use super::complain;
-use crate::experiment::{self, Budgets, Settings, check_device};
-use crate::report::{Format, Report, Summary};
+use crate::experiment::{self, Backward, Budgets, Settings, check_device};
+use crate::report::{Format, Report};
 use crate::terminal::cancel::Cancel;
 use crate::terminal::exit::EXIT_CANCELLED;
 use advae_abi::info::BackwardRule;
@@ -14,7 +14,7 @@ use std::path::PathBuf;
 /// A backward rule on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Backward {
+pub enum Rule {
     /// The true derivative
     Exact,
     /// Backward as identity (BPDA)
@@ -23,15 +23,18 @@ pub enum Backward {
     Custom,
     /// No gradient
     None,
+    /// Every rule a purifier offers, and the identity: a row each, and the worst case over them
+    All,
 }
 
-impl From<Backward> for BackwardRule {
-    fn from(backward: Backward) -> Self {
-        match backward {
-            Backward::Exact => Self::Exact,
-            Backward::Identity => Self::Identity,
-            Backward::Custom => Self::Custom,
-            Backward::None => Self::None,
+impl From<Rule> for Backward {
+    fn from(rule: Rule) -> Self {
+        match rule {
+            Rule::Exact => Self::One(BackwardRule::Exact),
+            Rule::Identity => Self::One(BackwardRule::Identity),
+            Rule::Custom => Self::One(BackwardRule::Custom),
+            Rule::None => Self::One(BackwardRule::None),
+            Rule::All => Self::All,
         }
     }
 }
@@ -90,7 +93,7 @@ pub struct EvalArgs {
     draws: Option<u64>,
     /// Backward rule of the purifiers [default: each purifier's own]
     #[arg(long, value_name = "RULE")]
-    backward: Option<Backward>,
+    backward: Option<Rule>,
     /// Go on attacking samples that are decided already
     #[arg(long)]
     no_early_stop: bool,
@@ -100,6 +103,9 @@ pub struct EvalArgs {
     /// Go on where the file of --out ends
     #[arg(long)]
     resume: bool,
+    /// With --resume: drop damaged lines of the file and measure them again; the file as it was is kept beside it
+    #[arg(long)]
+    repair: bool,
     /// Save the adversarial images, one npz file a cell
     #[arg(long, value_name = "DIR")]
     save_adversarial: Option<PathBuf>,
@@ -117,18 +123,18 @@ pub struct EvalArgs {
 /// # Errors
 /// Where nothing can be run: unknown plugins, settings or data.
 pub fn run(args: EvalArgs) -> Result<i32> {
+    let args = args.merged()?;
     let format = args.format.unwrap_or_default();
-    let settings = args.settle()?;
+    let settings = args.fill()?;
     let cancel = Cancel::on_ctrl_c()?;
-    let outcomes = experiment::outcomes(&settings, &cancel)?;
-    let whole = outcomes.iter().filter(|o| o.is_whole());
-    let report = Report::new(whole.map(Summary::of).collect());
+    let outcome = experiment::outcomes(&settings, &cancel)?;
+    let report = Report::new(&outcome.cells);
     report.print(format)?;
     if cancel.is_cancelled() {
-        eprintln!("{}", farewell(&settings, outcomes.iter().map(|o| o.rows.len()).sum()));
+        eprintln!("{}", farewell(&settings, outcome.rows));
         return Ok(EXIT_CANCELLED);
     }
-    Ok(complain(&report))
+    Ok(complain(&report, outcome.trouble.as_deref()))
 }
 
 fn farewell(settings: &Settings, rows: usize) -> String {
@@ -142,20 +148,16 @@ fn farewell(settings: &Settings, rows: usize) -> String {
 }
 
 impl EvalArgs {
-    /// Reads the file of `--config`, lets flags win and fills in defaults.
-    ///
-    /// # Errors
-    /// Where a key is unknown or a value impossible.
-    pub fn settle(self) -> Result<Settings> {
-        let merged = match self.config.clone() {
+    /// The flags, and where they say nothing the file of `--config`.
+    fn merged(self) -> Result<Self> {
+        Ok(match self.config.clone() {
             Some(path) => {
                 let shown = path.display();
                 let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read '{shown}'"))?;
                 self.or(Self::from_toml(&text).with_context(|| format!("'{shown}'"))?)
             }
             None => self,
-        };
-        merged.fill()
+        })
     }
 
     fn from_toml(text: &str) -> Result<Self> {
@@ -183,6 +185,7 @@ impl EvalArgs {
             no_early_stop: self.no_early_stop || file.no_early_stop,
             out: self.out.or(file.out),
             resume: self.resume || file.resume,
+            repair: self.repair || file.repair,
             save_adversarial: self.save_adversarial.or(file.save_adversarial),
             format: self.format.or(file.format),
             config: None,
@@ -197,6 +200,10 @@ impl EvalArgs {
         ensure!(
             !self.resume || self.out.is_some(),
             "--resume needs the file to go on with: add --out FILE"
+        );
+        ensure!(
+            self.resume || !self.repair,
+            "--repair is for a file to go on with: add --resume --out FILE"
         );
         let at_least_one = |name: &str, value: Option<u64>, default: u64| {
             let value = value.unwrap_or(default);
@@ -229,10 +236,11 @@ impl EvalArgs {
                 .map(|n| n as usize),
             eot: at_least_one("eot", self.eot, 1)?,
             draws: at_least_one("draws", self.draws, 10)?,
-            backward: self.backward.map(BackwardRule::from),
+            backward: self.backward.map(Backward::from),
             early_stop: !self.no_early_stop,
             out: self.out,
             resume: self.resume,
+            repair: self.repair,
             save_adversarial: self.save_adversarial,
             keep_seeds_out: false,
         })

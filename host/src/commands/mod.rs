@@ -4,6 +4,7 @@ pub mod doctor;
 pub mod eval;
 pub mod plugins;
 pub mod purify;
+pub mod report;
 pub mod reproduce;
 pub mod score;
 pub mod train;
@@ -11,9 +12,14 @@ pub mod train;
 use crate::report::Report;
 use crate::terminal::exit::EXIT_FAILED;
 
-/// Tells what went wrong, and the exit code that follows from it.
-pub fn complain(report: &Report) -> i32 {
+/// Tells what went wrong, and the exit code that follows from it. `trouble`: with the results file.
+pub fn complain(report: &Report, trouble: Option<&str>) -> i32 {
     let complaints = report.complaints();
     complaints.iter().for_each(|complaint| eprintln!("error: {complaint}"));
-    if complaints.is_empty() { 0 } else { EXIT_FAILED }
+    trouble.iter().for_each(|trouble| eprintln!("error: {trouble}"));
+    if complaints.is_empty() && trouble.is_none() {
+        0
+    } else {
+        EXIT_FAILED
+    }
 }

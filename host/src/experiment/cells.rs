@@ -1,13 +1,16 @@
 //! Cells that share their crafting, and how one such group runs.
 
+use super::ids::{Ids, Purpose};
 use super::images::Images;
 use super::load::LoadedModel;
+use super::repeat::{chosen, repeat};
 use super::score::{Batch, Limits, Scorer, Verdict};
 use super::workers::{Layout, for_each_batch};
-use crate::results::{CellHeader, Previous, Results, Row, Substitute};
+use crate::results::{Cell, CellHeader, Check, Records, Results, Row, Substitute};
 use crate::terminal::cancel::Cancel;
 use crate::terminal::progress::Progress;
 use crate::wire::attack::{Attack, Perturbed};
+use crate::wire::model::Model;
 use crate::wire::oracle::{Meter, Oracle, Rules, target};
 use crate::wire::pipeline::Pipeline;
 use crate::wire::tensor::{Call, Tensor};
@@ -16,7 +19,7 @@ use advae_abi::info::{Access, Target};
 use advae_abi::{AbiError, ErrorCode};
 use advae_data::Dataset;
 use anyhow::{Result, anyhow};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -48,37 +51,23 @@ pub struct Group {
     pub cells: Vec<(CellHeader, Pipeline)>,
 }
 
-/// What became of a cell.
-pub struct CellOutcome {
-    /// Its header.
-    pub header: CellHeader,
-    /// Its rows, in the dataset's order.
-    pub rows: Vec<Row>,
-    /// Why it failed, if it did.
-    pub error: Option<String>,
-    /// Share of input gradients that were zero without reason.
-    pub zero_gradients: Option<f64>,
-    /// Label queries.
-    pub queries: u64,
-    /// What was attacked in place of the whole model.
-    pub substitute: Option<Substitute>,
-    /// Passes a sample may need.
-    pub passes: u64,
-    /// Shape of the images.
-    pub shape: [usize; 3],
+/// A substitute, and the label queries that it cost.
+#[derive(Clone)]
+struct Prepared {
+    substitute: Option<Model>,
+    queries: u64,
 }
 
-impl CellOutcome {
-    /// Whether it failed or has all its rows.
-    pub fn is_whole(&self) -> bool {
-        self.error.is_some() || self.rows.len() == self.header.samples
-    }
-}
+/// What threat models prepared, by pipeline and threat model.
+#[derive(Default)]
+pub struct Substitutes(Mutex<HashMap<String, Prepared>>);
 
 /// What all groups of a run share.
 pub struct Run<'a> {
     /// Samples.
     pub dataset: &'a Dataset,
+    /// Their ids as plugins see them.
+    pub ids: Ids,
     /// Images for the attacker.
     pub seeds: Option<Arc<Dataset>>,
     /// Seed of the experiment.
@@ -87,8 +76,8 @@ pub struct Run<'a> {
     pub threads: usize,
     /// Samples a micro-batch.
     pub batch: Option<usize>,
-    /// Rows of earlier runs.
-    pub previous: &'a Previous,
+    /// What earlier runs measured.
+    pub previous: &'a Records,
     /// Where rows go.
     pub results: &'a Mutex<Results>,
     /// Where images go.
@@ -97,6 +86,8 @@ pub struct Run<'a> {
     pub progress: &'a Progress,
     /// Stops the run.
     pub cancel: &'a Cancel,
+    /// What was prepared so far.
+    pub substitutes: Substitutes,
 }
 
 /// A cell while it runs.
@@ -104,9 +95,8 @@ struct Live<'a> {
     header: &'a CellHeader,
     scorer: Scorer,
     clean: BTreeMap<u64, Verdict>,
-    rows: Mutex<BTreeMap<u64, Row>>,
+    cell: Mutex<Cell>,
     error: Mutex<Option<anyhow::Error>>,
-    substitute: Mutex<Option<Substitute>>,
 }
 
 impl Live<'_> {
@@ -117,41 +107,64 @@ impl Live<'_> {
     fn failed(&self) -> bool {
         lock(&self.error).is_some()
     }
+
+    fn lacks(&self, id: u64) -> bool {
+        !lock(&self.cell).rows.contains_key(&id)
+    }
+}
+
+/// Wall-clock time of a group, with that of earlier runs.
+struct Clock {
+    start: Instant,
+    before: f64,
+}
+
+impl Clock {
+    fn now(&self) -> f64 {
+        self.before + self.start.elapsed().as_secs_f64()
+    }
+}
+
+/// What the workers of a group share.
+struct Work<'a> {
+    group: &'a Group,
+    cells: &'a [Live<'a>],
+    rules: Rules,
+    clock: &'a Clock,
 }
 
 impl Run<'_> {
-    /// Crafts and scores the group's cells. A failure of one cell is told in its outcome.
+    /// Crafts and scores the group's cells. A failure of one cell is told in its record.
     ///
     /// # Errors
     /// Where results cannot be written.
-    pub fn group(&self, group: &Group) -> Result<Vec<CellOutcome>> {
+    pub fn group(&self, group: &Group) -> Result<Vec<Cell>> {
         let layout = self.layout(group);
-        let meter = Arc::new(Meter::default());
         let mut cells: Vec<Live> = group
             .cells
             .iter()
             .map(|(header, pipeline)| self.live(header, pipeline, layout))
             .collect();
-        for cell in &mut cells {
-            lock(self.results).begin(cell.header)?;
+        for cell in &cells {
+            lock(self.results).begin(&lock(&cell.cell).header)?;
         }
         let missing = self.missing(&cells);
         let passes = group.crafting.attack.info().passes.max(1);
         self.progress.skip(passes * (self.dataset.len() - missing.len()) as u64);
-        if let Err(error) = self.attack(group, &mut cells, &missing, layout, &meter) {
+        let before = cells.iter().map(|cell| lock(&cell.cell).seconds()).fold(0., f64::max);
+        let clock = Clock {
+            start: Instant::now(),
+            before,
+        };
+        if let Err(error) = self.attack(group, &mut cells, &missing, layout, &clock) {
             let text = format!("{error:#}");
-            let again = || match error.downcast_ref::<AbiError>().filter(|_| is_cancelled(&error)) {
-                Some(cancelled) => anyhow!(cancelled.clone()),
-                None => anyhow!(text.clone()),
-            };
-            cells
-                .iter()
-                .filter(|cell| lock(&cell.rows).len() < self.dataset.len())
-                .for_each(|cell| cell.fail(again()));
+            let lacking = |cell: &&Live| self.dataset.ids.iter().any(|id| cell.lacks(*id));
+            let cells = cells.iter().filter(lacking);
+            cells.for_each(|cell| cell.fail(anyhow!(text.clone())));
         }
         cells
             .into_iter()
-            .map(|cell| self.outcome(cell, &meter, passes))
+            .map(|cell| self.end(cell, !missing.is_empty()))
             .collect()
     }
 
@@ -160,32 +173,33 @@ impl Run<'_> {
         Layout::of(models, self.threads, self.batch)
     }
 
-    fn live<'a>(&self, header: &'a CellHeader, pipeline: &Pipeline, layout: Layout) -> Live<'a> {
+    fn live<'b>(&self, header: &'b CellHeader, pipeline: &Pipeline, layout: Layout) -> Live<'b> {
         let scorer = Scorer {
             pipeline: pipeline.clone(),
             seed: self.seed,
             draws: header.config.draws,
             call_threads: layout.call_threads,
         };
-        let known = self.previous.rows.get(&header.key).cloned().unwrap_or_default();
-        let here = |id: &u64| self.dataset.ids.contains(id);
-        let rows = known.into_iter().filter(|(id, _)| here(id)).collect();
+        let mut cell = Cell::new(header.clone());
+        if let Some(known) = self.previous.cell(&header.key) {
+            cell.rows = known.rows.clone();
+            (cell.substitute, cell.check) = (known.substitute, known.check);
+            cell.header.samples = header.samples.max(known.rows.len());
+        }
         Live {
             header,
             scorer,
             clean: BTreeMap::new(),
-            rows: Mutex::new(rows),
+            cell: Mutex::new(cell),
             error: Mutex::new(None),
-            substitute: Mutex::new(self.previous.substitutes.get(&header.key).copied()),
         }
     }
 
     /// Positions of samples that some cell still lacks.
     fn missing(&self, cells: &[Live]) -> Vec<usize> {
-        let lacks =
-            |cell: &Live, id: &u64| !lock(&cell.rows).contains_key(id) || !self.images.has(&cell.header.key, *id);
+        let lacks = |cell: &Live, id: u64| cell.lacks(id) || !self.images.has(&cell.header.key, id);
         let ids = self.dataset.ids.iter().enumerate();
-        ids.filter(|(_, id)| cells.iter().any(|cell| lacks(cell, id)))
+        ids.filter(|(_, id)| cells.iter().any(|cell| lacks(cell, **id)))
             .map(|(i, _)| i)
             .collect()
     }
@@ -196,7 +210,7 @@ impl Run<'_> {
         cells: &mut [Live],
         missing: &[usize],
         layout: Layout,
-        meter: &Arc<Meter>,
+        clock: &Clock,
     ) -> Result<()> {
         if missing.is_empty() {
             return Ok(());
@@ -211,15 +225,21 @@ impl Run<'_> {
         if cells.iter().all(Live::failed) {
             return Ok(());
         }
-        let rules = self.prepare(group, cells, layout, meter)?;
-        for_each_batch(layout, missing, |batch| self.batch(group, cells, batch, layout, &rules))
+        let rules = self.prepare(group, cells, layout)?;
+        let work = Work {
+            group,
+            cells,
+            rules,
+            clock,
+        };
+        for_each_batch(layout, missing, |samples| self.batch(&work, samples))
     }
 
     fn classify_clean(&self, cell: &Live, samples: &[usize], layout: Layout) -> Result<BTreeMap<u64, Verdict>> {
         let verdicts = Mutex::new(BTreeMap::new());
-        for_each_batch(layout, samples, |batch| {
+        for_each_batch(layout, samples, |samples| {
             self.cancel.check()?;
-            let batch = self.select(batch);
+            let batch = self.select(samples);
             let classified = cell.scorer.classify(&batch)?;
             lock(&verdicts).extend(batch.ids.iter().copied().zip(classified));
             Ok(())
@@ -227,37 +247,27 @@ impl Run<'_> {
         Ok(verdicts.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn prepare(&self, group: &Group, cells: &[Live], layout: Layout, meter: &Arc<Meter>) -> Result<Rules> {
+    fn prepare(&self, group: &Group, cells: &[Live], layout: Layout) -> Result<Rules> {
         let Crafting {
-            classifier,
-            threat_model,
             access,
             early_stop,
             eot,
             ..
         } = &group.crafting;
-        let Some((_, pipeline)) = group.cells.first() else {
+        let Some((header, pipeline)) = group.cells.first() else {
             return Err(anyhow!("a group without cells"));
         };
         self.cancel.check()?;
-        let services = Services {
-            architecture: classifier.plugin.clone(),
-            request: classifier.request.clone(),
-            pipeline: pipeline.clone(),
-            seeds: self.seeds.clone(),
-            access: access.clone(),
-            seed: self.seed,
-            call_threads: self.threads,
-            meter: meter.clone(),
-            cancel: self.cancel.clone(),
-        };
-        let substitute = threat_model.prepare(&Call::craft(self.seed, &[]).with_threads(self.threads), services)?;
+        let Prepared { substitute, queries } = self.substitute(&group.crafting, header, pipeline)?;
         let attacked = target(access, pipeline, substitute.map(Pipeline::undefended))?;
         if access.target == Target::Substitute {
             cells
                 .iter()
-                .try_for_each(|cell| self.compare(cell, &attacked, layout, meter))?;
+                .try_for_each(|cell| self.compare(cell, &attacked, layout, queries))?;
         }
+        let meter = Arc::new(Meter::default());
+        // What the substitute cost counts towards the limit of every attack on it.
+        meter.charge(queries, None)?;
         Ok(Rules {
             // The labels a black box gives are those of the whole model, whatever else is attacked in its stead.
             labelled: match access.target {
@@ -271,79 +281,135 @@ impl Run<'_> {
             early_stop: *early_stop,
             call_threads: layout.call_threads,
             flags: 0,
-            meter: meter.clone(),
+            meter,
             cancel: self.cancel.clone(),
         })
     }
 
+    /// What the threat model prepares: once a pipeline, whatever attacks follow.
+    fn substitute(&self, crafting: &Crafting, header: &CellHeader, pipeline: &Pipeline) -> Result<Prepared> {
+        let config = &header.config;
+        let key = serde_json::to_string(&(&config.classifier, &config.purifier, &config.threat_model))?;
+        let mut prepared = lock(&self.substitutes.0);
+        if let Some(known) = prepared.get(&key) {
+            return Ok(known.clone());
+        }
+        let meter = Arc::new(Meter::default());
+        let services = Services {
+            architecture: crafting.classifier.plugin.clone(),
+            request: crafting.classifier.request.clone(),
+            pipeline: pipeline.clone(),
+            seeds: self.seeds.clone(),
+            access: crafting.access.clone(),
+            seed: self.seed,
+            call_threads: self.threads,
+            meter: meter.clone(),
+            cancel: self.cancel.clone(),
+        };
+        let call = Call::craft(self.seed, &[]).with_threads(self.threads);
+        let made = Prepared {
+            substitute: crafting.threat_model.prepare(&call, services)?,
+            queries: meter.queries(),
+        };
+        prepared.insert(key, made.clone());
+        Ok(made)
+    }
+
     /// Measures how far the substitute agrees with the whole model on clean images.
-    fn compare(&self, cell: &Live, substitute: &Pipeline, layout: Layout, meter: &Meter) -> Result<()> {
+    fn compare(&self, live: &Live, substitute: &Pipeline, layout: Layout, queries: u64) -> Result<()> {
         let agreeing = AtomicUsize::new(0);
         let all: Vec<usize> = (0..self.dataset.len()).collect();
         for_each_batch(layout, &all, |samples| {
             self.cancel.check()?;
             let batch = self.select(samples);
-            let call = Call::score(self.seed, &batch.ids).with_threads(layout.call_threads);
+            let call = Call::score(self.seed, &batch.scoring_ids).with_threads(layout.call_threads);
             let said = substitute.forward(&call, &batch.x)?.argmax();
-            let rows = lock(&cell.rows);
-            let whole = |id: &u64| match rows.get(id) {
+            let cell = lock(&live.cell);
+            let whole = |id: &u64| match cell.rows.get(id) {
                 Some(row) => Some(row.clean_prediction),
-                None => cell.clean.get(id).map(|verdict| verdict.prediction),
+                None => live.clean.get(id).map(|verdict| verdict.prediction),
             };
             let same = batch.ids.iter().zip(said).filter(|(id, said)| whole(id) == Some(*said));
             agreeing.fetch_add(same.count(), Ordering::Relaxed);
             Ok(())
         })?;
         let substitute = Substitute {
-            queries: meter.queries(),
+            queries,
             agreeing: agreeing.into_inner(),
             of: self.dataset.len(),
         };
-        *lock(&cell.substitute) = Some(substitute);
-        lock(self.results).prepared(&cell.header.key, substitute)
+        lock(&live.cell).substitute = Some(substitute);
+        lock(self.results).prepared(&live.header.key, substitute)
     }
 
-    fn batch(&self, group: &Group, cells: &[Live], samples: &[usize], layout: Layout, rules: &Rules) -> Result<()> {
+    fn batch(&self, work: &Work, samples: &[usize]) -> Result<()> {
         let batch = self.select(samples);
-        let start = Instant::now();
-        let perturbed = self.craft(&group.crafting, &batch, rules)?;
-        let crafting = start.elapsed();
-        for cell in cells.iter().filter(|cell| !cell.failed()) {
-            let start = Instant::now();
-            let clean: Vec<Verdict> = batch.ids.iter().map(|id| cell.clean[id]).collect();
-            let scored = cell
-                .scorer
-                .score(&cell.header.key, &group.crafting.limits, &batch, &clean, &perturbed);
-            let mut rows = match scored {
-                Ok(rows) => rows,
+        let crafting_ids = self.ids.all(Purpose::Craft, &batch.ids);
+        let perturbed = self.craft(&work.group.crafting, &batch, &crafting_ids, &work.rules)?;
+        for live in work.cells.iter().filter(|cell| !cell.failed()) {
+            let clean: Vec<Verdict> = batch.ids.iter().map(|id| live.clean[id]).collect();
+            let limits = &work.group.crafting.limits;
+            let scored = live.scorer.score(&live.header.key, limits, &batch, &clean, &perturbed);
+            let checked = scored.and_then(|rows| Ok((self.repeat(live, &batch, &clean, &perturbed)?, rows)));
+            let (check, mut rows) = match checked {
+                Ok(checked) => checked,
                 Err(error) => {
-                    cell.fail(error);
+                    live.fail(error);
                     continue;
                 }
             };
-            let seconds = (crafting + start.elapsed()).as_secs_f64() / (layout.workers * rows.len()) as f64;
-            rows.iter_mut().for_each(|row| row.seconds = seconds);
-            self.images.keep(&cell.header.key, &batch, &perturbed);
-            self.keep(cell, rows)?;
+            let at = work.clock.now();
+            for (row, id) in rows.iter_mut().zip(&crafting_ids) {
+                let counts = work.rules.meter.of(*id);
+                (row.gradients, row.zero_gradients) = (counts.gradients, counts.zero_gradients);
+                (row.queries, row.at) = (counts.queries, at);
+            }
+            self.images.keep(&live.header.key, &batch, &perturbed);
+            self.keep(live, rows, check)?;
         }
         Ok(())
     }
 
-    fn keep(&self, cell: &Live, rows: Vec<Row>) -> Result<()> {
-        let mut known = lock(&cell.rows);
-        let new: Vec<Row> = rows.into_iter().filter(|row| !known.contains_key(&row.id)).collect();
-        lock(self.results).append(&new)?;
-        known.extend(new.into_iter().map(|row| (row.id, row)));
+    /// Repeats the scoring of a share of the batch, where the defence says it is deterministic.
+    fn repeat(&self, live: &Live, batch: &Batch, clean: &[Verdict], perturbed: &Perturbed) -> Result<Option<Check>> {
+        let indices = chosen(batch);
+        if live.scorer.pipeline.random() || indices.is_empty() {
+            return Ok(None);
+        }
+        let few = batch.select(&indices);
+        let clean: Vec<Verdict> = indices.iter().map(|i| clean[*i]).collect();
+        // What was refused, such as NaN, is not shown to a model.
+        let mut x_adv = perturbed.x_adv.select(&indices);
+        for i in 0..indices.len() {
+            if x_adv.row(i).iter().any(|v| !v.is_finite()) {
+                x_adv.set_row(i, few.x.row(i));
+            }
+        }
+        let other_ids = self.ids.all(Purpose::Repeat, &few.ids);
+        repeat(&live.scorer, &few, &x_adv, &clean, &other_ids).map(Some)
+    }
+
+    fn keep(&self, live: &Live, rows: Vec<Row>, check: Option<Check>) -> Result<()> {
+        let mut cell = lock(&live.cell);
+        let new: Vec<Row> = rows
+            .into_iter()
+            .filter(|row| !cell.rows.contains_key(&row.id))
+            .collect();
+        if let Some(check) = check {
+            cell.check = Some(cell.check.map_or(check, |so_far| so_far.and(check)));
+        }
+        lock(self.results).append(&live.header.key, &new, cell.check.filter(|_| check.is_some()))?;
+        cell.rows.extend(new.into_iter().map(|row| (row.id, row)));
         Ok(())
     }
 
-    fn craft(&self, crafting: &Crafting, batch: &Batch, rules: &Rules) -> Result<Perturbed> {
+    fn craft(&self, crafting: &Crafting, batch: &Batch, ids: &[u64], rules: &Rules) -> Result<Perturbed> {
         let attack = &crafting.attack;
         let ticker = self
             .progress
             .ticker(attack.info().passes.max(1) * batch.ids.len() as u64);
         let (oracle, state) = Oracle::boxed(rules.clone(), ticker.clone());
-        let call = Call::craft(self.seed, &batch.ids).with_threads(rules.call_threads);
+        let call = Call::craft(self.seed, ids).with_threads(rules.call_threads);
         let perturbed = attack.perturb(&call, &oracle, &batch.x, &batch.y);
         ticker.complete();
         match state.first_error() {
@@ -356,8 +422,10 @@ impl Run<'_> {
     fn select(&self, samples: &[usize]) -> Batch {
         let [c, h, w] = self.dataset.shape;
         let data = samples.iter().flat_map(|i| self.dataset.image(*i)).copied().collect();
+        let ids: Vec<u64> = samples.iter().map(|i| self.dataset.ids[*i]).collect();
         Batch {
-            ids: samples.iter().map(|i| self.dataset.ids[*i]).collect(),
+            scoring_ids: self.ids.all(Purpose::Score, &ids),
+            ids,
             x: Tensor {
                 shape: vec![samples.len(), c, h, w],
                 data,
@@ -366,26 +434,29 @@ impl Run<'_> {
         }
     }
 
-    fn outcome(&self, cell: Live, meter: &Meter, passes: u64) -> Result<CellOutcome> {
-        let error = cell.error.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let cancelled = error.as_ref().is_some_and(is_cancelled);
-        let substitute = *lock(&cell.substitute);
-        let error = error.filter(|_| !cancelled).map(|e| format!("{e:#}"));
-        if let Some(error) = &error {
-            lock(self.results).fail(&cell.header.key, error)?;
+    /// Writes how the cell ended. `worked`: whether anything was left to do.
+    fn end(&self, live: Live, worked: bool) -> Result<Cell> {
+        let error = live.error.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut cell = live.cell.into_inner().unwrap_or_else(PoisonError::into_inner);
+        // While the run is being stopped a failure is the stop's, whatever a plugin makes of it.
+        let stopped = self.cancel.is_cancelled() || error.as_ref().is_some_and(is_cancelled);
+        let scored = self.dataset.ids.iter().filter(|id| cell.rows.contains_key(id)).count();
+        let incomplete = || {
+            let lacking = scored < self.dataset.len();
+            lacking.then(|| {
+                anyhow!(
+                    "only {scored} of {} samples came back from the attack",
+                    self.dataset.len()
+                )
+            })
+        };
+        let error = error.or_else(incomplete).filter(|_| !stopped);
+        cell.failed = error.map(|error| format!("{error:#}"));
+        if worked && !stopped {
+            lock(self.results).end(&cell)?;
         }
-        self.images.save(cell.header, self.dataset)?;
-        let mut rows = cell.rows.into_inner().unwrap_or_else(PoisonError::into_inner);
-        Ok(CellOutcome {
-            header: cell.header.clone(),
-            rows: self.dataset.ids.iter().filter_map(|id| rows.remove(id)).collect(),
-            error,
-            zero_gradients: meter.zero_gradient_share(),
-            queries: meter.queries().max(substitute.map_or(0, |s| s.queries)),
-            substitute,
-            passes,
-            shape: self.dataset.shape,
-        })
+        self.images.save(live.header, self.dataset.shape)?;
+        Ok(cell)
     }
 }
 

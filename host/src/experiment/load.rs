@@ -1,7 +1,7 @@
 //! Classifiers and purifiers, loaded once.
 
 use crate::plugin::{Plugin, PluginSpec, hex};
-use crate::results::{ModelConfig, PluginConfig};
+use crate::results::{ModelConfig, Named, PluginConfig, Rule};
 use crate::wire::model::Model;
 use advae_abi::info::{BackwardRule, Construct, Kind, WeightSource};
 use anyhow::{Context, Result};
@@ -10,7 +10,9 @@ use sha2::{Digest, Sha256};
 /// A model, and how it came to be.
 #[derive(Clone)]
 pub struct LoadedModel {
-    /// Name in tables.
+    /// As it was named.
+    pub named: Named,
+    /// Short name for messages.
     pub label: String,
     /// Its file.
     pub plugin: Plugin,
@@ -22,8 +24,19 @@ pub struct LoadedModel {
     pub model: Model,
 }
 
-/// In the label of a purifier whose gradient goes by another backward rule than its own, before that rule's name.
-pub const OTHER_RULE: &str = " backward=";
+impl LoadedModel {
+    /// The backward rule that its gradients go by, where it is a purifier.
+    pub fn rule(&self) -> Rule {
+        let name = |rule: &BackwardRule| rule.name().to_string();
+        let offered: Vec<String> = self.model.info().backward_rules.iter().map(name).collect();
+        Rule {
+            used: (self.config.backward.clone())
+                .or_else(|| offered.first().cloned())
+                .unwrap_or_default(),
+            offered,
+        }
+    }
+}
 
 /// Loads and constructs a classifier or purifier.
 ///
@@ -48,7 +61,7 @@ pub fn load_model(text: &str, kind: Kind, device: &str, backward: Option<Backwar
         device: device.into(),
         backward: backward.map(|rule| rule.name().into()),
     };
-    let mut label = spec.label();
+    let (label, named) = (spec.label(), Named::from(&spec));
     let request = Construct {
         config: spec.config,
         weights: spec.weights,
@@ -56,15 +69,13 @@ pub fn load_model(text: &str, kind: Kind, device: &str, backward: Option<Backwar
         backward,
     };
     let model = Model::construct(&plugin, &request).with_context(|| format!("'{text}'"))?;
-    if let Some(rule) = backward.filter(|rule| model.info().backward_rules.first() != Some(rule)) {
-        label += &format!("{OTHER_RULE}{}", rule.name());
-    }
     if model.info().parameters > 0 && model.info().weights.starts_with("init:") {
         eprintln!(
             "warning: '{label}' is untrained, its weights are a seeded initialisation: name some, {label}@SET or {label}@FILE.safetensors"
         );
     }
     Ok(LoadedModel {
+        named,
         label,
         plugin,
         request,

@@ -2,20 +2,23 @@
 
 mod budgets;
 mod cells;
+mod ids;
 mod images;
 mod load;
 mod plan;
+mod repeat;
+mod rescore;
 mod run;
 mod score;
 mod settings;
 mod workers;
 
 pub use budgets::{Budgets, l2_caps};
-pub use cells::{CellOutcome, Crafting, Group, Run};
-pub use images::SavedMeta;
-pub use load::{LoadedModel, OTHER_RULE, load_model};
-pub use score::{Batch, Distances, Limits, Scorer, Verdict};
-pub use settings::{Settings, check_device};
+pub use load::{LoadedModel, load_model};
+pub use rescore::{Rescored, Rescoring};
+pub use run::Outcome;
+pub use score::{Distances, Limits};
+pub use settings::{Backward, Settings, check_device};
 pub use workers::{Layout, STACK_BYTES, for_each, for_each_batch, on_large_stack, threads};
 
 use crate::terminal::cancel::Cancel;
@@ -25,6 +28,6 @@ use anyhow::Result;
 ///
 /// # Errors
 /// Where nothing can be run, or results cannot be read or written.
-pub fn outcomes(settings: &Settings, cancel: &Cancel) -> Result<Vec<CellOutcome>> {
+pub fn outcomes(settings: &Settings, cancel: &Cancel) -> Result<Outcome> {
     run::run(settings, &plan::plan(settings)?, cancel)
 }

@@ -1,20 +1,21 @@
 //! From settings to cells: finds, loads and constructs everything before anything runs.
 
-use super::budgets::within_range;
+use super::budgets::{l2_caps, within_range};
 use super::cells::{Crafting, Group};
 use super::load::{LoadedModel, load_model, plugin_config};
 use super::run::seeds;
 use super::score::Limits;
-use super::settings::Settings;
+use super::settings::{Backward, Settings};
 use crate::plugin::{Plugin, PluginSpec, find, path_dirs, scan_dirs};
-use crate::results::{CellConfig, CellHeader, PluginConfig};
+use crate::results::{CellConfig, CellHeader, Named, PluginConfig, Search};
 use crate::wire::attack::Attack;
 use crate::wire::pipeline::Pipeline;
 use crate::wire::threat::ThreatModel;
-use advae_abi::info::{BackwardRule, Kind, Target};
+use advae_abi::info::{AttackInfo, BackwardRule, Kind, Target};
 use advae_abi::{CONTRACT_MAJOR, CONTRACT_MINOR};
 use advae_data::Dataset;
 use anyhow::{Context, Result, ensure};
+use std::collections::HashSet;
 
 /// Attacks that run where none is named.
 const DEFAULT_ATTACKS: [&str; 3] = ["fgsm", "pgd", "cw"];
@@ -23,19 +24,21 @@ const DEFAULT_ATTACKS: [&str; 3] = ["fgsm", "pgd", "cw"];
 pub struct Plan {
     /// The samples that are attacked.
     pub dataset: Dataset,
+    /// Hash of the dataset that they are taken from.
+    pub dataset_sha256: String,
     /// What is crafted once each.
     pub groups: Vec<Group>,
 }
 
 struct LoadedAttack {
-    label: String,
+    named: Named,
     config: PluginConfig,
     attack: Attack,
     limits: Limits,
 }
 
 struct LoadedThreat {
-    label: String,
+    named: Named,
     config: PluginConfig,
     threat_model: ThreatModel,
 }
@@ -81,7 +84,11 @@ pub fn plan(settings: &Settings) -> Result<Plan> {
             }
         }
     }
-    Ok(Plan { dataset, groups })
+    Ok(Plan {
+        groups: once_each(groups),
+        dataset,
+        dataset_sha256,
+    })
 }
 
 /// Without the images that a black-box attacker may begin with: those of MNIST's test set.
@@ -106,11 +113,30 @@ fn models(settings: &Settings, specs: &[String], kind: Kind, rule: Option<Backwa
 }
 
 fn purifiers(settings: &Settings) -> Result<Vec<Option<LoadedModel>>> {
-    let load = |spec: &String| match spec.as_str() {
-        "none" => Ok(None),
-        spec => load_model(spec, Kind::Purifier, &settings.device, settings.backward).map(Some),
-    };
-    settings.purifiers.iter().map(load).collect()
+    let mut all = vec![];
+    for spec in &settings.purifiers {
+        let load = |rule| load_model(spec, Kind::Purifier, &settings.device, rule);
+        match (spec.as_str(), settings.backward) {
+            ("none", _) => all.push(None),
+            (_, Some(Backward::One(rule))) => all.push(Some(load(Some(rule))?)),
+            (_, None) => all.push(Some(load(None)?)),
+            (_, Some(Backward::All)) => {
+                let own = load(None)?;
+                let mut rules = own.model.info().backward_rules.clone();
+                rules.push(BackwardRule::Identity);
+                let own_rule = rules[0];
+                all.push(Some(own));
+                let mut seen = vec![own_rule, BackwardRule::None];
+                for rule in rules {
+                    if !seen.contains(&rule) {
+                        seen.push(rule);
+                        all.push(Some(load(Some(rule))?));
+                    }
+                }
+            }
+        }
+    }
+    Ok(all)
 }
 
 fn threats(settings: &Settings, defended: bool) -> Result<Vec<LoadedThreat>> {
@@ -130,7 +156,7 @@ fn threats(settings: &Settings, defended: bool) -> Result<Vec<LoadedThreat>> {
         let plugin = Plugin::find(&spec.name)?;
         let threat_model = ThreatModel::construct(&plugin, spec.config.clone())?;
         Ok(LoadedThreat {
-            label: spec.label(),
+            named: Named::from(&spec),
             config: plugin_config(&plugin, &spec),
             threat_model,
         })
@@ -189,7 +215,7 @@ fn load_attack(settings: &Settings, dataset: &Dataset, spec: &PluginSpec) -> Res
         epsilon,
     };
     Ok(LoadedAttack {
-        label: spec.label(),
+        named: Named::from(&spec),
         config: plugin_config(&plugin, &spec),
         attack,
         limits,
@@ -217,8 +243,15 @@ fn shared_crafting<'a>(
     threat: &LoadedThreat,
     purifiers: &'a [Option<LoadedModel>],
 ) -> Vec<Vec<Option<&'a LoadedModel>>> {
-    let all = purifiers.iter().map(Option::as_ref);
-    if threat.threat_model.access().target != Target::Classifier {
+    let target = threat.threat_model.access().target;
+    // Where the purifier's gradient is not asked for, its backward rule changes nothing.
+    let own = |purifier: &Option<&LoadedModel>| {
+        settings.backward != Some(Backward::All)
+            || target == Target::Pipeline
+            || purifier.is_none_or(|purifier| purifier.config.backward.is_none())
+    };
+    let all = purifiers.iter().map(Option::as_ref).filter(own);
+    if target != Target::Classifier {
         return all.map(|purifier| vec![purifier]).collect();
     }
     // Without a purifier the attack on the classifier alone is the white-box one: it runs only where it is asked for.
@@ -296,17 +329,50 @@ impl Layout<'_> {
             seed: settings.seed,
             eot: if random_target { settings.eot } else { 1 },
             draws: if pipeline.random() { settings.draws } else { 1 },
+            images_sha256: None,
         };
         CellHeader {
             key: config.key(),
-            classifier: classifier.label.clone(),
-            purifier: purifier.map_or("none".into(), |p| p.label.clone()),
-            threat_model: threat.label.clone(),
-            attack: attack.label.clone(),
+            classifier: classifier.named.clone(),
+            purifier: purifier.map(|p| p.named.clone()),
+            threat_model: threat.named.clone(),
+            attack: attack.named.clone(),
+            target: Some(target),
+            search: search(attack.attack.info()),
+            rule: purifier.map(LoadedModel::rule),
+            crafted_on: None,
             samples: self.dataset.len(),
-            host: env!("CARGO_PKG_VERSION").into(),
+            l2_caps: l2_caps(self.dataset.shape).to_vec(),
             note: purifier.map(|p| p.model.info().note.clone()).unwrap_or_default(),
             config,
         }
     }
+}
+
+/// What an attack says of its search.
+fn search(info: &AttackInfo) -> Search {
+    Search {
+        passes: info.passes,
+        targeted: info.targeted,
+        ..Search::default()
+    }
+}
+
+/// Groups whose cells were not in an earlier one: a cell that was named twice is measured once.
+fn once_each(groups: Vec<Group>) -> Vec<Group> {
+    let mut seen = HashSet::new();
+    let mut twice = 0;
+    let mut once = vec![];
+    for mut group in groups {
+        let before = group.cells.len();
+        group.cells.retain(|(header, _)| seen.insert(header.key.clone()));
+        twice += before - group.cells.len();
+        if !group.cells.is_empty() {
+            once.push(group);
+        }
+    }
+    if twice > 0 {
+        eprintln!("note: {twice} of the cells were named twice: each is measured once");
+    }
+    once
 }

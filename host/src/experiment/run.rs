@@ -1,27 +1,43 @@
 //! Runs every group, one after another.
 
-use super::cells::{CellOutcome, Run};
+use super::cells::{Run, Substitutes};
+use super::ids::Ids;
 use super::images::Images;
 use super::plan::Plan;
 use super::settings::Settings;
-use crate::results::{Previous, Results};
+use crate::results::{Cell, Records, Results};
 use crate::terminal::cancel::Cancel;
 use crate::terminal::progress::Progress;
 use advae_data::Dataset;
 use anyhow::Result;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What a run came to.
+pub struct Outcome {
+    /// The cells of the plan, or as many as came before a cancellation.
+    pub cells: Vec<Cell>,
+    /// Rows in the results file, or without one in memory.
+    pub rows: usize,
+    /// Why the results file is not whole, if it is not.
+    pub trouble: Option<String>,
+}
 
 /// Crafts and scores all cells of the plan, or as many as come before a cancellation.
 ///
 /// # Errors
-/// Where results cannot be read or written.
-pub fn run(settings: &Settings, plan: &Plan, cancel: &Cancel) -> Result<Vec<CellOutcome>> {
+/// Where results cannot be read or written before anything is measured.
+pub fn run(settings: &Settings, plan: &Plan, cancel: &Cancel) -> Result<Outcome> {
     let (results, previous) = open(settings)?;
     let headers = plan
         .groups
         .iter()
         .flat_map(|group| group.cells.iter().map(|(header, _)| header));
-    let images = Images::new(settings.save_adversarial.as_deref(), settings.resume, headers)?;
+    let images = Images::new(
+        settings.save_adversarial.as_deref(),
+        settings.resume,
+        headers,
+        &plan.dataset,
+    )?;
     let passes = plan
         .groups
         .iter()
@@ -30,42 +46,52 @@ pub fn run(settings: &Settings, plan: &Plan, cancel: &Cancel) -> Result<Vec<Cell
     let progress = Progress::new(passes * plan.dataset.len() as u64);
     let results = Mutex::new(results);
     let run = Run {
-        dataset: &plan.dataset,
         seeds: seeds(&plan.dataset),
         seed: settings.seed,
         threads: settings.threads,
         batch: settings.batch,
+        dataset: &plan.dataset,
+        ids: Ids::new(&plan.dataset_sha256, settings.seed),
         previous: &previous,
         results: &results,
         images: &images,
         progress: &progress,
         cancel,
+        substitutes: Substitutes::default(),
     };
-    let mut outcomes = vec![];
+    let mut cells = vec![];
     for group in &plan.groups {
         let Some((header, _)) = group.cells.first() else {
             continue;
         };
-        progress.say(format!(
-            "{} {} {}",
-            header.classifier, header.threat_model, header.attack
-        ));
+        let (classifier, attack) = (&header.classifier.plugin, &header.attack.plugin);
+        progress.say(format!("{classifier} {} {attack}", header.threat_model.plugin));
         let done = run.group(group)?;
         done.iter().for_each(log);
-        outcomes.extend(done);
+        cells.extend(done);
         if cancel.is_cancelled() {
             break;
         }
     }
     progress.finish();
-    Ok(outcomes)
+    let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let here: usize = cells.iter().map(|cell| cell.rows.len()).sum();
+    let others = previous
+        .cells
+        .iter()
+        .filter(|known| !cells.iter().any(|cell| cell.header.key == known.header.key));
+    Ok(Outcome {
+        rows: here + others.map(|cell| cell.rows.len()).sum::<usize>(),
+        cells,
+        trouble: results.trouble().map(String::from),
+    })
 }
 
-fn open(settings: &Settings) -> Result<(Results, Previous)> {
+fn open(settings: &Settings) -> Result<(Results, Records)> {
     match (&settings.out, settings.resume) {
-        (None, _) => Ok((Results::nowhere(), Previous::default())),
-        (Some(path), false) => Ok((Results::create(path)?, Previous::default())),
-        (Some(path), true) => Results::resume(path),
+        (None, _) => Ok((Results::nowhere(), Records::default())),
+        (Some(path), false) => Ok((Results::create(path)?, Records::default())),
+        (Some(path), true) => Results::resume(path, settings.repair),
     }
 }
 
@@ -77,18 +103,13 @@ pub fn seeds(dataset: &Dataset) -> Option<Arc<Dataset>> {
         .flatten()
 }
 
-fn log(outcome: &CellOutcome) {
-    let header = &outcome.header;
-    let robust = outcome.rows.iter().filter(|row| row.robust).count();
+fn log(cell: &Cell) {
+    let robust = cell.rows.values().filter(|row| row.robust).count();
     tracing::info!(
-        "{} {} {} {}: {robust} of {} robust{}",
-        header.classifier,
-        header.purifier,
-        header.threat_model,
-        header.attack,
-        outcome.rows.len(),
-        outcome
-            .error
+        "{}: {robust} of {} robust{}",
+        cell.header.key,
+        cell.rows.len(),
+        cell.failed
             .as_ref()
             .map(|e| format!(", failed: {e}"))
             .unwrap_or_default()

@@ -7,7 +7,7 @@ use crate::wire::tensor::{Call, Tensor};
 use advae_abi::info::NormKind;
 use anyhow::Result;
 
-/// What an image may lie over its budget, for rounding.
+/// Tolerance added to epsilon for rounding.
 const TOLERANCE: f64 = 1e-6;
 
 /// Distance of an image from the clean one, in `f64`.
@@ -71,30 +71,26 @@ impl Limits {
 /// How a pipeline classifies one image, over all scoring draws.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Verdict {
-    /// Most frequent prediction.
+    /// Majority vote; of several equally frequent predictions a wrong one, and of those the smallest.
     pub prediction: u32,
     /// Share of draws that are correct.
     pub correct: f64,
+    /// Whether the majority vote is correct.
+    pub is_correct: bool,
 }
 
 impl Verdict {
-    /// Of the predictions of all draws; of several equally frequent ones, the smallest.
+    /// Of the predictions of all draws.
     pub fn of(predictions: &[u32], label: u32) -> Self {
         let count = |class: u32| predictions.iter().filter(|p| **p == class).count();
-        let most = predictions
-            .iter()
-            .copied()
-            .max_by_key(|class| (count(*class), std::cmp::Reverse(*class)));
-        let correct = count(label) as f64 / predictions.len().max(1) as f64;
+        // A tie counts against the defence.
+        let vote = |class: &u32| (count(*class), *class != label, std::cmp::Reverse(*class));
+        let prediction = predictions.iter().copied().max_by_key(vote).unwrap_or(0);
         Self {
-            prediction: most.unwrap_or(0),
-            correct,
+            prediction,
+            correct: count(label) as f64 / predictions.len().max(1) as f64,
+            is_correct: prediction == label && !predictions.is_empty(),
         }
-    }
-
-    /// Whether most draws are correct.
-    pub fn is_correct(&self) -> bool {
-        self.correct > 0.5
     }
 }
 
@@ -114,8 +110,10 @@ pub struct Scorer {
 /// A batch of clean samples.
 #[derive(Clone, Debug)]
 pub struct Batch {
-    /// Sample ids.
+    /// Sample ids, as rows and files have them.
     pub ids: Vec<u64>,
+    /// Ids under which plugins see the samples while they are scored.
+    pub scoring_ids: Vec<u64>,
     /// Clean images.
     pub x: Tensor,
     /// True labels.
@@ -123,9 +121,12 @@ pub struct Batch {
 }
 
 impl Batch {
-    fn select(&self, indices: &[usize]) -> Self {
+    /// Some samples of the batch.
+    pub fn select(&self, indices: &[usize]) -> Self {
+        let some = |ids: &[u64]| indices.iter().map(|i| ids[*i]).collect();
         Self {
-            ids: indices.iter().map(|i| self.ids[*i]).collect(),
+            ids: some(&self.ids),
+            scoring_ids: some(&self.scoring_ids),
             x: self.x.select(indices),
             y: indices.iter().map(|i| self.y[*i]).collect(),
         }
@@ -138,7 +139,7 @@ impl Scorer {
     /// # Errors
     /// Where a plugin fails.
     pub fn classify(&self, batch: &Batch) -> Result<Vec<Verdict>> {
-        let call = Call::score(self.seed, &batch.ids).with_threads(self.call_threads);
+        let call = Call::score(self.seed, &batch.scoring_ids).with_threads(self.call_threads);
         let passes = (0..self.draws).map(|draw| self.pipeline.forward(&call.with_draw(draw), &batch.x));
         let draws: Vec<Vec<u32>> = passes.map(|logits| Ok(logits?.argmax())).collect::<Result<_>>()?;
         let of_sample = |i: usize| draws.iter().map(|labels| labels[i]).collect::<Vec<_>>();
@@ -165,7 +166,13 @@ impl Scorer {
         p: &Perturbed,
     ) -> Result<Vec<Row>> {
         let found = |i: usize| p.found.as_ref().is_none_or(|found| found[i]);
-        let refusal = |i: usize| limits.refuse(batch.x.row(i), p.x_adv.row(i)).filter(|_| found(i));
+        let target = |i: usize| p.targets.as_ref().map(|targets| targets[i]);
+        let refusal = |i: usize| {
+            let image = || limits.refuse(batch.x.row(i), p.x_adv.row(i)).filter(|_| found(i));
+            target(i)
+                .and_then(|target| self.refuse_target(target, batch.y[i]))
+                .or_else(image)
+        };
         let refused: Vec<Option<String>> = (0..batch.ids.len()).map(refusal).collect();
         let scored: Vec<usize> = (0..batch.ids.len())
             .filter(|i| found(*i) && refused[*i].is_none())
@@ -189,8 +196,8 @@ impl Scorer {
                 label: batch.y[i],
                 clean_prediction: clean[i].prediction,
                 adversarial_prediction: verdicts[i].prediction,
-                clean_correct: clean[i].is_correct(),
-                robust: verdicts[i].is_correct(),
+                clean_correct: clean[i].is_correct,
+                robust: verdicts[i].is_correct,
                 draws: (self.draws > 1).then(|| DrawShares {
                     clean: clean[i].correct,
                     robust: verdicts[i].correct,
@@ -199,11 +206,25 @@ impl Scorer {
                 linf: Some(distances.linf).filter(|d| d.is_finite()),
                 refused,
                 found: p.found.as_ref().map(|found| found[i]),
-                target: p.targets.as_ref().map(|targets| targets[i]),
-                seconds: 0.,
+                target: target(i),
+                gradients: 0,
+                zero_gradients: 0,
+                queries: 0,
+                at: 0.,
             }
         };
         Ok(refused.into_iter().enumerate().map(row).collect())
+    }
+
+    fn refuse_target(&self, target: u32, label: u32) -> Option<String> {
+        let classes = self.pipeline.classes();
+        match target {
+            target if target == label => Some(format!("its target {target} is the true label")),
+            target if target as usize >= classes => {
+                Some(format!("its target {target} is none of the {classes} classes"))
+            }
+            _ => None,
+        }
     }
 }
 
@@ -245,18 +266,25 @@ mod tests {
 
     #[test]
     fn a_verdict_is_the_mean_and_the_majority_of_draws() {
-        assert_eq!(
-            Verdict::of(&[3], 3),
-            Verdict {
-                prediction: 3,
-                correct: 1.
+        let verdict = |predictions: &[u32], label| {
+            let verdict = Verdict::of(predictions, label);
+            (verdict.prediction, verdict.correct, verdict.is_correct)
+        };
+        assert_eq!(verdict(&[3], 3), (3, 1., true));
+        assert_eq!(verdict(&[1, 2, 2, 7], 7), (2, 0.25, false));
+        assert_eq!(verdict(&[5, 4], 0), (4, 0., false));
+    }
+
+    #[test]
+    fn a_tie_counts_against_the_defence_and_its_prediction_says_so() {
+        for predictions in [[1, 3], [3, 1]] {
+            for label in [1, 3] {
+                let verdict = Verdict::of(&predictions, label);
+                assert_eq!(
+                    (verdict.prediction == label, verdict.is_correct, verdict.correct),
+                    (false, false, 0.5)
+                );
             }
-        );
-        let verdict = Verdict::of(&[1, 2, 2, 7], 7);
-        assert_eq!(
-            (verdict.prediction, verdict.correct, verdict.is_correct()),
-            (2, 0.25, false)
-        );
-        assert_eq!(Verdict::of(&[5, 4], 0).prediction, 4);
+        }
     }
 }

@@ -5,6 +5,15 @@ use advae_abi::info::BackwardRule;
 use anyhow::{Result, ensure};
 use std::path::PathBuf;
 
+/// The backward rules that gradients through purifiers go by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backward {
+    /// One rule for all.
+    One(BackwardRule),
+    /// Every rule that leads somewhere: those a purifier offers, and the identity.
+    All,
+}
+
 /// What `eval` does, with every default filled in.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -36,14 +45,16 @@ pub struct Settings {
     pub eot: u64,
     /// Scoring draws.
     pub draws: u64,
-    /// Backward rule of the purifiers.
-    pub backward: Option<BackwardRule>,
+    /// Backward rules of the purifiers; absent: each purifier's own.
+    pub backward: Option<Backward>,
     /// Whether decided samples may be left alone.
     pub early_stop: bool,
     /// Results file.
     pub out: Option<PathBuf>,
     /// Whether to go on with it.
     pub resume: bool,
+    /// Whether damaged lines of it are dropped and measured again.
+    pub repair: bool,
     /// Folder of adversarial images.
     pub save_adversarial: Option<PathBuf>,
     /// Leave the black-box attacker's seeds out of scoring even where no threat model uses them, for one subset in all runs.
@@ -71,6 +82,7 @@ impl Default for Settings {
             early_stop: true,
             out: None,
             resume: false,
+            repair: false,
             save_adversarial: None,
             keep_seeds_out: false,
         }

@@ -59,6 +59,11 @@ impl PluginSpec {
         }
     }
 
+    /// Settings in the order they were given, `key=value` each, as they were written.
+    pub fn written(&self) -> &[String] {
+        &self.written
+    }
+
     /// Short and stable name for tables: `pgd steps=100 restarts=5`, `model_x@clean`.
     pub fn label(&self) -> String {
         let file = self.name.rsplit('/').next().unwrap_or(&self.name);

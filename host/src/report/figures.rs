@@ -1,11 +1,11 @@
-//! Figures of a cell, and the worst case over cells.
+//! Figures of a cell, and the worst case over cells, from records alone.
 
-use crate::experiment::{CellOutcome, l2_caps};
-use crate::report::stats::{max, median, wilson, worst_case};
-use crate::results::{Row, Substitute};
-use advae_abi::info::NormKind;
+use super::labels::{Labels, NONE, OTHER_RULE, labels};
+use super::stats::{max, median, wilson};
+use crate::results::{Cell, CellHeader, Row, Substitute};
+use advae_abi::info::{NormKind, Target};
 use serde::Serialize;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A share of samples with its 95 % interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -19,15 +19,15 @@ pub struct Share {
 }
 
 impl Share {
-    /// Mean of values between 0 and 1.
-    pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
+    /// Mean of values between 0 and 1; absent where there are none.
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let (n, sum) = values.into_iter().fold((0, 0.), |(n, sum), v| (n + 1, sum + v));
         let (low, high) = wilson(sum, n);
-        Self {
-            value: if n == 0 { 0. } else { sum / n as f64 },
+        (n > 0).then(|| Self {
+            value: sum / n as f64,
             low,
             high,
-        }
+        })
     }
 }
 
@@ -76,25 +76,32 @@ pub struct Summary {
     pub key: String,
     /// Name in the table.
     pub classifier: String,
-    /// Name in the table.
+    /// Name in the table, `none` without one.
     pub purifier: String,
     /// Name in the table.
     pub threat_model: String,
-    /// Name in the table.
+    /// Name in the table; may be given to `--attack`.
     pub attack: String,
+    /// Name of the dataset.
+    pub dataset: String,
+    /// Seed.
+    pub seed: u64,
     /// What the purifier says a reader must know of it.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub note: String,
+    /// Defence that the images were crafted on, where that is another one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub crafted_on: Option<String>,
     /// Norm of the attack.
     pub norm: NormKind,
     /// Budget; absent: none.
     pub epsilon: Option<f64>,
     /// Samples scored.
     pub samples: usize,
-    /// Share of clean images that are classified correctly.
-    pub clean_accuracy: Share,
-    /// Share of scored images that are classified correctly.
-    pub robust_accuracy: Share,
+    /// Share of clean images that are classified correctly; absent where the cell failed.
+    pub clean_accuracy: Option<Share>,
+    /// Share of scored images that are classified correctly; absent where the cell failed.
+    pub robust_accuracy: Option<Share>,
     /// Samples that were correct and that the attack broke.
     pub broken: usize,
     /// Samples that were correct.
@@ -117,69 +124,82 @@ pub struct Summary {
     pub queries: u64,
     /// What was attacked in place of the whole model.
     pub substitute: Option<Substitute>,
-    /// Share of input gradients that were zero without reason.
+    /// Share of the input gradients that were zero; absent where the attack asked for none.
     pub zero_gradients: Option<f64>,
-    /// Time it took.
+    /// Wall-clock seconds.
     pub seconds: f64,
-    /// Samples a second.
-    pub images_per_second: f64,
+    /// Samples a second; absent where no time was measured.
+    pub images_per_second: Option<f64>,
     /// Why it failed, if it did.
     pub failed: Option<String>,
-    /// Oracle passes a sample may need.
+    /// The record.
     #[serde(skip)]
-    pub passes: u64,
-    /// The rows.
-    #[serde(skip)]
-    pub rows: Vec<Row>,
+    pub cell: Cell,
 }
 
 impl Summary {
-    /// Of what became of a cell.
-    pub fn of(outcome: &CellOutcome) -> Self {
-        let (header, rows) = (&outcome.header, &outcome.rows);
-        let broken = || rows.iter().filter(|row| row.broken());
-        let config = &header.config;
-        let seconds: f64 = rows.iter().map(|row| row.seconds).sum();
+    /// Of cells that are shown together.
+    pub fn all(cells: &[Cell]) -> Vec<Self> {
+        let headers: Vec<&CellHeader> = cells.iter().map(|cell| &cell.header).collect();
+        let named = cells.iter().zip(labels(&headers));
+        named.map(|(cell, labels)| Self::of(cell, labels)).collect()
+    }
+
+    fn of(cell: &Cell, labels: Labels) -> Self {
+        let (header, config) = (&cell.header, &cell.header.config);
+        let failed = cell.failed.is_some();
+        let rows = || cell.rows.values().filter(|_| !failed);
+        let broken = || rows().filter(|row| row.broken());
         let uncapped_l2 = config.epsilon.is_none() && config.norm == NormKind::L2;
-        let caps = if uncapped_l2 { l2_caps(outcome.shape) } else { &[] };
+        let caps: &[f64] = if uncapped_l2 { &header.l2_caps } else { &[] };
+        let (gradients, zeros) = rows().fold((0, 0), |(n, z), row| (n + row.gradients, z + row.zero_gradients));
+        let (seconds, samples) = (cell.seconds(), rows().count());
+        let asked: u64 = rows().map(|row| row.queries).sum();
         Self {
             key: header.key.clone(),
-            classifier: header.classifier.clone(),
-            purifier: header.purifier.clone(),
-            threat_model: header.threat_model.clone(),
-            attack: header.attack.clone(),
+            classifier: labels.classifier,
+            purifier: labels.purifier,
+            threat_model: labels.threat_model,
+            attack: labels.attack,
+            dataset: config.dataset.clone(),
+            seed: config.seed,
             note: header.note.clone(),
+            crafted_on: header.crafted_on.clone(),
             norm: config.norm,
             epsilon: config.epsilon,
-            samples: rows.len(),
-            clean_accuracy: Share::of(rows.iter().map(Row::clean_share)),
-            robust_accuracy: Share::of(rows.iter().map(Row::robust_share)),
+            samples,
+            clean_accuracy: Share::of(rows().map(Row::clean_share)),
+            robust_accuracy: Share::of(rows().map(Row::robust_share)),
             broken: broken().count(),
-            clean_correct: rows.iter().filter(|row| row.clean_correct).count(),
+            clean_correct: rows().filter(|row| row.clean_correct).count(),
             l2: Spread::of(broken().filter_map(|row| row.l2)),
             linf: Spread::of(broken().filter_map(|row| row.linf)),
-            refused: rows.iter().filter(|row| row.refused.is_some()).count(),
-            refusal: rows.iter().find_map(|row| row.refused.clone()),
-            caps: caps.iter().map(|cap| within(rows, *cap)).collect(),
-            random: (config.draws > 1).then(|| draws(rows, config.draws)),
+            refused: rows().filter(|row| row.refused.is_some()).count(),
+            refusal: rows().find_map(|row| row.refused.clone()),
+            caps: caps.iter().filter_map(|cap| within(rows(), *cap)).collect(),
+            random: (config.draws > 1).then(|| draws(rows(), config.draws)).flatten(),
             eot: config.eot,
-            queries: outcome.queries,
-            substitute: outcome.substitute,
-            zero_gradients: outcome.zero_gradients,
+            queries: asked + cell.substitute.map_or(0, |s| s.queries),
+            substitute: cell.substitute,
+            zero_gradients: (gradients > 0).then(|| zeros as f64 / gradients as f64),
             seconds,
-            images_per_second: if seconds > 0. { rows.len() as f64 / seconds } else { 0. },
-            failed: outcome.error.clone(),
-            passes: outcome.passes,
-            rows: rows.clone(),
+            images_per_second: (seconds > 0.).then(|| samples as f64 / seconds),
+            failed: cell.failed.clone(),
+            cell: cell.clone(),
         }
     }
 
     /// The cell in a sentence.
     pub fn name(&self) -> String {
-        format!(
-            "{} + {}, {}, {}",
-            self.classifier, self.purifier, self.threat_model, self.attack
-        )
+        format!("{}, {}, {}", self.defence(), self.threat_model, self.attack)
+    }
+
+    /// `model_x + advae`, or the classifier alone.
+    pub fn defence(&self) -> String {
+        match self.purifier.as_str() {
+            NONE => self.classifier.clone(),
+            purifier => format!("{} + {purifier}", self.classifier),
+        }
     }
 
     /// What went wrong: the cell failed, or images were refused.
@@ -194,10 +214,26 @@ impl Summary {
         Some(format!("{}: {what}", self.name()))
     }
 
-    /// Whether two cells differ in no more than the attack.
+    /// Robust accuracy; 0 where there is none.
+    pub fn robust(&self) -> f64 {
+        self.robust_accuracy.map_or(0., |share| share.value)
+    }
+
+    /// Whether the attack differentiates through the scored defence itself.
+    pub fn through_the_defence(&self) -> bool {
+        self.cell.header.target == Some(Target::Pipeline)
+    }
+
+    /// Whether two cells are of one defence under one threat model; the attack and the backward rule may differ.
     pub fn same_defence(&self, other: &Self) -> bool {
-        let of = |s: &Self| (s.classifier.clone(), s.purifier.clone(), s.threat_model.clone());
-        of(self) == of(other)
+        let (a, b) = (&self.cell.header.config, &other.cell.header.config);
+        a.same_defence(b) && a.threat_model == b.threat_model
+    }
+
+    /// Whether two cells attack by the same means: plugin, settings and budget.
+    pub fn same_attack(&self, other: &Self) -> bool {
+        let (a, b) = (&self.cell.header.config, &other.cell.header.config);
+        a.attack == b.attack && a.same_budget(b) && a.seed == b.seed && a.images_sha256 == b.images_sha256
     }
 
     /// `Linf 0.3`, or `L2 uncapped`.
@@ -209,30 +245,36 @@ impl Summary {
     }
 }
 
-/// A number without a tail of digits.
+/// A number without a tail of digits: four decimals where that is the number, and all of them where it is not.
 pub fn short(value: f64) -> String {
     let text = format!("{value:.4}");
-    text.trim_end_matches('0').trim_end_matches('.').to_string()
+    let text = text.trim_end_matches('0').trim_end_matches('.');
+    let eighths = (1..=255).find(|n| f64::from(*n) / 255. == value);
+    match eighths {
+        Some(n) if text.len() > 4 => format!("{n}/255"),
+        _ if text.parse() == Ok(value) => text.into(),
+        _ => value.to_string(),
+    }
 }
 
-fn within(rows: &[Row], cap: f64) -> CapAccuracy {
+fn within<'a>(rows: impl Iterator<Item = &'a Row>, cap: f64) -> Option<CapAccuracy> {
     let robust = |row: &Row| match row.l2 {
         Some(l2) if l2 <= cap => row.robust_share(),
         _ => row.clean_share(),
     };
-    CapAccuracy {
+    Some(CapAccuracy {
         cap,
-        accuracy: Share::of(rows.iter().map(robust)),
-    }
+        accuracy: Share::of(rows.map(robust))?,
+    })
 }
 
-fn draws(rows: &[Row], draws: u64) -> DrawSummary {
-    let mean = |of: fn(&Row) -> bool| Share::of(rows.iter().map(|row| f64::from(u8::from(of(row))))).value;
-    DrawSummary {
+fn draws<'a>(rows: impl Iterator<Item = &'a Row> + Clone, draws: u64) -> Option<DrawSummary> {
+    let mean = |of: fn(&Row) -> bool| Some(Share::of(rows.clone().map(|row| f64::from(u8::from(of(row)))))?.value);
+    Some(DrawSummary {
         draws,
-        majority: mean(|row| row.robust),
-        ever_wrong: mean(|row| row.robust_share() < 1.),
-    }
+        majority: mean(|row| row.robust)?,
+        ever_wrong: mean(|row| row.robust_share() < 1.)?,
+    })
 }
 
 /// Robust accuracy under every attack of one norm and budget, the clean image included.
@@ -240,7 +282,7 @@ fn draws(rows: &[Row], draws: u64) -> DrawSummary {
 pub struct Worst {
     /// Name in the table.
     pub classifier: String,
-    /// Name in the table.
+    /// Name in the table, without a backward rule: that is the attacker's choice.
     pub purifier: String,
     /// Name in the table.
     pub threat_model: String,
@@ -248,70 +290,66 @@ pub struct Worst {
     pub attacks: Vec<String>,
     /// Norm and budget.
     pub budget: String,
+    /// Samples that all of them attacked.
+    pub samples: usize,
+    /// Samples that only some of them attacked: left out.
+    pub left_out: usize,
     /// Share of samples that no attack broke.
     pub robust_accuracy: Share,
+    /// Key of the first of the cells.
+    #[serde(skip)]
+    pub first: String,
 }
 
 /// The worst case of every defence, norm and budget. Failed cells and attacks without a budget never enter it.
 pub fn worst_cases(cells: &[Summary]) -> Vec<Worst> {
     let enters = |cell: &&Summary| cell.failed.is_none() && cell.epsilon.is_some() && cell.samples > 0;
-    let mut seen = HashSet::new();
+    let mut seen = BTreeSet::new();
     let capped: Vec<&Summary> = cells.iter().filter(enters).collect();
     let mut worst = vec![];
     for first in &capped {
-        let same = |cell: &&&Summary| cell.same_defence(first) && cell.budget() == first.budget();
+        let same = |cell: &&&Summary| {
+            cell.same_defence(first) && cell.cell.header.config.same_budget(&first.cell.header.config)
+        };
         let group: Vec<&Summary> = capped.iter().filter(same).copied().collect();
-        if group.iter().any(|cell| !seen.insert(cell.key.clone())) {
+        if group.iter().any(|cell| !seen.insert(&cell.key)) {
             continue;
         }
-        let clean: Vec<f64> = first.rows.iter().map(Row::clean_share).collect();
-        let attacked = group
-            .iter()
-            .map(|cell| cell.rows.iter().map(Row::robust_share).collect());
-        let columns: Vec<Vec<f64>> = std::iter::once(clean).chain(attacked).collect();
-        worst.push(Worst {
-            classifier: first.classifier.clone(),
-            purifier: first.purifier.clone(),
-            threat_model: first.threat_model.clone(),
-            attacks: group.iter().map(|cell| cell.attack.clone()).collect(),
-            budget: first.budget(),
-            robust_accuracy: Share::of(worst_case(&columns)),
-        });
+        worst.extend(worst_of(&group));
     }
     worst
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::results::tests::row;
-
-    #[test]
-    fn shares_carry_their_interval() {
-        let share = Share::of([1., 0., 1., 1.]);
-        assert_eq!(share.value, 0.75);
-        assert!(share.low < 0.75 && share.high > 0.75);
+fn worst_of(group: &[&Summary]) -> Option<Worst> {
+    let first = group.first()?;
+    let mut least: BTreeMap<u64, (usize, f64)> = BTreeMap::new();
+    for row in group.iter().flat_map(|cell| cell.cell.rows.values()) {
+        let (attacks, worst) = least.entry(row.id).or_insert((0, 1.));
+        *attacks += 1;
+        *worst = worst.min(row.clean_share()).min(row.robust_share());
     }
-
-    #[test]
-    fn a_cap_forgives_what_was_broken_beyond_it() {
-        let mut rows = vec![
-            row("c", 0, true, false),
-            row("c", 1, true, false),
-            row("c", 2, false, false),
-        ];
-        rows[1].l2 = Some(2.5);
-        let accuracy = |cap| within(&rows, cap).accuracy.value;
-        assert_eq!(accuracy(1.0), 2. / 3.);
-        assert_eq!(accuracy(1.5), 1. / 3.);
-        assert_eq!(accuracy(3.0), 0.);
-    }
-
-    #[test]
-    fn numbers_are_short() {
-        assert_eq!(
-            (short(0.3), short(2.), short(8. / 255.)),
-            ("0.3".into(), "2".into(), "0.0314".into())
-        );
-    }
+    let common: Vec<f64> = (least.values())
+        .filter(|(attacks, _)| *attacks == group.len())
+        .map(|(_, worst)| *worst)
+        .collect();
+    let several = group.iter().any(|cell| cell.cell.header.rule != first.cell.header.rule);
+    let attack = |cell: &&Summary| match &cell.cell.header.rule {
+        Some(rule) if several => format!("{}{OTHER_RULE}{}", cell.attack, rule.used),
+        _ => cell.attack.clone(),
+    };
+    let purifier = match first.purifier.split_once(OTHER_RULE) {
+        Some((purifier, _)) if several => purifier,
+        _ => &first.purifier,
+    };
+    Some(Worst {
+        classifier: first.classifier.clone(),
+        purifier: purifier.into(),
+        threat_model: first.threat_model.clone(),
+        attacks: group.iter().map(attack).collect(),
+        budget: first.budget(),
+        samples: common.len(),
+        left_out: least.len() - common.len(),
+        robust_accuracy: Share::of(common)?,
+        first: first.key.clone(),
+    })
 }

@@ -61,18 +61,6 @@ pub fn max(values: impl IntoIterator<Item = f64>) -> Option<f64> {
     values.into_iter().max_by(f64::total_cmp)
 }
 
-/// Worst case a sample: the smallest correctness over columns of equal length.
-pub fn worst_case(columns: &[Vec<f64>]) -> Vec<f64> {
-    let Some((first, rest)) = columns.split_first() else {
-        return vec![];
-    };
-    let mut worst = first.clone();
-    for column in rest {
-        worst.iter_mut().zip(column).for_each(|(w, c)| *w = w.min(*c));
-    }
-    worst
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,11 +96,5 @@ mod tests {
         assert_eq!(median([4., 1., 2., 3.]), Some(2.5));
         assert_eq!(median([]), None);
         assert_eq!(max([1., 3., 2.]), Some(3.));
-    }
-
-    #[test]
-    fn the_worst_case_is_per_sample() {
-        assert_eq!(worst_case(&[vec![1., 1., 0.], vec![0., 1., 1.]]), [0., 1., 0.]);
-        assert!(worst_case(&[]).is_empty());
     }
 }

@@ -1,32 +1,48 @@
-//! Warnings with advice: what a figure may hide, and what to run next.
+//! Warnings with advice: what a figure may hide, and what to run next. Typed, and aware of what was already done.
 
 use super::figures::Summary;
-use crate::experiment::OTHER_RULE;
-use crate::report::stats::mcnemar_of;
+use super::labels::NONE;
+use super::stats::mcnemar_of;
+use serde::Serialize;
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// Level below which a paired difference is taken seriously.
 const SIGNIFICANT: f64 = 0.01;
 /// Share of zero gradients from which on gradients count as obfuscated.
 const MANY_ZEROS: f64 = 0.1;
-/// Difference between oblivious and white-box figures from which on a defence lives on its secrecy.
+/// Difference between oblivious and white-box figures from which on a defence depends on being unknown.
 const LARGE_GAP: f64 = 0.2;
-/// Robust accuracy from which on more draws of a random defence could show it weaker.
+/// Robust accuracy from which on a stronger attack could show the defence weaker.
 const STANDS: f64 = 0.1;
 /// Share that an attack without a budget leaves from which on it gave up too early.
 const MANY_LEFT: f64 = 0.1;
 /// Robust accuracy of the undefended classifier from which on a black-box attack says nothing.
 const WEAK: f64 = 0.5;
+/// Draws of a random defence that count as many.
+const MANY_DRAWS: u64 = 10;
 
-/// Something about a cell that a reader should know.
-#[derive(Clone, Debug, PartialEq)]
+/// Something about a cell that a reader should know. `cell` names it as the table does.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Warning {
-    /// Many input gradients are zero although the loss depends on the logits.
+    /// Many input gradients are zero.
     ZeroGradient {
         /// Which cell.
         cell: String,
         /// Their share.
         share: f64,
+        /// What has not been tried against it yet.
+        advice: Advice,
+    },
+    /// A search with a random start is too short to cross the ball.
+    CannotCross {
+        /// Which cell.
+        cell: String,
+        /// How far it can move.
+        reach: f64,
+        /// Diameter of the ball.
+        diameter: f64,
     },
     /// The defence holds against an attacker who ignores it, and much less against one who knows it.
     LivesOnSecrecy {
@@ -45,6 +61,8 @@ pub enum Warning {
         oblivious: f64,
         /// Robust accuracy with the purifier known.
         white_box: f64,
+        /// What has not been tried against it yet.
+        advice: Advice,
     },
     /// An attack that may go as far as it likes leaves samples.
     GaveUp {
@@ -52,16 +70,38 @@ pub enum Warning {
         cell: String,
         /// Share that it leaves.
         left: f64,
+        /// Whether the strong preset ran already.
+        strong: bool,
     },
-    /// Gradients through a random defence come from one draw each.
+    /// Gradients through a random defence come from few draws each.
     FewDraws {
         /// Which cell.
         cell: String,
+        /// How many.
+        eot: u64,
     },
-    /// The purifier's own backward rule was replaced by another.
+    /// Another backward rule than the purifier's own was in use, and its own was not.
     OtherRule {
         /// Which cell.
         cell: String,
+    },
+    /// The purifier's gradient is a surrogate of its own, and no other rule was tried.
+    SurrogateRule {
+        /// Which cell.
+        cell: String,
+        /// Rules on offer that were not tried.
+        untried: Vec<String>,
+    },
+    /// Another backward rule makes the attack stronger.
+    StrongerRule {
+        /// Which cell.
+        cell: String,
+        /// Robust accuracy under its rule.
+        robust: f64,
+        /// The other rule.
+        rule: String,
+        /// Robust accuracy under that.
+        other: f64,
     },
     /// A black-box figure without the same attack on the undefended classifier.
     NoControl {
@@ -85,78 +125,261 @@ pub enum Warning {
         other: String,
         /// Robust accuracy under it.
         iterated: f64,
+        /// What has not been tried against it yet.
+        advice: Advice,
     },
+    /// The defence says it is not random, but does not repeat its verdicts.
+    NotRepeatable {
+        /// Which cell.
+        cell: String,
+        /// Samples whose verdict changed.
+        differing: usize,
+        /// Samples that were classified again.
+        of: usize,
+    },
+    /// One defence has two clean accuracies.
+    CleanDiffers {
+        /// Which defence.
+        cell: String,
+        /// Samples with two verdicts.
+        differing: usize,
+    },
+    /// The classifier answers with probabilities.
+    Probabilities {
+        /// Which cell.
+        cell: String,
+    },
+}
+
+/// What to run next: only what was not done yet.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Advice(Vec<String>);
+
+impl Advice {
+    /// Against gradients that lead nowhere.
+    fn against_masking(cell: &Summary, tried: &Tried) -> Self {
+        let search = &cell.cell.header.search;
+        let mut advice = vec![];
+        if search.loss.as_deref() == Some("ce") && !tried.margin {
+            advice.push(with_setting(&cell.attack, "loss=margin"));
+        }
+        let identity = cell.cell.header.rule.is_some() && !tried.rules.contains("identity");
+        if identity && cell.through_the_defence() {
+            advice.push("--backward all".into());
+        }
+        if advice.is_empty() {
+            advice.push("an attack that needs no gradient, such as --threat-model black_box".into());
+        }
+        Self(advice)
+    }
+
+    /// Against a search that ends too early.
+    fn against_short_search(cell: &Summary, tried: &Tried) -> Self {
+        let mut advice = Self::against_masking(cell, tried);
+        if cell.cell.header.search.passes < 100 {
+            let steps = "more steps and restarts, such as pgd:steps=100,restarts=5";
+            advice.0.insert(0, steps.into());
+        }
+        advice
+    }
+}
+
+impl fmt::Display for Advice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "run {}", self.0.join(", or "))
+    }
+}
+
+/// What was run against one defence by one attack plugin.
+struct Tried {
+    rules: BTreeSet<String>,
+    margin: bool,
+}
+
+impl Tried {
+    fn against(cell: &Summary, all: &[&Summary]) -> Self {
+        let like = |other: &&&Summary| {
+            other.same_defence(cell) && other.cell.header.config.attack.name == cell.cell.header.config.attack.name
+        };
+        let like: Vec<&Summary> = all.iter().filter(like).copied().collect();
+        let rules = like.iter().filter_map(|other| other.cell.header.rule.as_ref());
+        Self {
+            rules: rules.map(|rule| rule.used.clone()).collect(),
+            margin: like
+                .iter()
+                .any(|other| other.cell.header.search.loss.as_deref() == Some("margin")),
+        }
+    }
+}
+
+/// The attack with one setting more.
+fn with_setting(attack: &str, setting: &str) -> String {
+    let separator = if attack.contains(':') { ',' } else { ':' };
+    format!("--attack {attack}{separator}{setting}")
 }
 
 impl Warning {
     /// Everything there is to say about these cells.
     pub fn all(cells: &[Summary]) -> Vec<Self> {
-        let whole: Vec<&Summary> = cells.iter().filter(|cell| cell.failed.is_none()).collect();
-        let alone = whole.iter().flat_map(|cell| Self::of(cell));
+        let whole: Vec<&Summary> = cells.iter().filter(|cell| cell.robust_accuracy.is_some()).collect();
+        let alone = whole.iter().flat_map(|cell| Self::of(cell, &whole));
         let pairs = whole
             .iter()
-            .flat_map(|a| whole.iter().filter_map(|b| Self::of_pair(a, b)));
+            .flat_map(|a| whole.iter().filter_map(|b| Self::of_pair(a, b, &whole)));
         let black_box = whole.iter().filter_map(|cell| Self::of_black_box(cell, &whole));
-        alone.chain(pairs).chain(black_box).collect()
+        let clean = Self::of_clean(&whole);
+        alone.chain(pairs).chain(black_box).chain(clean).collect()
     }
 
     fn of_black_box(cell: &Summary, all: &[&Summary]) -> Option<Self> {
-        cell.substitute.filter(|_| cell.purifier != "none")?;
+        cell.substitute.filter(|_| cell.purifier != NONE)?;
+        let config = &cell.cell.header.config;
         let same = |other: &&&Summary| {
-            other.purifier == "none"
-                && (&other.classifier, &other.threat_model, &other.attack)
-                    == (&cell.classifier, &cell.threat_model, &cell.attack)
+            let its = &other.cell.header.config;
+            its.purifier.is_none()
+                && its.classifier == config.classifier
+                && its.threat_model == config.threat_model
+                && other.same_attack(cell)
         };
         let name = cell.name();
-        match all.iter().find(same).map(|control| control.robust_accuracy.value) {
+        match all.iter().find(same).map(|control| control.robust()) {
             None => Some(Self::NoControl { cell: name }),
             Some(undefended) if undefended >= WEAK => Some(Self::WeakSubstitute { cell: name, undefended }),
             Some(_) => None,
         }
     }
 
-    fn of(cell: &Summary) -> Vec<Self> {
-        let zeros = cell.zero_gradients.filter(|share| *share >= MANY_ZEROS);
+    /// Two verdicts on one clean image: a cell differs from the first of the same defence.
+    fn of_clean(all: &[&Summary]) -> Vec<Self> {
+        let mut warnings = vec![];
+        for (i, cell) in all.iter().enumerate() {
+            let config = &cell.cell.header.config;
+            let first = all[..i]
+                .iter()
+                .find(|first| config.same_defence(&first.cell.header.config));
+            let Some(first) = first.filter(|_| config.draws == 1) else {
+                continue;
+            };
+            let pairs = cell
+                .cell
+                .rows
+                .iter()
+                .filter_map(|(id, row)| Some((first.cell.rows.get(id)?, row)));
+            let differing = pairs.filter(|(a, b)| a.clean_prediction != b.clean_prediction).count();
+            if differing > 0 {
+                let cell = cell.defence();
+                warnings.push(Self::CleanDiffers { cell, differing });
+            }
+        }
+        warnings
+    }
+
+    fn of(cell: &Summary, all: &[&Summary]) -> Vec<Self> {
+        let search = Self::of_search(cell, all).into_iter();
+        search
+            .chain(Self::of_rule(cell, all))
+            .chain(Self::of_check(cell))
+            .collect()
+    }
+
+    fn of_search(cell: &Summary, all: &[&Summary]) -> Vec<Self> {
+        let (search, left) = (&cell.cell.header.search, cell.robust());
+        let zeros = cell
+            .zero_gradients
+            .filter(|share| *share >= MANY_ZEROS && left >= STANDS);
         let zeros = zeros.map(|share| Self::ZeroGradient {
             cell: cell.name(),
             share,
+            advice: Advice::against_masking(cell, &Tried::against(cell, all)),
+        });
+        let crossing = search
+            .reach
+            .zip(cell.epsilon)
+            .filter(|_| search.random_start == Some(true));
+        // Rounding: 2.5 epsilon / steps x steps is a little less than 2.5 epsilon.
+        let short = crossing.filter(|(reach, epsilon)| reach * (1. + 1e-9) < 2. * epsilon && left >= STANDS);
+        let short = short.map(|(reach, epsilon)| Self::CannotCross {
+            cell: cell.name(),
+            reach,
+            diameter: 2. * epsilon,
         });
         // Without gradients of the defence itself, giving up is no fault of the search.
-        let unbounded = cell.epsilon.is_none() && cell.threat_model == "white_box";
-        let left = cell.robust_accuracy.value;
+        let unbounded = cell.epsilon.is_none() && cell.through_the_defence();
         let gave_up = (unbounded && left >= MANY_LEFT).then(|| Self::GaveUp {
             cell: cell.name(),
             left,
+            strong: cell.cell.header.attack.settings.iter().any(|s| s == "preset=strong"),
         });
-        let random = cell.random.is_some() && cell.threat_model == "white_box" && cell.zero_gradients.is_some();
-        let few_draws = (random && cell.eot == 1 && left >= STANDS).then(|| Self::FewDraws { cell: cell.name() });
-        let by_another = cell.purifier.contains(OTHER_RULE) && cell.threat_model == "white_box";
-        let other_rule = by_another.then(|| Self::OtherRule { cell: cell.name() });
-        let all = [zeros, gave_up, few_draws, other_rule];
-        all.into_iter().flatten().collect()
+        let random = cell.random.is_some() && cell.through_the_defence() && cell.zero_gradients.is_some();
+        let few_draws = (random && cell.eot < MANY_DRAWS && left >= STANDS).then(|| Self::FewDraws {
+            cell: cell.name(),
+            eot: cell.eot,
+        });
+        [zeros, short, gave_up, few_draws].into_iter().flatten().collect()
     }
 
-    fn of_pair(a: &Summary, b: &Summary) -> Option<Self> {
-        let (first, second) = (a.robust_accuracy.value, b.robust_accuracy.value);
-        let differ = || {
-            a.rows.len() == b.rows.len() && {
-                let pairs = a.rows.iter().zip(&b.rows).map(|(a, b)| (a.robust, b.robust));
-                mcnemar_of(pairs) < SIGNIFICANT
+    fn of_rule(cell: &Summary, all: &[&Summary]) -> Option<Self> {
+        let rule = cell.cell.header.rule.as_ref().filter(|_| cell.through_the_defence())?;
+        let tried = Tried::against(cell, all).rules;
+        let own = rule.offered.first()?;
+        if rule.used != *own {
+            return (!tried.contains(own)).then(|| Self::OtherRule { cell: cell.name() });
+        }
+        let untried: Vec<String> = (rule.offered.iter())
+            .filter(|other| !tried.contains(*other) && *other != "none")
+            .cloned()
+            .collect();
+        let surrogate = rule.used == "custom" && !untried.is_empty() && cell.robust() >= STANDS;
+        surrogate.then(|| Self::SurrogateRule {
+            cell: cell.name(),
+            untried,
+        })
+    }
+
+    fn of_check(cell: &Summary) -> Vec<Self> {
+        let Some(check) = cell.cell.check else { return vec![] };
+        let name = || cell.name();
+        let differs = (check.differing > 0).then(|| Self::NotRepeatable {
+            cell: name(),
+            differing: check.differing,
+            of: check.repeated,
+        });
+        let probabilities = check.probabilities.then(|| Self::Probabilities { cell: name() });
+        [differs, probabilities].into_iter().flatten().collect()
+    }
+
+    fn of_pair(a: &Summary, b: &Summary, all: &[&Summary]) -> Option<Self> {
+        let (first, second) = (a.robust(), b.robust());
+        let [x, y] = [a, b].map(|cell| &cell.cell.header.config);
+        if a.key == b.key || !x.same_samples(y) {
+            return None;
+        }
+        if a.same_defence(b) && x.same_budget(y) {
+            if a.same_attack(b) && a.cell.header.rule != b.cell.header.rule {
+                let rule = b.cell.header.rule.as_ref()?.used.clone();
+                let weaker = a.through_the_defence() && second < first && differ(a, b);
+                return weaker.then(|| Self::StrongerRule {
+                    cell: a.name(),
+                    robust: first,
+                    rule,
+                    other: second,
+                });
             }
-        };
-        if a.same_defence(b) && a.budget() == b.budget() {
             // An attack that never asked for a gradient says nothing of gradients; one on a surrogate may overfit it.
-            let through_the_defence = b.zero_gradients.is_some() && b.threat_model == "white_box";
-            let single_step = a.passes <= 2 && b.passes >= 10 && a.epsilon.is_some() && through_the_defence;
-            return (single_step && first < second && differ()).then(|| Self::SingleStepStronger {
+            let through_the_defence = b.zero_gradients.is_some() && b.through_the_defence();
+            let [one, many] = [a, b].map(|cell| cell.cell.header.search.passes);
+            let single_step = (1..=2).contains(&one) && many >= 10 && a.epsilon.is_some() && through_the_defence;
+            return (single_step && first < second && differ(a, b)).then(|| Self::SingleStepStronger {
                 cell: a.name(),
                 single: first,
                 other: b.attack.clone(),
                 iterated: second,
+                advice: Advice::against_short_search(b, &Tried::against(b, all)),
             });
         }
-        let same = a.classifier == b.classifier && a.purifier == b.purifier && a.attack == b.attack;
-        if !same || a.threat_model != "oblivious" || b.threat_model != "white_box" || !differ() {
+        let same = x.same_defence(y) && a.same_attack(b);
+        let ignores = a.cell.header.target == Some(advae_abi::info::Target::Classifier) && a.purifier != NONE;
+        if !same || !ignores || !b.through_the_defence() || !differ(a, b) {
             return None;
         }
         let (cell, oblivious, white_box) = (b.name(), first, second);
@@ -170,10 +393,21 @@ impl Warning {
                 cell,
                 oblivious,
                 white_box,
+                advice: Advice::against_short_search(b, &Tried::against(b, all)),
             }),
             _ => None,
         }
     }
+}
+
+/// McNemar's test on the samples that both cells scored.
+fn differ(a: &Summary, b: &Summary) -> bool {
+    let pairs = a
+        .cell
+        .rows
+        .iter()
+        .filter_map(|(id, row)| Some((row.robust, b.cell.rows.get(id)?.robust)));
+    mcnemar_of(pairs) < SIGNIFICANT
 }
 
 fn percent(share: f64) -> String {
@@ -183,11 +417,18 @@ fn percent(share: f64) -> String {
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::ZeroGradient { cell, share } => write!(
+            Self::ZeroGradient { cell, share, advice } => write!(
                 f,
-                "{cell}: {} of the input gradients are zero: the robust accuracy may rest on obfuscated gradients: \
-                 run again with --backward identity",
+                "{cell}: {} of the input gradients are zero: the robust accuracy may rest on masked or saturated gradients: \
+                 {advice}",
                 percent(*share)
+            ),
+            Self::CannotCross { cell, reach, diameter } => write!(
+                f,
+                "{cell}: from its random start the search can move {}, but the ball is {} wide: some of it is never reached: \
+                 run it with longer or more steps too",
+                super::figures::short(*reach),
+                super::figures::short(*diameter)
             ),
             Self::LivesOnSecrecy {
                 cell,
@@ -204,28 +445,56 @@ impl fmt::Display for Warning {
                 cell,
                 oblivious,
                 white_box,
+                advice,
             } => write!(
                 f,
                 "{cell}: knowing the defence leaves {} robust, not knowing it {}: the attack through the defence \
-                 is too weak: run again with more steps or --backward identity",
+                 is too weak: {advice}",
                 percent(*white_box),
                 percent(*oblivious)
             ),
-            Self::GaveUp { cell, left } => write!(
+            Self::GaveUp { cell, left, strong } => write!(
                 f,
                 "{cell}: {} are left by an attack without a budget: that is where its search gave up, not where the defence \
-                 holds: search longer (cw:preset=strong), and read the accuracy within L2 caps",
-                percent(*left)
+                 holds: {}read the accuracy within L2 caps",
+                percent(*left),
+                if *strong {
+                    ""
+                } else {
+                    "search longer (cw:preset=strong), and "
+                }
             ),
-            Self::FewDraws { cell } => write!(
+            Self::FewDraws { cell, eot } => write!(
                 f,
-                "{cell}: the defence is random, and each gradient was that of one draw: the attack may be too weak: run again \
-                 with --eot 10"
+                "{cell}: the defence is random, and each gradient is the mean of {eot} draw{}: the attack may be too weak: run \
+                 again with --eot {}",
+                if *eot == 1 { "" } else { "s" },
+                (10 * eot).max(MANY_DRAWS)
             ),
             Self::OtherRule { cell } => write!(
                 f,
-                "{cell}: gradients went by a backward rule that is not the purifier's own: run it without --backward too, and \
-                 quote the lower figure"
+                "{cell}: gradients went by a backward rule that is not the purifier's own: run it with --backward all, and \
+                 quote the lowest figure"
+            ),
+            Self::SurrogateRule { cell, untried } => write!(
+                f,
+                "{cell}: gradients went by the purifier's own surrogate, which may lead nowhere; {} not tried: run it with \
+                 --backward all, and quote the lowest figure",
+                match &untried[..] {
+                    [one] => format!("the rule {one} was"),
+                    many => format!("the rules {} were", many.join(", ")),
+                }
+            ),
+            Self::StrongerRule {
+                cell,
+                robust,
+                rule,
+                other,
+            } => write!(
+                f,
+                "{cell}: this backward rule leaves {} robust, {rule} {}: quote the worst case over both",
+                percent(*robust),
+                percent(*other)
             ),
             Self::NoControl { cell } => write!(
                 f,
@@ -243,12 +512,27 @@ impl fmt::Display for Warning {
                 single,
                 other,
                 iterated,
+                advice,
             } => write!(
                 f,
-                "{cell}: a single step leaves {} robust, {other} {}: gradients may be masked: \
-                 run again with more steps, restarts or --backward identity",
+                "{cell}: a single step leaves {} robust, {other} {}: gradients may be masked: {advice}",
                 percent(*single),
                 percent(*iterated)
+            ),
+            Self::NotRepeatable { cell, differing, of } => write!(
+                f,
+                "{cell}: the defence says it is not random, but {differing} of {of} verdicts changed when the host repeated \
+                 them: no figure of it can be relied on: set random in its info, and key all randomness by the call's context"
+            ),
+            Self::CleanDiffers { cell, differing } => write!(
+                f,
+                "{cell}: {differing} clean images have one verdict in one row and another in the next: the defence is random or \
+                 keeps state: no figure of it can be relied on: examine it with doctor"
+            ),
+            Self::Probabilities { cell } => write!(
+                f,
+                "{cell}: the classifier answers with numbers that add up to 1, as probabilities do: gradients through a softmax \
+                 vanish and flatter it: return the logits before the softmax"
             ),
         }
     }
@@ -258,96 +542,163 @@ impl fmt::Display for Warning {
 mod tests {
     use super::super::figures::DrawSummary;
     use super::*;
-    use crate::experiment::CellOutcome;
-    use crate::results::Substitute;
     use crate::results::tests::{header, row};
-    use advae_abi::info::NormKind;
+    use crate::results::{Cell, Check, Named, Rule, Substitute};
+    use advae_abi::info::{NormKind, Target};
 
     /// A cell of 100 correct samples, of which that many stay so.
-    fn cell(attack: &str, threat_model: &str, passes: u64, robust: u64) -> Summary {
+    fn record(attack: &str, target: Target, passes: u64, robust: u64) -> Cell {
         let mut header = header(attack, NormKind::Linf, Some(0.3));
-        header.threat_model = threat_model.into();
-        let rows = (0..100).map(|id| row(&header.key, id, true, id < robust)).collect();
-        let shape = [1, 28, 28];
-        Summary::of(&CellOutcome {
-            header,
-            rows,
-            error: None,
-            zero_gradients: Some(0.),
-            queries: 0,
-            substitute: None,
-            passes,
-            shape,
-        })
+        header.target = Some(target);
+        header.search.passes = passes;
+        let name = match target {
+            Target::Pipeline => "white_box",
+            Target::Classifier => "oblivious",
+            Target::Substitute => "black_box",
+        };
+        header.threat_model = Named::plain(name);
+        header.config.threat_model.name = name.into();
+        header.key = header.config.key();
+        let mut cell = Cell::new(header);
+        cell.rows = (0..100)
+            .map(|id| (id, row(&cell.header.key, id, true, id < robust)))
+            .collect();
+        cell.rows.values_mut().for_each(|row| row.gradients = 10);
+        cell
     }
+
+    fn warned(cells: &[Cell]) -> Vec<Warning> {
+        Warning::all(&Summary::all(cells))
+    }
+
+    const WHITE: Target = Target::Pipeline;
+    const OBLIVIOUS: Target = Target::Classifier;
 
     #[test]
     fn a_single_step_that_beats_many_is_suspicious() {
-        let cells = [cell("fgsm", "white_box", 1, 20), cell("pgd", "white_box", 40, 60)];
-        assert!(matches!(Warning::all(&cells)[..], [Warning::SingleStepStronger { .. }]));
-        let cells = [cell("fgsm", "white_box", 1, 60), cell("pgd", "white_box", 40, 20)];
-        assert!(Warning::all(&cells).is_empty());
-        let cells = [cell("fgsm", "oblivious", 1, 20), cell("pgd", "oblivious", 40, 60)];
-        assert!(
-            Warning::all(&cells).is_empty(),
-            "a stronger attack may overfit its surrogate"
+        let cells = [record("fgsm", WHITE, 1, 20), record("pgd", WHITE, 40, 60)];
+        assert!(matches!(warned(&cells)[..], [Warning::SingleStepStronger { .. }]));
+        assert_eq!(
+            warned(&[record("fgsm", WHITE, 1, 60), record("pgd", WHITE, 40, 20)]),
+            []
         );
+        let surrogate = [record("fgsm", OBLIVIOUS, 1, 20), record("pgd", OBLIVIOUS, 40, 60)];
+        assert_eq!(warned(&surrogate), [], "a stronger attack may overfit its surrogate");
     }
 
     #[test]
     fn an_attack_without_a_budget_leaves_nothing() {
-        let unbounded = |threat_model: &str, robust| Summary {
-            epsilon: None,
-            ..cell("cw", threat_model, 1000, robust)
+        let unbounded = |target, robust| {
+            let mut cell = record("cw", target, 1000, robust);
+            cell.header.config.epsilon = None;
+            cell
         };
-        assert!(matches!(
-            Warning::all(&[unbounded("white_box", 60)])[..],
-            [Warning::GaveUp { .. }]
-        ));
-        for quiet in [unbounded("white_box", 3), unbounded("oblivious", 60)] {
-            assert!(Warning::all(&[quiet]).is_empty());
+        assert!(matches!(warned(&[unbounded(WHITE, 60)])[..], [Warning::GaveUp { .. }]));
+        for quiet in [unbounded(WHITE, 3), unbounded(OBLIVIOUS, 60)] {
+            assert_eq!(warned(&[quiet]), []);
         }
+    }
+
+    #[test]
+    fn advice_never_names_what_was_done_already() {
+        let mut strong = record("cw", WHITE, 1000, 60);
+        strong.header.config.epsilon = None;
+        strong.header.attack.settings = vec!["preset=strong".into()];
+        let text = warned(&[strong])[0].to_string();
+        assert!(!text.contains("cw:preset=strong)"), "{text}");
+
+        let mut zeros = record("pgd", WHITE, 40, 60);
+        zeros.rows.values_mut().for_each(|row| row.zero_gradients = 5);
+        zeros.header.search.loss = Some("ce".into());
+        zeros.header.rule = Some(Rule {
+            used: "exact".into(),
+            offered: vec!["exact".into(), "identity".into()],
+        });
+        let text = |cells: &[Cell]| warned(cells)[0].to_string();
+        let first = text(std::slice::from_ref(&zeros));
+        assert!(first.contains("50.0 % of the input gradients"), "{first}");
+        assert!(
+            first.contains("--attack pgd:loss=margin") && first.contains("--backward all"),
+            "{first}"
+        );
+        let mut margin = zeros.clone();
+        margin.header.search.loss = Some("margin".into());
+        margin
+            .header
+            .config
+            .attack
+            .config
+            .insert("loss".into(), "margin".into());
+        margin.header.key = margin.header.config.key();
+        let second = text(&[zeros.clone(), margin]);
+        assert!(
+            !second.contains("loss=margin") && second.contains("--backward all"),
+            "{second}"
+        );
+        zeros.header.rule = None;
+        zeros.header.search.loss = Some("margin".into());
+        let last = text(&[zeros]);
+        assert!(last.contains("needs no gradient"), "{last}");
+    }
+
+    #[test]
+    fn a_search_that_cannot_cross_the_ball_is_told() {
+        let mut cell = record("pgd", WHITE, 40, 60);
+        cell.header.search.random_start = Some(true);
+        cell.header.search.reach = Some(0.4);
+        let text = warned(std::slice::from_ref(&cell))[0].to_string();
+        assert!(text.contains("can move 0.4, but the ball is 0.6 wide"), "{text}");
+        cell.header.search.reach = Some(0.75);
+        assert_eq!(warned(std::slice::from_ref(&cell)), []);
+        (cell.header.search.reach, cell.header.search.random_start) = (Some(0.4), Some(false));
+        assert_eq!(warned(&[cell]), [], "from the clean image the radius is enough");
     }
 
     #[test]
     fn a_random_defence_asks_for_draws() {
-        let random = |threat_model: &str, eot, robust| Summary {
-            random: Some(DrawSummary {
-                draws: 10,
-                majority: 0.6,
-                ever_wrong: 0.5,
-            }),
-            eot,
-            ..cell("pgd", threat_model, 40, robust)
+        let random = |target, eot, robust| {
+            let mut cell = record("pgd", target, 40, robust);
+            (cell.header.config.draws, cell.header.config.eot) = (10, eot);
+            cell
         };
         assert!(matches!(
-            Warning::all(&[random("white_box", 1, 60)])[..],
-            [Warning::FewDraws { .. }]
+            warned(&[random(WHITE, 1, 60)])[..],
+            [Warning::FewDraws { eot: 1, .. }]
         ));
-        for quiet in [
-            random("white_box", 10, 60),
-            random("white_box", 1, 3),
-            random("oblivious", 1, 60),
-        ] {
-            assert!(Warning::all(&[quiet]).is_empty());
+        for quiet in [random(WHITE, 10, 60), random(WHITE, 1, 3), random(OBLIVIOUS, 1, 60)] {
+            assert_eq!(warned(&[quiet]), []);
         }
+        let summary = &Summary::all(&[random(WHITE, 1, 60)])[0];
+        assert!(matches!(summary.random, Some(DrawSummary { draws: 10, .. })));
     }
 
     #[test]
     fn knowing_the_defence_has_to_help() {
-        let cells = [cell("pgd", "oblivious", 40, 95), cell("pgd", "white_box", 40, 30)];
-        assert!(matches!(Warning::all(&cells)[..], [Warning::LivesOnSecrecy { .. }]));
-        let cells = [cell("pgd", "oblivious", 40, 30), cell("pgd", "white_box", 40, 60)];
-        assert!(matches!(Warning::all(&cells)[..], [Warning::TransferStronger { .. }]));
-        let cells = [cell("pgd", "oblivious", 40, 61), cell("pgd", "white_box", 40, 60)];
-        assert!(Warning::all(&cells).is_empty());
+        let cells = [record("pgd", OBLIVIOUS, 40, 95), record("pgd", WHITE, 40, 30)];
+        assert!(matches!(warned(&cells)[..], [Warning::LivesOnSecrecy { .. }]));
+        let cells = [record("pgd", OBLIVIOUS, 40, 30), record("pgd", WHITE, 40, 60)];
+        assert!(matches!(warned(&cells)[..], [Warning::TransferStronger { .. }]));
+        assert_eq!(
+            warned(&[record("pgd", OBLIVIOUS, 40, 61), record("pgd", WHITE, 40, 60)]),
+            []
+        );
+    }
+
+    #[test]
+    fn pairs_are_joined_by_their_ids_and_not_by_their_order() {
+        let (mut a, b) = (record("pgd", OBLIVIOUS, 40, 95), record("pgd", WHITE, 40, 30));
+        a.rows = (a.rows.into_iter()).map(|(id, row)| (id + 1000, row)).collect();
+        assert_eq!(warned(&[a, b]), [], "no sample is common: nothing can be compared");
     }
 
     #[test]
     fn a_black_box_figure_needs_a_control_that_breaks_the_classifier() {
-        let black_box = |purifier: &str, robust| {
-            let mut cell = cell("pgd", "black_box", 40, robust);
-            cell.purifier = purifier.into();
+        let black_box = |purified: bool, robust| {
+            let mut cell = record("pgd", Target::Substitute, 40, robust);
+            if !purified {
+                (cell.header.purifier, cell.header.config.purifier) = (None, None);
+                cell.header.key = cell.header.config.key();
+            }
             cell.substitute = Some(Substitute {
                 queries: 4800,
                 agreeing: 90,
@@ -355,40 +706,71 @@ mod tests {
             });
             cell
         };
-        let warned = |cells: &[Summary]| Warning::all(cells);
         assert!(matches!(
-            warned(&[black_box("advae", 97)])[..],
+            warned(&[black_box(true, 97)])[..],
             [Warning::NoControl { .. }]
         ));
-        let weak = [black_box("advae", 97), black_box("none", 80)];
+        let weak = [black_box(true, 97), black_box(false, 80)];
         assert!(matches!(warned(&weak)[..], [Warning::WeakSubstitute { .. }]));
-        assert!(warned(&[black_box("advae", 97), black_box("none", 20)]).is_empty());
+        assert_eq!(warned(&[black_box(true, 97), black_box(false, 20)]), []);
+    }
+
+    /// The cell with gradients by that rule of `custom`, `identity` and `none`.
+    fn by(rule: &str, robust: u64) -> Cell {
+        let mut cell = record("pgd", WHITE, 40, robust);
+        cell.header.rule = Some(Rule {
+            used: rule.into(),
+            offered: ["custom", "identity", "none"].map(String::from).to_vec(),
+        });
+        if let Some(purifier) = &mut cell.header.config.purifier {
+            purifier.backward = Some(rule.into());
+        }
+        cell.header.key = cell.header.config.key();
+        cell
     }
 
     #[test]
     fn a_rule_that_is_not_the_purifiers_own_is_told() {
-        let mut cell = cell("pgd", "white_box", 40, 50);
-        assert_eq!(Warning::of(&cell), []);
-        cell.purifier += " backward=none";
-        let [warning] = &Warning::of(&cell)[..] else {
+        let [warning] = &warned(&[by("none", 50)])[..] else {
             panic!("one warning is to be given")
         };
-        assert!(
-            warning.to_string().contains("run it without --backward too"),
-            "{warning}"
-        );
-        cell.threat_model = "oblivious".into();
-        assert_eq!(Warning::of(&cell), []);
+        assert!(warning.to_string().contains("with --backward all"), "{warning}");
+        let mut oblivious = by("none", 50);
+        oblivious.header.target = Some(OBLIVIOUS);
+        assert_eq!(warned(&[oblivious]), []);
     }
 
     #[test]
-    fn zero_gradients_are_told_with_advice() {
-        let mut cell = cell("pgd", "white_box", 40, 60);
-        cell.zero_gradients = Some(0.5);
-        let text = Warning::all(&[cell])[0].to_string();
+    fn a_surrogate_gradient_asks_for_the_other_rules_and_a_stronger_one_is_named() {
         assert!(
-            text.contains("50.0 % of the input gradients") && text.contains("--backward identity"),
-            "{text}"
+            matches!(&warned(&[by("custom", 50)])[..], [Warning::SurrogateRule { untried, .. }] if untried == &["identity"])
         );
+        let both = warned(&[by("custom", 50), by("identity", 10)]);
+        assert!(
+            matches!(&both[..], [Warning::StrongerRule { rule, robust, .. }] if rule == "identity" && *robust == 0.5),
+            "{both:?}"
+        );
+    }
+
+    #[test]
+    fn what_does_not_repeat_and_what_is_no_logit_is_told() {
+        let mut cell = record("pgd", WHITE, 40, 60);
+        cell.check = Some(Check {
+            repeated: 16,
+            differing: 3,
+            probabilities: true,
+        });
+        assert!(matches!(
+            warned(&[cell])[..],
+            [Warning::NotRepeatable { .. }, Warning::Probabilities { .. }]
+        ));
+        let (first, mut second) = (record("fgsm", WHITE, 1, 60), record("pgd", WHITE, 40, 60));
+        if let Some(row) = second.rows.get_mut(&7) {
+            row.clean_prediction = 9;
+        }
+        assert!(matches!(
+            warned(&[first, second])[..],
+            [Warning::CleanDiffers { differing: 1, .. }]
+        ));
     }
 }

@@ -17,6 +17,17 @@ pub fn print(text: &str) -> Result<()> {
     }
 }
 
+/// Columns that a table may take: `$COLUMNS`, else the terminal's width; absent where the output is no terminal.
+pub fn width() -> Option<usize> {
+    let asked = std::env::var("COLUMNS").ok().and_then(|text| text.parse().ok());
+    let terminal = || {
+        console::Term::stdout()
+            .size_checked()
+            .map(|(_, columns)| usize::from(columns))
+    };
+    asked.or_else(terminal)
+}
+
 /// An error and its causes on one line.
 pub fn one_line(error: &anyhow::Error) -> String {
     let text = format!("{error:#}");

@@ -11,15 +11,26 @@ use advae_abi::{
     AbiError, AbiOracle, AbiResult, AbiTape, AbiTensor, AbiTensorRef, CtxRef, ErrorCode, OracleBox, TapeBox, Taped,
 };
 use advae_abi::{AbiOracle_TO, AbiTape_TO, guard};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+
+/// What an attack asked about one sample.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Input gradients.
+    pub gradients: u64,
+    /// Those of them that were zero, or asked for by a loss that did not depend on the logits any more.
+    pub zero_gradients: u64,
+    /// Labels.
+    pub queries: u64,
+}
 
 /// What all oracles of one cell share.
 #[derive(Debug, Default)]
 pub struct Meter {
     queries: AtomicU64,
-    gradients: AtomicU64,
-    zero_gradients: AtomicU64,
+    samples: Mutex<HashMap<u64, Counts>>,
 }
 
 impl Meter {
@@ -28,10 +39,10 @@ impl Meter {
         self.queries.load(Ordering::Relaxed)
     }
 
-    /// Share of input gradients that were zero although the loss depended on the logits.
-    pub fn zero_gradient_share(&self) -> Option<f64> {
-        let all = self.gradients.load(Ordering::Relaxed);
-        (all > 0).then(|| self.zero_gradients.load(Ordering::Relaxed) as f64 / all as f64)
+    /// What was asked about one sample, by the id that the attack knows it by.
+    pub fn of(&self, id: u64) -> Counts {
+        let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        samples.get(&id).copied().unwrap_or_default()
     }
 
     /// Counts `images` queries.
@@ -52,12 +63,16 @@ impl Meter {
         }
     }
 
-    fn count_gradients(&self, cotangent: &Tensor, gradient: &Tensor) {
-        let zero = |row: &[f32]| row.iter().all(|v| *v == 0.);
-        let asked = (0..cotangent.rows()).filter(|i| !zero(cotangent.row(*i)));
-        let (asked, zeros) = asked.fold((0, 0), |(n, z), i| (n + 1, z + u64::from(zero(gradient.row(i)))));
-        self.gradients.fetch_add(asked, Ordering::Relaxed);
-        self.zero_gradients.fetch_add(zeros, Ordering::Relaxed);
+    fn count(&self, ids: &[u64], add: impl Fn(usize, &mut Counts)) {
+        let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        (ids.iter().enumerate()).for_each(|(i, id)| add(i, samples.entry(*id).or_default()));
+    }
+
+    fn count_gradients(&self, ids: &[u64], gradient: &Tensor) {
+        self.count(ids, |i, counts| {
+            counts.gradients += 1;
+            counts.zero_gradients += u64::from(gradient.row(i).iter().all(|v| *v == 0.));
+        });
     }
 }
 
@@ -235,6 +250,9 @@ impl AbiOracle for Oracle {
             self.rules
                 .meter
                 .charge(x.rows() as u64, self.rules.access.query_limit)?;
+            self.rules
+                .meter
+                .count(ctx.sample_ids(), |_, counts| counts.queries += 1);
             let logits = self.rules.labelled.forward(&self.call(ctx, 0), &x).map_err(to_abi)?;
             export_labels(&logits)
         })
@@ -277,7 +295,7 @@ impl OracleTape {
             accumulate(&mut mean, tape.backward(&call, &cotangent).map_err(to_abi)?);
         }
         let gradient = scaled(mean, draws.len() as u64)?;
-        self.rules.meter.count_gradients(&cotangent, &gradient);
+        self.rules.meter.count_gradients(&self.ids, &gradient);
         gradient.export().map(ROption::RSome)
     }
 }
@@ -345,12 +363,12 @@ mod tests {
     }
 
     #[test]
-    fn gradients_count_as_zero_only_where_the_loss_asked_for_one() {
+    fn gradients_are_counted_by_sample() {
         let meter = Meter::default();
-        let cotangent = Tensor::new(vec![3, 1], vec![1., 0., 1.]).unwrap();
         let gradient = Tensor::new(vec![3, 2], vec![0., 0., 0., 0., 1., 0.]).unwrap();
-        meter.count_gradients(&cotangent, &gradient);
-        assert_eq!(meter.zero_gradient_share(), Some(0.5));
+        meter.count_gradients(&[4, 9, 4], &gradient);
+        let counts = |id| (meter.of(id).gradients, meter.of(id).zero_gradients);
+        assert_eq!([counts(4), counts(9), counts(1)], [(2, 1), (1, 1), (0, 0)]);
     }
 
     #[test]

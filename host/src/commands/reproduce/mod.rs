@@ -4,8 +4,8 @@ mod page;
 mod tables;
 
 use crate::commands::complain;
-use crate::experiment::{self, Settings, threads};
-use crate::report::{Report, Summary};
+use crate::experiment::{self, Backward, Settings, threads};
+use crate::report::Report;
 use crate::terminal::cancel::Cancel;
 use crate::terminal::console;
 use crate::terminal::exit::{EXIT_CANCELLED, EXIT_FAILED};
@@ -75,10 +75,10 @@ pub fn run(args: ReproduceArgs) -> Result<i32> {
         eprintln!("{}: {}", table.name, column.title);
         let settings = settings(&args, &table, column);
         match experiment::outcomes(&settings, &cancel) {
-            Ok(outcomes) => {
-                let cells: Vec<Summary> = outcomes.iter().filter(|o| o.is_whole()).map(Summary::of).collect();
-                code = code.max(complain(&Report::new(cells.clone())));
-                page.add(column, &cells);
+            Ok(outcome) => {
+                let report = Report::new(&outcome.cells);
+                code = code.max(complain(&report, outcome.trouble.as_deref()));
+                page.add(column, &report.cells);
             }
             // A plugin that is not there must not keep the others from being measured.
             Err(error) => {
@@ -130,7 +130,7 @@ fn settings(args: &ReproduceArgs, table: &Table, column: &Column) -> Settings {
         samples: args.samples.min(samples),
         draws: column.draws,
         eot: column.eot,
-        backward: column.backward,
+        backward: column.backward.map(Backward::One),
         seed: args.seed,
         threads: threads(args.threads),
         out: Some(args.out.join(ROWS)),

@@ -87,11 +87,15 @@ impl<'a> Page<'a> {
             if !first.note.is_empty() {
                 self.notes.push(format!("- {}: {}.", column.title, first.note));
             }
-            self.line(column, "none", first.clean_accuracy, column.paper[0], "");
+            if let Some(clean) = first.clean_accuracy {
+                self.line(column, "none", clean, column.paper[0], "");
+            }
         }
         for (attack, cell) in self.table.attacks.iter().zip(cells) {
             let paper = attack.paper.and_then(|i| column.paper[i]);
-            self.line(column, attack.title, cell.robust_accuracy, paper, &detail(cell));
+            if let Some(robust) = cell.robust_accuracy {
+                self.line(column, attack.title, robust, paper, &detail(cell));
+            }
             self.note(column, cell);
         }
     }
@@ -170,28 +174,20 @@ fn detail(cell: &Summary) -> String {
 mod tests {
     use super::super::tables::{table1, table3};
     use super::*;
-    use crate::experiment::CellOutcome;
-    use crate::results::Substitute;
     use crate::results::tests::{header, row};
+    use crate::results::{Cell, Substitute};
     use advae_abi::info::NormKind;
 
     fn cell(attack: &str, norm: NormKind, epsilon: Option<f64>, robust: u64) -> Summary {
-        let header = header(attack, norm, epsilon);
-        let rows = (0..20).map(|id| row(&header.key, id, id < 19, id < robust)).collect();
-        Summary::of(&CellOutcome {
-            header,
-            rows,
-            error: None,
-            zero_gradients: None,
-            queries: 0,
-            substitute: (attack == "cw").then_some(Substitute {
-                queries: 4800,
-                agreeing: 19,
-                of: 20,
-            }),
-            passes: 1,
-            shape: [1, 28, 28],
-        })
+        let mut cell = Cell::new(header(attack, norm, epsilon));
+        let key = cell.header.key.clone();
+        cell.rows = (0..20).map(|id| (id, row(&key, id, id < 19, id < robust))).collect();
+        cell.substitute = (attack == "cw").then_some(Substitute {
+            queries: 4800,
+            agreeing: 19,
+            of: 20,
+        });
+        Summary::all(&[cell]).remove(0)
     }
 
     #[test]

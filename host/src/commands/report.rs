@@ -1,0 +1,30 @@
+//! `report`: the report of an evaluation from its results file, without measuring anything.
+
+use super::complain;
+use crate::report::{Format, Report};
+use crate::results::{merge, read};
+use anyhow::Result;
+use clap::Args;
+use std::path::PathBuf;
+
+/// Flags of `report`.
+#[derive(Args, Clone, Debug)]
+pub struct ReportArgs {
+    /// Files that `eval --out` or `reproduce` wrote; several are shown as one
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// How the report is printed
+    #[arg(long, default_value = "table")]
+    format: Format,
+}
+
+/// Prints the report of the files. Returns the exit code.
+///
+/// # Errors
+/// Where a file cannot be read, is damaged, or contradicts another one.
+pub fn run(args: ReportArgs) -> Result<i32> {
+    let records = args.files.iter().map(|path| read(path)).collect::<Result<Vec<_>>>()?;
+    let report = Report::new(&merge(records)?.cells);
+    report.print(args.format)?;
+    Ok(complain(&report, None))
+}

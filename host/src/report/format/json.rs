@@ -1,0 +1,14 @@
+//! For a program.
+
+use super::Render;
+use crate::report::Report;
+use anyhow::Result;
+
+/// The format.
+pub struct Json;
+
+impl Render for Json {
+    fn render(&self, report: &Report) -> Result<String> {
+        Ok(serde_json::to_string_pretty(report)? + "\n")
+    }
+}

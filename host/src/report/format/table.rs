@@ -1,0 +1,162 @@
+//! For a terminal: a table a defence, as many columns as the terminal has room for.
+
+use super::{LEGEND, Render, attacks, notes, percent, spread, with_interval};
+use crate::report::{Report, Summary, Worst};
+use anyhow::Result;
+use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::{CellAlignment, ContentArrangement, LineStyle};
+
+/// Columns that are always shown; the first three are names.
+const COLUMNS: [&str; 6] = [
+    "threat model",
+    "attack",
+    "budget",
+    "clean %",
+    "robust % [95 %]",
+    "broken",
+];
+const NAMES: usize = 3;
+/// Columns that are shown where there is room, the most telling first.
+const MORE: [&str; 5] = ["L2 median, max", "Linf median, max", "refused", "s", "images/s"];
+/// Widest attack that is not wrapped.
+const ATTACK: usize = 40;
+
+/// The table; `width` in characters, any where absent.
+pub struct Table {
+    /// Columns of the terminal.
+    pub width: Option<usize>,
+}
+
+/// Rows that share their heading.
+struct Section<'a> {
+    heading: String,
+    cells: Vec<&'a Summary>,
+    worst: Vec<&'a Worst>,
+}
+
+impl Render for Table {
+    fn render(&self, report: &Report) -> Result<String> {
+        let mut out = String::new();
+        let mut left_out = 0;
+        for section in sections(report) {
+            let (text, less) = self.section(&section);
+            out += &format!("{}\n{text}\n\n", section.heading);
+            left_out = left_out.max(less);
+        }
+        if !report.cells.is_empty() {
+            out += LEGEND;
+            out += "\n";
+        }
+        if left_out > 0 {
+            let columns = MORE[MORE.len() - left_out..].join("; ");
+            out += &format!("Left out, for the terminal is narrow: {columns}. --format markdown has all columns.\n");
+        }
+        Ok(out + &notes(report))
+    }
+}
+
+impl Table {
+    /// The widest table that fits, and how many columns it lacks.
+    fn section(&self, section: &Section) -> (String, usize) {
+        for more in (0..=MORE.len()).rev() {
+            let table = table(section, more);
+            let text = table.to_string();
+            let widest = text.lines().map(|line| line.chars().count()).max().unwrap_or(0);
+            if self.width.is_none_or(|width| widest <= width) {
+                return (text, MORE.len() - more);
+            }
+        }
+        let mut narrow = table(section, 0);
+        narrow.set_content_arrangement(ContentArrangement::Dynamic);
+        narrow.set_width(
+            self.width
+                .map_or(u16::MAX, |width| u16::try_from(width).unwrap_or(u16::MAX)),
+        );
+        (narrow.to_string(), MORE.len())
+    }
+}
+
+/// Cells by defence, dataset and number of samples, in the order they come.
+fn sections(report: &Report) -> Vec<Section<'_>> {
+    let mut sections: Vec<Section> = vec![];
+    for cell in &report.cells {
+        let samples = match &cell.failed {
+            Some(_) => cell.cell.header.samples,
+            None => cell.samples,
+        };
+        let dataset = match cell.dataset.as_str() {
+            "" => "unnamed images",
+            dataset => dataset,
+        };
+        let heading = format!("{}: {dataset}, {samples} samples, seed {}", cell.defence(), cell.seed);
+        let worst = report.worst_cases.iter().filter(|worst| worst.first == cell.key);
+        match sections.iter_mut().find(|section| section.heading == heading) {
+            Some(section) => {
+                section.cells.push(cell);
+                section.worst.extend(worst);
+            }
+            None => sections.push(Section {
+                heading,
+                cells: vec![cell],
+                worst: worst.collect(),
+            }),
+        }
+    }
+    sections
+}
+
+fn table(section: &Section, more: usize) -> comfy_table::Table {
+    let mut table = comfy_table::Table::new();
+    table.load_style(UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()));
+    table.set_header(COLUMNS.iter().chain(&MORE[..more]));
+    table.add_rows(section.cells.iter().map(|cell| cells(cell, more)));
+    table.add_rows(section.worst.iter().map(|case| worst(case, more)));
+    for column in table.column_iter_mut().skip(NAMES) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+fn cells(cell: &Summary, more: usize) -> Vec<String> {
+    let mut cells = vec![cell.threat_model.clone(), folded(&cell.attack), cell.budget()];
+    match (cell.clean_accuracy, cell.robust_accuracy) {
+        (Some(clean), Some(robust)) => cells.extend([
+            percent(clean.value),
+            with_interval(robust),
+            format!("{}/{}", cell.broken, cell.clean_correct),
+            spread(cell.l2, 2),
+            spread(cell.linf, 3),
+            cell.refused.to_string(),
+            format!("{:.1}", cell.seconds),
+            cell.images_per_second.map_or("-".into(), |rate| format!("{rate:.1}")),
+        ]),
+        _ => cells.extend(["", "failed"].map(String::from)),
+    }
+    cells.resize(COLUMNS.len() + more, String::new());
+    cells
+}
+
+fn worst(worst: &Worst, more: usize) -> Vec<String> {
+    let mut cells = vec![
+        worst.threat_model.clone(),
+        folded(&format!("worst case of {}", attacks(worst))),
+        worst.budget.clone(),
+        String::new(),
+        with_interval(worst.robust_accuracy),
+    ];
+    cells.resize(COLUMNS.len() + more, String::new());
+    cells
+}
+
+/// A long text on several lines, broken behind commas and spaces.
+fn folded(text: &str) -> String {
+    let mut lines = vec![String::new()];
+    for part in text.split_inclusive([',', ' ']) {
+        let last = lines.len() - 1;
+        match lines[last].chars().count() + part.chars().count() > ATTACK && !lines[last].is_empty() {
+            true => lines.push(part.into()),
+            false => lines[last] += part,
+        }
+    }
+    lines.iter().map(|line| line.trim_end()).collect::<Vec<_>>().join("\n")
+}

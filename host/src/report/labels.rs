@@ -1,0 +1,204 @@
+//! Names in tables. A cell is identified by its key; labels are for eyes, and no two that look alike mean two things.
+
+use crate::results::{CellHeader, Named};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Label infix before a backward rule that is not the purifier's own.
+pub const OTHER_RULE: &str = " backward=";
+/// Label of a classifier without a purifier.
+pub const NONE: &str = "none";
+
+/// Labels of one cell.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Labels {
+    /// Classifier.
+    pub classifier: String,
+    /// Purifier, or `none`.
+    pub purifier: String,
+    /// Threat model.
+    pub threat_model: String,
+    /// Attack, as it is given to `--attack`.
+    pub attack: String,
+}
+
+/// Something with a name, and what tells it from others of that name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Thing {
+    named: Named,
+    identity: String,
+}
+
+/// Labels of cells that are shown together: the shortest by which they differ.
+pub fn labels(headers: &[&CellHeader]) -> Vec<Labels> {
+    let kinds: [fn(&CellHeader) -> Option<Thing>; 4] = [classifier, purifier, threat_model, attack];
+    let [classifiers, purifiers, threat_models, attacks] =
+        kinds.map(|kind| distinct(headers.iter().filter_map(|header| kind(header)).collect()));
+    let find = |known: &BTreeMap<Thing, String>, thing: Option<Thing>| {
+        thing
+            .and_then(|thing| known.get(&thing).cloned())
+            .unwrap_or_else(|| NONE.into())
+    };
+    let of = |header: &&CellHeader| Labels {
+        classifier: find(&classifiers, classifier(header)),
+        purifier: find(&purifiers, purifier(header)) + &other_rule(header),
+        threat_model: find(&threat_models, threat_model(header)),
+        attack: find(&attacks, attack(header)),
+    };
+    headers.iter().map(of).collect()
+}
+
+fn other_rule(header: &CellHeader) -> String {
+    let rule = header
+        .rule
+        .as_ref()
+        .filter(|rule| rule.offered.first() != Some(&rule.used));
+    rule.map_or_else(String::new, |rule| format!("{OTHER_RULE}{}", rule.used))
+}
+
+fn classifier(header: &CellHeader) -> Option<Thing> {
+    let config = &header.config.classifier;
+    Some(Thing {
+        named: header.classifier.clone(),
+        identity: format!("{} {} {}", config.plugin.sha256, config.weights, config.device),
+    })
+}
+
+fn purifier(header: &CellHeader) -> Option<Thing> {
+    let config = header.config.purifier.as_ref()?;
+    Some(Thing {
+        named: header.purifier.clone()?,
+        identity: format!("{} {} {}", config.plugin.sha256, config.weights, config.device),
+    })
+}
+
+fn threat_model(header: &CellHeader) -> Option<Thing> {
+    Some(Thing {
+        named: header.threat_model.clone(),
+        identity: header.config.threat_model.sha256.clone(),
+    })
+}
+
+fn attack(header: &CellHeader) -> Option<Thing> {
+    let images = header.config.images_sha256.clone().unwrap_or_default();
+    Some(Thing {
+        named: header.attack.clone(),
+        identity: format!("{} {images}", header.config.attack.sha256),
+    })
+}
+
+/// A label for each thing.
+fn distinct(things: BTreeSet<Thing>) -> BTreeMap<Thing, String> {
+    let mut alike: BTreeMap<String, Vec<&Thing>> = BTreeMap::new();
+    for thing in &things {
+        alike.entry(label(&thing.named, 1)).or_default().push(thing);
+    }
+    let mut labels = BTreeMap::new();
+    for group in alike.values() {
+        for (thing, label) in group.iter().zip(told_apart(group)) {
+            labels.insert((*thing).clone(), label);
+        }
+    }
+    labels
+}
+
+/// Longer parts of paths until all differ; where no path does, a piece of what identifies them.
+fn told_apart(group: &[&Thing]) -> Vec<String> {
+    let longest = group.iter().map(|thing| depth(&thing.named)).max().unwrap_or(1);
+    let at = |parts: usize| group.iter().map(|thing| label(&thing.named, parts)).collect::<Vec<_>>();
+    let differ = |labels: &Vec<String>| labels.iter().collect::<BTreeSet<_>>().len() == labels.len();
+    if let Some(labels) = (1..=longest).map(at).find(differ) {
+        return labels;
+    }
+    let numbered = group.iter().enumerate();
+    numbered
+        .map(|(i, thing)| format!("{} #{}", label(&thing.named, longest), i + 1))
+        .collect()
+}
+
+fn depth(named: &Named) -> usize {
+    let parts = |path: &str| path.split('/').count();
+    parts(&named.plugin).max(named.weights.as_deref().map_or(1, parts))
+}
+
+/// `advae@plus:key=value`, with that many last parts of each path.
+fn label(named: &Named, parts: usize) -> String {
+    let mut label = library(&last(&named.plugin, parts));
+    if let Some(weights) = &named.weights {
+        label += &format!("@{}", last(weights, parts));
+    }
+    if !named.settings.is_empty() {
+        label += &format!(":{}", named.settings.join(","));
+    }
+    label
+}
+
+fn last(path: &str, parts: usize) -> String {
+    let all: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    all[all.len().saturating_sub(parts)..].join("/")
+}
+
+/// `a/libadvae.so` is shown as `a/advae`.
+fn library(path: &str) -> String {
+    let (folder, file) = path
+        .rsplit_once('/')
+        .map_or(("", path), |(folder, file)| (folder, file));
+    let stem = file.strip_suffix(".so").unwrap_or(file);
+    let stem = stem.strip_prefix("lib").unwrap_or(stem);
+    if folder.is_empty() {
+        stem.into()
+    } else {
+        format!("{folder}/{stem}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn thing(plugin: &str, weights: Option<&str>, identity: &str) -> Thing {
+        Thing {
+            named: Named {
+                plugin: plugin.into(),
+                weights: weights.map(String::from),
+                settings: vec![],
+            },
+            identity: identity.into(),
+        }
+    }
+
+    fn shown(things: &[Thing]) -> Vec<String> {
+        let labels = distinct(things.iter().cloned().collect());
+        things.iter().map(|thing| labels[thing].clone()).collect()
+    }
+
+    #[test]
+    fn a_label_is_short_and_a_spec() {
+        let mut pgd = thing("lib/libpgd.so", None, "1");
+        pgd.named.settings = vec!["steps=10".into(), "restarts=2".into()];
+        assert_eq!(shown(&[pgd]), ["pgd:steps=10,restarts=2"]);
+        assert_eq!(
+            shown(&[thing("advae.so", Some("w/plus.safetensors"), "1")]),
+            ["advae@plus.safetensors"]
+        );
+    }
+
+    #[test]
+    fn files_of_one_name_are_told_apart_by_the_shortest_part_of_their_paths() {
+        let weights = [
+            thing("advae", Some("runs/a/weights.safetensors"), "1"),
+            thing("advae", Some("runs/b/weights.safetensors"), "2"),
+        ];
+        assert_eq!(
+            shown(&weights),
+            ["advae@a/weights.safetensors", "advae@b/weights.safetensors"]
+        );
+        let files = [thing("x/a/libnet.so", None, "1"), thing("x/b/libnet.so", None, "2")];
+        assert_eq!(shown(&files), ["a/net", "b/net"]);
+    }
+
+    #[test]
+    fn one_path_with_two_contents_is_numbered() {
+        let files = [thing("a/libnet.so", None, "1"), thing("a/libnet.so", None, "2")];
+        assert_eq!(shown(&files), ["a/net #1", "a/net #2"]);
+    }
+}

@@ -1,0 +1,239 @@
+//! A results file while it is written: lines as they come, one writer, and nothing of the user's overwritten.
+
+use super::line::{FORMAT, Line};
+use super::read::{Contents, Records, contents, digest_of, refuse_damage};
+use super::record::{Cell, CellHeader, Check, Row, Run, Substitute};
+use anyhow::{Context, Result, bail, ensure};
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+/// Where rows go; nowhere, if no file was asked for.
+///
+/// A file that can no longer be written, as on a full disk, does not end the run: what was measured is still reported, and
+/// [`trouble`](Self::trouble) says what became of the file.
+#[derive(Default)]
+pub struct Results {
+    path: Option<PathBuf>,
+    file: Option<File>,
+    headers: HashMap<String, CellHeader>,
+    trouble: Option<String>,
+}
+
+impl Results {
+    /// No file.
+    pub fn nowhere() -> Self {
+        Self::default()
+    }
+
+    /// A new file. Its first line is written at once: a disk that is full or read-only is told before the work.
+    ///
+    /// # Errors
+    /// Where it is there already or cannot be written.
+    pub fn create(path: &Path) -> Result<Self> {
+        let shown = path.display();
+        ensure!(
+            !path.is_dir(),
+            "--out '{shown}' is a folder: name a file, such as results.jsonl in it"
+        );
+        if path.symlink_metadata().is_ok() {
+            bail!("'{shown}' is there already: add --resume to go on with it, or choose another --out");
+        }
+        let file = File::create_new(path).with_context(|| {
+            format!("cannot write --out '{shown}': name a file in a folder that is there and may be written")
+        })?;
+        claim(&file, path)?;
+        let mut results = Self::of(path, file, HashMap::new());
+        results.introduce()?;
+        Ok(results)
+    }
+
+    /// Goes on with a file, or begins it. A last line that was cut off by a crash is dropped.
+    ///
+    /// `repair`: damaged lines are dropped, and measured again by the run; the file as it was is kept beside it.
+    ///
+    /// # Errors
+    /// Where the file is not one of this host, is damaged, or another run writes it.
+    pub fn resume(path: &Path, repair: bool) -> Result<(Self, Records)> {
+        if path.symlink_metadata().is_err() || path.is_dir() {
+            return Ok((Self::create(path)?, Records::default()));
+        }
+        let shown = path.display();
+        // Before it is opened: a pipe would wait for its reader.
+        ensure!(
+            path.is_file(),
+            "--out '{shown}' is no regular file: name one, such as results.jsonl"
+        );
+        let mut file = OpenOptions::new()
+            .write(true)
+            .open(path)
+            .with_context(|| format!("cannot write '{shown}'"))?;
+        claim(&file, path)?;
+        let mut read = contents(path).with_context(|| format!("cannot resume '{shown}'"))?;
+        if repair && !read.damage.is_empty() {
+            read = repaired(path, &mut file, &read).with_context(|| format!("cannot repair '{shown}'"))?;
+        }
+        refuse_damage(&read, "add --repair to drop what is damaged and measure it again")
+            .with_context(|| format!("cannot resume '{shown}'"))?;
+        file.set_len(read.end)?;
+        file.seek(SeekFrom::End(0))?;
+        let cells = read.records.cells.iter();
+        let headers = cells
+            .map(|cell| (cell.header.key.clone(), cell.header.clone()))
+            .collect();
+        let mut results = Self::of(path, file, headers);
+        results.introduce()?;
+        Ok((results, read.records))
+    }
+
+    /// A writer of an open file, for tests.
+    #[cfg(test)]
+    pub fn over(file: File) -> Self {
+        Self::of(Path::new("file"), file, HashMap::new())
+    }
+
+    fn of(path: &Path, file: File, headers: HashMap<String, CellHeader>) -> Self {
+        Self {
+            path: Some(path.into()),
+            file: Some(file),
+            headers,
+            trouble: None,
+        }
+    }
+
+    /// Says who writes from here on.
+    fn introduce(&mut self) -> Result<()> {
+        let mut words: Vec<String> = std::env::args().collect();
+        if let Some(program) = words.first_mut() {
+            *program = "advae-host".into();
+        }
+        let run = Run {
+            format: FORMAT,
+            host: env!("CARGO_PKG_VERSION").into(),
+            command: words.join(" "),
+        };
+        self.write([Line::Run(run)])?;
+        match self.trouble.take() {
+            Some(trouble) => bail!(trouble),
+            None => Ok(()),
+        }
+    }
+
+    /// The file, if there is one.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// Why the file could not be written to its end, if it could not.
+    pub fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
+    }
+
+    /// Writes the header of a cell, unless it stands there.
+    ///
+    /// # Errors
+    /// Where it cannot be serialised.
+    pub fn begin(&mut self, header: &CellHeader) -> Result<()> {
+        if self.headers.get(&header.key) == Some(header) {
+            return Ok(());
+        }
+        self.headers.insert(header.key.clone(), header.clone());
+        self.write([Line::Cell(Box::new(header.clone()))])
+    }
+
+    /// Writes rows of a cell, and what repeating the scoring has found so far: all at once.
+    ///
+    /// # Errors
+    /// Where they cannot be serialised.
+    pub fn append(&mut self, cell: &str, rows: &[Row], check: Option<Check>) -> Result<()> {
+        let check = check.map(|check| Line::Check {
+            cell: cell.into(),
+            check,
+        });
+        self.write(rows.iter().cloned().map(Line::Sample).chain(check))
+    }
+
+    /// Notes whom a cell attacks in place of the whole model.
+    ///
+    /// # Errors
+    /// Where it cannot be serialised.
+    pub fn prepared(&mut self, cell: &str, substitute: Substitute) -> Result<()> {
+        self.write([Line::Substitute {
+            cell: cell.into(),
+            substitute,
+        }])
+    }
+
+    /// Notes how a cell ended: failed, or with all its rows.
+    ///
+    /// # Errors
+    /// Where it cannot be serialised.
+    pub fn end(&mut self, cell: &Cell) -> Result<()> {
+        let key = cell.header.key.clone();
+        self.write([match &cell.failed {
+            Some(error) => Line::Failed {
+                cell: key,
+                error: error.clone(),
+            },
+            None => Line::Done {
+                cell: key,
+                rows: cell.rows.len(),
+                digest: digest_of(&cell.rows),
+            },
+        }])
+    }
+
+    fn write(&mut self, lines: impl IntoIterator<Item = Line>) -> Result<()> {
+        let Some(file) = &mut self.file else { return Ok(()) };
+        let mut text = String::new();
+        for line in lines {
+            text += &line.write()?;
+            text.push('\n');
+        }
+        if let Err(error) = file.write_all(text.as_bytes()) {
+            let path = self.path.as_deref().unwrap_or(Path::new("")).display();
+            self.trouble = Some(format!(
+                "'{path}' can no longer be written ({error}): rows from here on are not kept; make room and run the same \
+                 command with --resume"
+            ));
+            self.file = None;
+        }
+        Ok(())
+    }
+}
+
+/// Keeps the file as it was beside it, writes the sound lines, and reads them again until nothing is damaged: a row that was
+/// dropped may take the end of its cell with it.
+fn repaired(path: &Path, file: &mut File, damaged: &Contents) -> Result<Contents> {
+    let mut kept = path.as_os_str().to_owned();
+    kept.push(".damaged");
+    let kept = PathBuf::from(kept);
+    let mut copy =
+        File::create_new(&kept).with_context(|| format!("'{}' is there already: move it away", kept.display()))?;
+    std::io::copy(&mut File::open(path)?, &mut copy)?;
+    eprintln!("note: the file as it was is kept as '{}'", kept.display());
+    let mut sound = damaged.sound.clone();
+    loop {
+        let text: String = sound.iter().flat_map(|line| [line.as_str(), "\n"]).collect();
+        file.set_len(0)?;
+        file.rewind()?;
+        file.write_all(text.as_bytes())?;
+        let again = contents(path)?;
+        if again.damage.is_empty() {
+            return Ok(again);
+        }
+        sound = again.sound;
+    }
+}
+
+/// Keeps other runs from writing the file as long as it is open. Where a file system knows no locks there is none.
+fn claim(file: &File, path: &Path) -> Result<()> {
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => bail!(
+            "'{}' is being written by another run: wait for its end, or choose another --out",
+            path.display()
+        ),
+        Err(TryLockError::Error(_)) | Ok(()) => Ok(()),
+    }
+}

@@ -1,0 +1,40 @@
+//! Several results files as one.
+
+use super::read::Records;
+use anyhow::{Result, bail};
+use std::collections::HashMap;
+
+/// The cells of all files, those of one key joined.
+///
+/// # Errors
+/// Where two files contradict each other about a sample.
+pub fn merge(all: Vec<Records>) -> Result<Records> {
+    let mut merged = Records::default();
+    let mut places: HashMap<String, usize> = HashMap::new();
+    for records in all {
+        merged.runs.extend(records.runs);
+        for cell in records.cells {
+            let Some(at) = places.get(&cell.header.key) else {
+                places.insert(cell.header.key.clone(), merged.cells.len());
+                merged.cells.push(cell);
+                continue;
+            };
+            let known = &mut merged.cells[*at];
+            for (id, row) in cell.rows {
+                match known.rows.get(&id) {
+                    Some(other) if (other.robust, other.clean_correct) != (row.robust, row.clean_correct) => bail!(
+                        "two files contradict each other about sample {id} of cell '{}': report them one by one",
+                        known.header.key
+                    ),
+                    Some(_) => {}
+                    None => drop(known.rows.insert(id, row)),
+                }
+            }
+            known.header.samples = known.header.samples.max(cell.header.samples).max(known.rows.len());
+            known.substitute = known.substitute.or(cell.substitute);
+            known.check = known.check.or(cell.check);
+            known.failed = known.failed.take().filter(|_| known.rows.len() < known.header.samples);
+        }
+    }
+    Ok(merged)
+}

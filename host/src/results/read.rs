@@ -1,0 +1,199 @@
+//! A results file read back: whole, in order, and believed only as far as its checksums go.
+
+use super::line::{FORMAT, Line};
+use super::record::{Cell, Row, Run};
+use crate::plugin::hex;
+use anyhow::{Context, Result, bail, ensure};
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+/// Everything a file holds.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Records {
+    /// Runs that wrote it.
+    pub runs: Vec<Run>,
+    /// Its cells, in the order they began.
+    pub cells: Vec<Cell>,
+}
+
+impl Records {
+    /// The cell with that key.
+    pub fn cell(&self, key: &str) -> Option<&Cell> {
+        self.cells.iter().find(|cell| cell.header.key == key)
+    }
+}
+
+/// A file as it was read.
+#[derive(Debug, Default)]
+pub struct Contents {
+    /// What its sound lines say.
+    pub records: Records,
+    /// Those lines, as text.
+    pub sound: Vec<String>,
+    /// What is wrong with the others, in order, with their numbers.
+    pub damage: Vec<String>,
+    /// Bytes up to the end of the last whole line; what follows was cut off while it was written.
+    pub end: u64,
+}
+
+/// Reads a results file.
+///
+/// # Errors
+/// Where it cannot be read, is not a results file, or is damaged: names the lines and the remedy.
+pub fn read(path: &Path) -> Result<Records> {
+    let shown = path.display();
+    let contents = contents(path).with_context(|| format!("'{shown}'"))?;
+    refuse_damage(
+        &contents,
+        "run the same eval again with --resume --repair, which measures the lost rows again",
+    )
+    .with_context(|| format!("'{shown}'"))?;
+    Ok(contents.records)
+}
+
+/// An error where lines are damaged.
+///
+/// # Errors
+/// Names the first of them and the remedy.
+pub fn refuse_damage(contents: &Contents, remedy: &str) -> Result<()> {
+    let Some(first) = contents.damage.first() else {
+        return Ok(());
+    };
+    let others = match contents.damage.len() - 1 {
+        0 => String::new(),
+        n => format!(", and {n} more"),
+    };
+    bail!("{first}{others}: {remedy}")
+}
+
+/// Reads a file line by line.
+///
+/// # Errors
+/// Where it cannot be read or its first line is not that of a results file.
+pub fn contents(path: &Path) -> Result<Contents> {
+    let mut bytes = vec![];
+    let metadata = std::fs::metadata(path)?;
+    ensure!(
+        metadata.is_file(),
+        "it is no regular file: results are kept in one, such as results.jsonl"
+    );
+    File::open(path)?.read_to_end(&mut bytes)?;
+    let mut contents = Contents::default();
+    if bytes.is_empty() {
+        return Ok(contents);
+    }
+    check_first(&bytes)?;
+    let mut reader = Reader::default();
+    let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+    for (number, line) in bytes[..whole].split(|b| *b == b'\n').enumerate() {
+        if line.iter().all(u8::is_ascii_whitespace) {
+            continue;
+        }
+        let read = || -> Result<(String, Line)> {
+            let text = std::str::from_utf8(line)
+                .context("it is no text")?
+                .trim_end_matches('\r');
+            Ok((text.to_string(), Line::read(text)?))
+        };
+        let taken = read().and_then(|(text, line)| {
+            reader.take(line)?;
+            Ok(text)
+        });
+        match taken {
+            Ok(text) => contents.sound.push(text),
+            Err(error) => contents.damage.push(format!("line {}: {error:#}", number + 1)),
+        }
+    }
+    contents.end = whole as u64;
+    contents.records = reader.records;
+    Ok(contents)
+}
+
+/// A file whose first line is not ours is never written.
+fn check_first(bytes: &[u8]) -> Result<()> {
+    let first = bytes.split(|b| *b == b'\n').next().unwrap_or_default();
+    let text = std::str::from_utf8(first).unwrap_or_default().trim_end_matches('\r');
+    match Line::read(text) {
+        Ok(Line::Run(run)) => {
+            ensure!(
+                run.format == FORMAT,
+                "it has format {}, this host writes format {FORMAT}: choose another file",
+                run.format
+            );
+            Ok(())
+        }
+        _ => bail!("its first line is not that of a results file of this host: choose another file"),
+    }
+}
+
+#[derive(Default)]
+struct Reader {
+    records: Records,
+    places: HashMap<String, usize>,
+}
+
+impl Reader {
+    fn take(&mut self, line: Line) -> Result<()> {
+        match line {
+            Line::Run(run) => self.records.runs.push(run),
+            Line::Cell(header) => self.begin(*header)?,
+            Line::Sample(row) => {
+                let cell = self.cell(&row.cell)?;
+                cell.failed = None;
+                match cell.rows.get(&row.id) {
+                    Some(known) if *known != row => bail!(
+                        "it contradicts an earlier line about sample {} of the same cell",
+                        row.id
+                    ),
+                    _ => drop(cell.rows.insert(row.id, row)),
+                }
+            }
+            Line::Substitute { cell, substitute } => self.cell(&cell)?.substitute = Some(substitute),
+            Line::Check { cell, check } => self.cell(&cell)?.check = Some(check),
+            Line::Failed { cell, error } => self.cell(&cell)?.failed = Some(error),
+            Line::Done { cell, rows, digest } => {
+                let cell = self.cell(&cell)?;
+                ensure!(
+                    (cell.rows.len(), digest_of(&cell.rows)) == (rows, digest),
+                    "the cell '{}' ended with {rows} rows, of which {} are here unchanged or others have been added",
+                    cell.header.key,
+                    cell.rows.len()
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, header: super::record::CellHeader) -> Result<()> {
+        ensure!(
+            header.key == header.config.key(),
+            "the key '{}' is not that of its configuration",
+            header.key
+        );
+        match self.places.get(&header.key) {
+            Some(at) => self.records.cells[*at].header = header,
+            None => {
+                self.places.insert(header.key.clone(), self.records.cells.len());
+                self.records.cells.push(Cell::new(header));
+            }
+        }
+        Ok(())
+    }
+
+    fn cell(&mut self, key: &str) -> Result<&mut Cell> {
+        let at = *(self.places.get(key)).with_context(|| format!("the header of its cell '{key}' is missing"))?;
+        Ok(&mut self.records.cells[at])
+    }
+}
+
+/// Hash over the rows of a cell, in the order of their ids.
+pub fn digest_of(rows: &BTreeMap<u64, Row>) -> String {
+    let mut hasher = Sha256::new();
+    for row in rows.values() {
+        hasher.update(serde_json::to_vec(row).unwrap_or_default());
+    }
+    hex(&hasher.finalize())[..16].to_string()
+}
