@@ -150,3 +150,107 @@ fn abi_stable_stays_inside_the_contract() {
         );
     }
 }
+
+/// The folders of `host/src`, from the top down: `use` never goes up.
+const FLOORS: [&str; 8] = [
+    "commands",
+    "training",
+    "experiment",
+    "report",
+    "results",
+    "wire",
+    "plugin",
+    "terminal",
+];
+/// Arrows that go down and are not in the plan all the same: what an experiment is knows nothing of how it is shown.
+const FORBIDDEN: [(&str, &str); 2] = [("experiment", "report"), ("training", "report")];
+
+/// A source file of the host: its folder, its module within it (`mod` for the folder's own), and its code without tests.
+struct Source {
+    folder: String,
+    module: String,
+    code: String,
+}
+
+fn sources() -> Vec<Source> {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = vec![];
+    for floor in FLOORS {
+        let mut folders = vec![root.join(floor)];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(&folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if path.extension().is_some_and(|end| end == "rs") && !path.ends_with("tests.rs") {
+                    let text = std::fs::read_to_string(&path).unwrap();
+                    let inside = path.strip_prefix(root.join(floor)).unwrap().with_extension("");
+                    let code = text.split("#[cfg(test)]").next().unwrap_or_default().to_string();
+                    files.push(Source {
+                        folder: floor.into(),
+                        module: inside.to_str().unwrap().replace('/', "::"),
+                        code,
+                    });
+                }
+            }
+        }
+    }
+    assert!(files.len() > 50, "{} files", files.len());
+    files
+}
+
+/// What follows `prefix` in the code, up to the end of the path's first part.
+fn named<'a>(code: &'a str, prefix: &'a str) -> impl Iterator<Item = &'a str> {
+    let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+    lines.flat_map(move |line| {
+        let parts = line.split(prefix).skip(1);
+        parts.map(|rest| {
+            rest.split(|c: char| !(c.is_alphanumeric() || c == '_'))
+                .next()
+                .unwrap_or_default()
+        })
+    })
+}
+
+#[test]
+fn use_goes_only_down_between_the_folders_of_the_host() {
+    let floor = |folder: &str| FLOORS.iter().position(|other| *other == folder);
+    for source in sources() {
+        for other in named(&source.code, "crate::") {
+            let Some(below) = floor(other) else { continue };
+            let allowed = floor(&source.folder) <= Some(below) && !FORBIDDEN.contains(&(source.folder.as_str(), other));
+            assert!(allowed, "{}/{} must not use {other}", source.folder, source.module);
+        }
+    }
+}
+
+#[test]
+fn no_two_files_of_a_folder_use_each_other_in_a_circle() {
+    for folder in FLOORS {
+        let files: Vec<Source> = sources().into_iter().filter(|source| source.folder == folder).collect();
+        let uses = |source: &Source| -> BTreeSet<String> {
+            let parent = source
+                .module
+                .rsplit_once("::")
+                .map_or(String::new(), |(parent, _)| format!("{parent}::"));
+            let siblings = named(&source.code, "super::").map(|name| format!("{parent}{name}"));
+            siblings
+                .filter(|name| files.iter().any(|file| file.module == *name))
+                .collect()
+        };
+        let mut edges: BTreeMap<String, BTreeSet<String>> = files
+            .iter()
+            .map(|source| (source.module.clone(), uses(source)))
+            .collect();
+        // Files that use nothing that is left are in no circle: what remains in the end is.
+        while let Some(leaf) = edges
+            .iter()
+            .find(|(_, uses)| uses.is_empty())
+            .map(|(name, _)| name.clone())
+        {
+            edges.remove(&leaf);
+            edges.values_mut().for_each(|uses| drop(uses.remove(&leaf)));
+        }
+        assert!(edges.is_empty(), "a circle in {folder}: {edges:?}");
+    }
+}

@@ -3,7 +3,6 @@
 use super::budgets::{l2_caps, within_range};
 use super::cells::{Crafting, Group};
 use super::load::{LoadedModel, load_model, plugin_config};
-use super::run::seeds;
 use super::score::Limits;
 use super::settings::{Backward, Settings};
 use crate::plugin::{Plugin, PluginSpec, find, path_dirs, scan_dirs};
@@ -16,6 +15,7 @@ use advae_abi::{CONTRACT_MAJOR, CONTRACT_MINOR};
 use advae_data::Dataset;
 use anyhow::{Context, Result, ensure};
 use std::collections::HashSet;
+use std::sync::Arc;
 
 /// Attacks that run where none is named.
 const DEFAULT_ATTACKS: [&str; 3] = ["fgsm", "pgd", "cw"];
@@ -26,6 +26,8 @@ pub struct Plan {
     pub dataset: Dataset,
     /// Hash of the dataset that they are taken from.
     pub dataset_sha256: String,
+    /// Images for a black-box attacker, where the dataset has some set aside.
+    pub attacker_images: Option<Arc<Dataset>>,
     /// What is crafted once each.
     pub groups: Vec<Group>,
 }
@@ -86,14 +88,23 @@ pub fn plan(settings: &Settings) -> Result<Plan> {
     }
     Ok(Plan {
         groups: once_each(groups),
+        attacker_images: attacker_images(&dataset),
         dataset,
         dataset_sha256,
     })
 }
 
+/// Images an attacker may have: those set aside, where the dataset has some.
+fn attacker_images(dataset: &Dataset) -> Option<Arc<Dataset>> {
+    let mnist = dataset.name.starts_with("mnist");
+    mnist
+        .then(|| advae_data::load("mnist-1k-seeds", None).ok().map(Arc::new))
+        .flatten()
+}
+
 /// Without the images that a black-box attacker may begin with: those of MNIST's test set.
 fn without_seeds(all: Dataset) -> Dataset {
-    let Some(seeds) = seeds(&all).filter(|_| all.name == "mnist-test") else {
+    let Some(seeds) = attacker_images(&all).filter(|_| all.name == "mnist-test") else {
         return all;
     };
     let kept: Vec<usize> = (0..all.len()).filter(|i| !seeds.ids.contains(&all.ids[*i])).collect();

@@ -8,9 +8,8 @@ use super::settings::Settings;
 use crate::results::{Cell, Records, Results};
 use crate::terminal::cancel::Cancel;
 use crate::terminal::progress::Progress;
-use advae_data::Dataset;
 use anyhow::Result;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 /// What a run came to.
 pub struct Outcome {
@@ -46,7 +45,7 @@ pub fn run(settings: &Settings, plan: &Plan, cancel: &Cancel) -> Result<Outcome>
     let progress = Progress::new(passes * plan.dataset.len() as u64);
     let results = Mutex::new(results);
     let run = Run {
-        seeds: seeds(&plan.dataset),
+        seeds: plan.attacker_images.clone(),
         seed: settings.seed,
         threads: settings.threads,
         batch: settings.batch,
@@ -93,14 +92,6 @@ fn open(settings: &Settings) -> Result<(Results, Records)> {
         (Some(path), false) => Ok((Results::create(path)?, Records::default())),
         (Some(path), true) => Results::resume(path, settings.repair),
     }
-}
-
-/// Images an attacker may have: those set aside, where the dataset has some.
-pub fn seeds(dataset: &Dataset) -> Option<Arc<Dataset>> {
-    let mnist = dataset.name.starts_with("mnist");
-    mnist
-        .then(|| advae_data::load("mnist-1k-seeds", None).ok().map(Arc::new))
-        .flatten()
 }
 
 fn log(cell: &Cell) {
