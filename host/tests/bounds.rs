@@ -32,7 +32,12 @@ fn shipped() -> Vec<Shipped> {
     let named = |(folder, option): (&str, &'static str)| {
         let entries = std::fs::read_dir(root.join(folder)).unwrap();
         let name = |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
-        entries.map(move |entry| Shipped { option, name: name(entry) }).collect::<Vec<_>>()
+        entries
+            .map(move |entry| Shipped {
+                option,
+                name: name(entry),
+            })
+            .collect::<Vec<_>>()
     };
     KINDS.into_iter().flat_map(named).collect()
 }
@@ -80,7 +85,10 @@ impl Shipped {
             Some(2) => {
                 assert_eq!(said.trim().lines().count(), 1, "{spec}: {said}");
                 assert!(said.contains(setting), "{spec} is refused without its name: {said}");
-                assert!(said.contains("choose") || said.contains("expected"), "{spec}: no remedy: {said}");
+                assert!(
+                    said.contains("choose") || said.contains("expected"),
+                    "{spec}: no remedy: {said}"
+                );
                 assert!(!said.contains("panicked") && said.len() < 400, "{spec}: {said}");
             }
             other => panic!("{spec} ends with {other:?}: {said}"),

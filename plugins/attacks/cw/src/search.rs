@@ -205,7 +205,11 @@ impl Adam {
         let moments = self.m.iter_mut().zip(&mut self.v);
         for ((w, g), (m, v)) in w.iter_mut().zip(gradient).zip(moments) {
             // What is no number gives no direction.
-            let g = if g.is_nan() { 0. } else { g.clamp(-Self::STEEPEST, Self::STEEPEST) };
+            let g = if g.is_nan() {
+                0.
+            } else {
+                g.clamp(-Self::STEEPEST, Self::STEEPEST)
+            };
             *m = b1 * *m + a1 * g;
             *v = b2 * *v + a2 * g * g;
             *w -= rate * *m / ((*v * correction).sqrt() + Self::EPSILON);

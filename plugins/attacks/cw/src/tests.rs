@@ -239,9 +239,15 @@ fn bad_settings_are_refused() {
         (r#"{"confidence": -0.5}"#, "confidence is -0.5"),
         (r#"{"confidence": 1e39}"#, "confidence is 1e39"),
         (r#"{"iterations": 0}"#, "iterations is 0"),
-        (r#"{"iterations": 18446744073709551615}"#, "iterations is 18446744073709551615"),
+        (
+            r#"{"iterations": 18446744073709551615}"#,
+            "iterations is 18446744073709551615",
+        ),
         (r#"{"search_steps": 0}"#, "search_steps is 0"),
-        (r#"{"search_steps": 51}"#, "search_steps is 51: choose a value from 1 to 50"),
+        (
+            r#"{"search_steps": 51}"#,
+            "search_steps is 51: choose a value from 1 to 50",
+        ),
     ] {
         let error = Cw::new(advae_sdk::serde_json::from_str(text).unwrap())
             .err()

@@ -177,6 +177,7 @@ fn the_first_adversarial_iterate_is_returned_and_its_sample_left_alone() {
     let settings = PgdSettings {
         epsilon: 0.2,
         steps: 20,
+        step_size: Some(0.01),
         random_start: false,
         ..Default::default()
     };
@@ -323,7 +324,10 @@ fn settings_are_read_and_checked() {
         (r#"{"steps": 0}"#, "steps is 0: choose a value from 1 to 100000"),
         (r#"{"steps": 18446744073709551615}"#, "steps is 18446744073709551615"),
         (r#"{"restarts": 0}"#, "restarts is 0"),
-        (r#"{"restarts": 18446744073709551615}"#, "restarts is 18446744073709551615"),
+        (
+            r#"{"restarts": 18446744073709551615}"#,
+            "restarts is 18446744073709551615",
+        ),
         (r#"{"restarts": 2, "random_start": false}"#, "set it to 1"),
         (r#"{"step_size": -1}"#, "step_size is -1"),
         (r#"{"step_size": 1e300}"#, "step_size is 1e300"),
@@ -347,15 +351,25 @@ fn it_names_norm_radius_and_cost() {
         (Some(true), Some("ce"))
     );
     let other = info(r#"{"loss": "margin", "random_start": false}"#);
-    assert_eq!((other.random_start, other.loss.as_deref()), (Some(false), Some("margin")));
+    assert_eq!(
+        (other.random_start, other.loss.as_deref()),
+        (Some(false), Some("margin"))
+    );
 }
 
 #[test]
 fn a_default_step_crosses_the_ball_but_for_the_papers() {
     let info = |text: &str| Pgd::new(advae_sdk::serde_json::from_str(text).unwrap()).unwrap().info();
     let reach = |text: &str| info(text).reach.unwrap();
-    for text in ["{}", r#"{"epsilon": 0.30000001192092896}"#, r#"{"random_start": false}"#] {
-        assert!((reach(text) - 0.4).abs() < 1e-12, "the paper's 40 steps of 0.01: {text}");
+    for text in [
+        "{}",
+        r#"{"epsilon": 0.30000001192092896}"#,
+        r#"{"random_start": false}"#,
+    ] {
+        assert!(
+            (reach(text) - 0.4).abs() < 1e-12,
+            "the paper's 40 steps of 0.01: {text}"
+        );
     }
     for text in [
         r#"{"steps": 1}"#,
@@ -379,7 +393,15 @@ fn few_steps_of_the_default_length_find_what_many_find() {
     let target = network().with_early_stop(false);
     let at = |steps| {
         let epsilon = settings(Norm::Linf).epsilon;
-        robust(&target, PgdSettings { steps, epsilon, ..Default::default() }, 200)
+        robust(
+            &target,
+            PgdSettings {
+                steps,
+                epsilon,
+                ..Default::default()
+            },
+            200,
+        )
     };
     let (few, many) = (at(5), at(100));
     assert!(few <= many + 6, "{few} after 5 steps, {many} after 100");
@@ -392,7 +414,10 @@ fn gradients_of_any_size_lead_to_images_within_ball_and_bounds() {
     for size in [0., 1e-45, 1e-40, 1e-25, 1e-20, 1e20, 1e30, 3e37] {
         let weight: Vec<f32> = (0..9).map(|i| size * (i as f32 - 4.) / 4.).collect();
         let target = Testbed::linear(INPUT, &[vec![0.; 9], weight], &[1., 0.]).unwrap();
-        for (norm, loss) in NORMS.into_iter().flat_map(|norm| [(norm, Loss::Ce), (norm, Loss::Margin)]) {
+        for (norm, loss) in NORMS
+            .into_iter()
+            .flat_map(|norm| [(norm, Loss::Ce), (norm, Loss::Margin)])
+        {
             for restarts in [1, 2] {
                 let settings = PgdSettings {
                     loss,
@@ -428,6 +453,8 @@ fn images_stay_in_balls_of_any_radius() {
                 norm: Norm::L2,
                 epsilon,
                 random_start,
+                // Its gradient is the same everywhere.
+                loss: Loss::Margin,
                 ..Default::default()
             };
             let pgd = Pgd::new(settings).unwrap();
@@ -436,7 +463,10 @@ fn images_stay_in_balls_of_any_radius() {
             let squares = pairs.map(|(a, b)| (f64::from(a) - f64::from(b)).powi(2));
             let length = squares.sum::<f64>().sqrt();
             assert!(length <= epsilon + 1e-6, "{length} is more than {epsilon}");
-            assert!(length > 0.9 * epsilon.min(15.), "{length} leaves the ball of {epsilon} unused");
+            assert!(
+                length > 0.9 * epsilon.min(15.),
+                "{length} leaves the ball of {epsilon} unused"
+            );
         }
     }
 }
@@ -449,14 +479,22 @@ fn a_target_is_never_the_true_label_even_where_the_model_is_wrong() {
         let target = Testbed::linear(INPUT, &vec![vec![0.; 9]; classes], &bias).unwrap();
         let (x, y) = (images(y.len()), Tensor::new(y, &Device::Cpu).unwrap());
         let objective = |oracle: &Oracle| goal.objective_by(Label::Predicted, oracle, &x, &y);
-        target.with_oracle(&ids(x.dim(0).unwrap()), objective).unwrap().targets().unwrap()
+        target
+            .with_oracle(&ids(x.dim(0).unwrap()), objective)
+            .unwrap()
+            .targets()
+            .unwrap()
     };
     assert_eq!(chosen(4, Goal::Next, &[0, 1, 2]), [1, 2, 1]);
     assert_eq!(chosen(4, Goal::Class(1), &[0, 1, 2]), [1, 2, 1]);
     assert_eq!(chosen(4, Goal::LeastLikely, &[0, 3, 2]), [3, 1, 3]);
     // The class after the true label is the prediction, which is passed over too.
     assert_eq!(chosen(4, Goal::Class(3), &[3]), [1]);
-    assert!(chosen(4, Goal::Random, &[2; 100]).iter().all(|target| [1, 3].contains(target)));
+    assert!(
+        chosen(4, Goal::Random, &[2; 100])
+            .iter()
+            .all(|target| [1, 3].contains(target))
+    );
     // Of two classes the other one is all there is.
     assert_eq!(chosen(2, Goal::Next, &[0, 1]), [1, 0]);
 }

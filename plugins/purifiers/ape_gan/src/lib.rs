@@ -189,8 +189,14 @@ mod tests {
         let weights = Weights::init(1);
         let model = Generator::new(NoSettings::default(), &weights).unwrap();
         for (text, said) in [
-            (r#"{"content": 1e300}"#, "content is 1e300: choose a value from 0 to 1000000"),
-            (r#"{"adversarial": -0.5}"#, "adversarial is -0.5: choose a value from 0 to 1000000"),
+            (
+                r#"{"content": 1e300}"#,
+                "content is 1e300: choose a value from 0 to 1000000",
+            ),
+            (
+                r#"{"adversarial": -0.5}"#,
+                "adversarial is -0.5: choose a value from 0 to 1000000",
+            ),
             (r#"{"beta1": 1.5}"#, "beta1 is 1.5: choose a value from 0 to 0.9999"),
         ] {
             let own = advae_sdk::serde_json::from_str(text).unwrap();

@@ -106,9 +106,18 @@ mod tests {
     fn training_refuses_values_out_of_range() {
         assert!(WganSettings::default().check().is_ok());
         for (text, said) in [
-            (r#"{"critic_steps": 0}"#, "critic_steps is 0: choose a value from 1 to 1000"),
-            (r#"{"critic_channels": 18446744073709551615}"#, "critic_channels is 18446744073709551615: choose a value from 1 to 512"),
-            (r#"{"penalty": 1e300}"#, "penalty is 1e300: choose a value from 0 to 1000000"),
+            (
+                r#"{"critic_steps": 0}"#,
+                "critic_steps is 0: choose a value from 1 to 1000",
+            ),
+            (
+                r#"{"critic_channels": 18446744073709551615}"#,
+                "critic_channels is 18446744073709551615: choose a value from 1 to 512",
+            ),
+            (
+                r#"{"penalty": 1e300}"#,
+                "penalty is 1e300: choose a value from 0 to 1000000",
+            ),
             (r#"{"beta1": 1.5}"#, "beta1 is 1.5: choose a value from 0 to 0.9999"),
             (r#"{"beta2": -0.5}"#, "beta2 is -0.5: choose a value from 0 to 0.9999"),
         ] {
@@ -133,7 +142,10 @@ mod tests {
             let error = with(change).unwrap_err();
             assert!(error.contains(says), "{error}");
         };
-        refused(&|settings| settings.steps = Some(0), "steps is 0: choose a value from 1 to 10000");
+        refused(
+            &|settings| settings.steps = Some(0),
+            "steps is 0: choose a value from 1 to 10000",
+        );
         refused(
             &|settings| settings.restarts = Some(0),
             "restarts is 0: choose a value from 1 to 100",

@@ -161,8 +161,14 @@ mod tests {
         let weights = Weights::init(1);
         let model = Vae::new(NoSettings::default(), &weights).unwrap();
         for (text, said) in [
-            (r#"{"divergence": 1e300}"#, "divergence is 1e300: choose a value from 0 to 1000000"),
-            (r#"{"divergence": -0.5}"#, "divergence is -0.5: choose a value from 0 to 1000000"),
+            (
+                r#"{"divergence": 1e300}"#,
+                "divergence is 1e300: choose a value from 0 to 1000000",
+            ),
+            (
+                r#"{"divergence": -0.5}"#,
+                "divergence is -0.5: choose a value from 0 to 1000000",
+            ),
         ] {
             let own = advae_sdk::serde_json::from_str(text).unwrap();
             let error = model.teacher(&own, &weights).err().unwrap().to_string();
