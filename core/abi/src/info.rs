@@ -294,6 +294,34 @@ pub struct AttackInfo {
     /// Oracle passes a sample needs at the most, for the progress bar.
     #[serde(default)]
     pub passes: u64,
+    /// The farthest that one search can move from its start, in `norm`: steps times step size. Absent: the attack does not say, or
+    /// its steps have no bound. A search cannot reach the whole ball if this is less than `2 * epsilon` with a random start, or less
+    /// than `epsilon` without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reach: Option<f64>,
+    /// Whether a search starts at a random point of the ball instead of the clean image. Absent: the attack does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub random_start: Option<bool>,
+    /// Loss whose gradient it follows: `ce` (cross-entropy), `margin`, or a name of its own. Absent: the attack does not say, or it
+    /// follows no gradient.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<String>,
+}
+
+impl AttackInfo {
+    /// An untargeted attack in `norm` that says nothing else of itself. Authors fill in what they know, by
+    /// `AttackInfo { passes: 40, ..AttackInfo::new(norm) }`, so that new fields do not break their code.
+    pub fn new(norm: NormKind) -> Self {
+        Self {
+            norm,
+            epsilon: None,
+            targeted: false,
+            passes: 0,
+            reach: None,
+            random_start: None,
+            loss: None,
+        }
+    }
 }
 
 /// What an oracle says of itself.

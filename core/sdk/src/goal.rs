@@ -40,13 +40,15 @@ impl Goal {
         self.objective_by(Label::True, oracle, x, y)
     }
 
-    /// The same with the true labels, or with those that the oracle predicts in their stead.
+    /// The same by the true labels, or by those that the oracle predicts in their stead. A target is never the true label, whatever
+    /// the prediction; nor is it the predicted one, if there is a third class.
     ///
     /// # Errors
     /// As for [`objective`](Self::objective), and where the oracle refuses the logits that a prediction needs.
     pub fn objective_by(self, label: Label, oracle: &Oracle, x: &Tensor, y: &Tensor) -> Result<Objective> {
-        let truth = match label {
-            Label::True => labels(y)?,
+        let truth = labels(y)?;
+        let from = match label {
+            Label::True => truth.clone(),
             Label::Predicted => rows(&oracle.logits(x)?)?
                 .iter()
                 .map(|z| first_of(z, |a, b| a > b))
@@ -56,14 +58,14 @@ impl Goal {
         let chosen = match self {
             Self::Untargeted => {
                 return Ok(Objective {
-                    labels: truth,
+                    labels: from,
                     targeted: false,
                 });
             }
             _ if classes < 2 => bail!("a target needs two classes at least, the oracle has {classes}"),
-            Self::Next => truth.clone(),
-            Self::Random => (0..truth.len())
-                .map(|i| (truth[i] + oracle.pass().rng(i, TARGET).random_range(1..classes)) % classes)
+            Self::Next => from.clone(),
+            Self::Random => (0..from.len())
+                .map(|i| (from[i] + oracle.pass().rng(i, TARGET).random_range(1..classes)) % classes)
                 .collect(),
             Self::LeastLikely => rows(&oracle.logits(x)?)?
                 .iter()
@@ -75,9 +77,15 @@ impl Goal {
                 classes - 1
             ),
         };
-        let next = |(target, y): (u32, &u32)| if target == *y { (y + 1) % classes } else { target };
+        let refused = |target, i| target == truth[i] || (target == from[i] && classes > 2);
+        let allowed = |(i, mut target)| {
+            while refused(target, i) {
+                target = (target + 1) % classes;
+            }
+            target
+        };
         Ok(Objective {
-            labels: chosen.into_iter().zip(&truth).map(next).collect(),
+            labels: chosen.into_iter().enumerate().map(allowed).collect(),
             targeted: true,
         })
     }

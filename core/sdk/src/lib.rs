@@ -30,7 +30,7 @@
 //!     }
 //!
 //!     fn info(&self) -> AttackInfo {
-//!         AttackInfo { norm: Norm::Linf, epsilon: Some(self.0.epsilon), targeted: false, passes: 1 }
+//!         AttackInfo { epsilon: Some(self.0.epsilon), passes: 1, ..AttackInfo::new(Norm::Linf) }
 //!     }
 //!
 //!     fn perturb(&self, oracle: &Oracle, x: &Tensor, y: &Tensor) -> Result<Perturbed> {
@@ -52,6 +52,7 @@ mod model;
 mod norm;
 mod oracle;
 mod purifier;
+mod range;
 mod remote;
 mod settings;
 mod teacher;
@@ -77,6 +78,7 @@ pub use nn::{Pass, Weights};
 pub use norm::Ball;
 pub use oracle::{Gradient, Oracle};
 pub use purifier::Purifier;
+pub use range::in_range;
 pub use remote::RemoteModel;
 pub use settings::{NoSettings, Settings, describe, read};
 pub use teacher::{Learner, Lesson, Teacher, scalar};
@@ -87,7 +89,7 @@ pub mod prelude {
     pub use crate::{
         Access, Attack, AttackInfo, BackwardRule, Ball, Classifier, Goal, Gradient, Label, Learner, Lesson, NoSettings,
         Norm, Objective, Oracle, Pass, Perturbed, Purifier, RemoteModel, Result, Services, Settings, Target, Teacher,
-        Tensor, Threading, ThreatModel, Weights, export_plugin, nn, select_rows, settings,
+        Tensor, Threading, ThreatModel, Weights, export_plugin, in_range, nn, select_rows, settings,
     };
 }
 

@@ -20,15 +20,16 @@ impl Attack for Noise {
     type Settings = NoiseSettings;
 
     fn new(settings: NoiseSettings) -> Result<Self> {
+        in_range("epsilon", settings.epsilon, 0. ..=1.)?;
+        in_range("tries", settings.tries, 1..=10_000)?;
         Ok(Self(settings))
     }
 
     fn info(&self) -> AttackInfo {
         AttackInfo {
-            norm: Norm::Linf,
             epsilon: Some(self.0.epsilon),
-            targeted: false,
             passes: self.0.tries,
+            ..AttackInfo::new(Norm::Linf)
         }
     }
 

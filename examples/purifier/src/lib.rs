@@ -9,7 +9,7 @@ settings! {
     /// How much is left of an image.
     pub struct BitDepth {
         /// Bits a pixel.
-        bits: u32 = 1,
+        bits: u64 = 1,
     }
 }
 
@@ -23,11 +23,9 @@ impl Purifier for Squeezer {
     const BACKWARD: &'static [BackwardRule] = &[BackwardRule::Identity, BackwardRule::None];
 
     fn new(settings: BitDepth, _: &Weights) -> Result<Self> {
-        if !(1..=8).contains(&settings.bits) {
-            advae_sdk::candle_core::bail!("bits is {}: give 1 to 8", settings.bits)
-        }
+        let bits = in_range("bits", settings.bits, 1..=8)?;
         Ok(Self {
-            levels: f64::from((1 << settings.bits) - 1),
+            levels: f64::from((1 << bits) - 1),
         })
     }
 

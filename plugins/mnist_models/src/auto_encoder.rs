@@ -1,13 +1,13 @@
 //! The auto-encoder that purifies MNIST images.
 
-use advae_sdk::candle_core::{Device, bail};
+use advae_sdk::candle_core::Device;
 use advae_sdk::nn::{BatchNorm2d, Conv2d, Init, Net, NetBuilder, Padding};
 use advae_sdk::prelude::*;
 
 settings! {
     /// Defaults of the AdvAE paper (Li et al. 2019).
     pub struct AutoEncoderSettings {
-        /// Channels of every hidden layer: those of the weights, 32 (the paper's) without weights. Weights of fewer are widened, to
+        /// Channels of every hidden layer, 1 to 512: those of the weights, 32 (the paper's) without weights. Weights of fewer are widened, to
         /// be trained on.
         channels: Option<u64> = None,
     }
@@ -28,12 +28,10 @@ impl Purifier for AutoEncoder {
 
     fn new(settings: AutoEncoderSettings, weights: &Weights) -> Result<Self> {
         let there = weights.shape("enc1.weight").map(|shape| shape[0]);
-        let wide = settings
-            .channels
-            .map_or(there.unwrap_or(32), |channels| channels as usize);
-        if wide == 0 {
-            bail!("channels is 0: it must be 1 or more")
-        }
+        let wide = match settings.channels {
+            Some(channels) => in_range("channels", channels, 1..=512)? as usize,
+            None => there.unwrap_or(32),
+        };
         let weights = &match there {
             Some(narrow) if narrow < wide => widen(weights, [narrow, wide])?,
             _ => weights.clone(),

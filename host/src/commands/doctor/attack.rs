@@ -92,6 +92,7 @@ impl Trial {
             epsilon,
             targeted,
             passes,
+            ..
         } = self.attack.info();
         let budget = epsilon.map_or("without a budget".into(), |epsilon| format!("within {epsilon}"));
         let aim = if *targeted { "targeted" } else { "untargeted" };

@@ -117,7 +117,7 @@ pub fn table1() -> Table {
                 "pgd:label=predicted,early_stop=false",
                 Some(2),
             ),
-            attack("PGD-100, 5 restarts", "pgd:steps=100,restarts=5", None),
+            attack("PGD-100, 5 restarts", "pgd:steps=100,step_size=0.01,restarts=5", None),
             attack("CW without abort", "cw:abort=false", None),
         ]
     };

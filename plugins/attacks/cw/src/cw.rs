@@ -25,10 +25,11 @@ impl Attack for Cw {
     fn info(&self) -> AttackInfo {
         let passes = (self.plan.iterations * self.plan.search_steps) as u64;
         AttackInfo {
-            norm: Norm::L2,
-            epsilon: None,
             targeted: self.target.targeted(),
             passes,
+            random_start: Some(false),
+            loss: Some("margin".into()),
+            ..AttackInfo::new(Norm::L2)
         }
     }
 

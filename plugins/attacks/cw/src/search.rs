@@ -1,6 +1,6 @@
 //! The search for one sample. Nothing here knows of a batch.
 
-use crate::settings::Plan;
+use crate::settings::{LARGEST_CONSTANT, Plan};
 use crate::tanh_space::TanhSpace;
 
 /// What the oracle answered about a sample's image.
@@ -169,7 +169,7 @@ impl Constants {
         self.now = match (self.high.is_finite(), final_repeat) {
             (true, true) => self.high,
             (true, false) => (self.low + self.high) / 2.,
-            (false, _) => self.now * 10.,
+            (false, _) => (self.now * 10.).min(LARGEST_CONSTANT),
         };
     }
 }
@@ -184,6 +184,9 @@ struct Adam {
 impl Adam {
     const BETAS: [f64; 2] = [0.9, 0.999];
     const EPSILON: f32 = 1e-8;
+    /// Longer gradients count as this long: the square of what is beyond overflows `f32`, and infinity over infinity is NaN. Adam's
+    /// steps do not depend on the gradient's scale.
+    const STEEPEST: f32 = 1e18;
 
     fn new(len: usize) -> Self {
         Self {
@@ -201,6 +204,12 @@ impl Adam {
         let ([b1, b2], [a1, a2]) = ([b1 as f32, b2 as f32], [(1. - b1) as f32, (1. - b2) as f32]);
         let moments = self.m.iter_mut().zip(&mut self.v);
         for ((w, g), (m, v)) in w.iter_mut().zip(gradient).zip(moments) {
+            // What is no number gives no direction.
+            let g = if g.is_nan() {
+                0.
+            } else {
+                g.clamp(-Self::STEEPEST, Self::STEEPEST)
+            };
             *m = b1 * *m + a1 * g;
             *v = b2 * *v + a2 * g * g;
             *w -= rate * *m / ((*v * correction).sqrt() + Self::EPSILON);
@@ -353,6 +362,36 @@ mod tests {
             gradient: &[0.; 3],
         }) {}
         assert!(search.image().iter().all(|x| x.is_finite()) && search.best().is_none());
+    }
+
+    #[test]
+    fn the_weight_grows_no_further_than_f32_holds_it() {
+        let grown = constants(f32::INFINITY, 50);
+        assert_eq!(grown[..3], [1., 10., 100.]);
+        assert_eq!(grown[10..], [LARGEST_CONSTANT as f32; 40]);
+    }
+
+    #[test]
+    fn gradients_of_any_size_give_images_within_bounds() {
+        let steep = [1e-45, 1e-30, 1., 1e19, 1e30, f32::MAX, f32::INFINITY, f32::NAN];
+        for gradient in steep.into_iter().flat_map(|g| [g, -g]) {
+            for learning_rate in [1e-10, 0.2, 100.] {
+                let plan = Plan {
+                    learning_rate,
+                    ..plan(2, 30)
+                };
+                let mut search = Search::new(plan, SPACE, &[0., 1., 0.5]);
+                while search.advance(&Answer {
+                    hinge: 1.,
+                    adversarial: false,
+                    gradient: &[gradient, 1., -gradient],
+                }) {
+                    let (image, w) = (&search.image, &search.w);
+                    assert!(image.iter().all(|x| (0. ..=1.).contains(x)), "{gradient}: {image:?}");
+                    assert!(w.iter().all(|w| w.is_finite()), "{gradient}: {w:?}");
+                }
+            }
+        }
     }
 
     #[test]

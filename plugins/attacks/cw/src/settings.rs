@@ -1,8 +1,11 @@
 //! Settings and their presets.
 
-use advae_sdk::candle_core::bail;
 use advae_sdk::prelude::*;
 use advae_sdk::serde::{Deserialize, Serialize};
+
+/// Largest weight of the classification term, as in the authors' code. With it a hinge of any logits, and the square of its gradient,
+/// are numbers that `f32` holds.
+pub(crate) const LARGEST_CONSTANT: f64 = 1e10;
 
 settings! {
     /// A preset, and what departs from it.
@@ -11,7 +14,7 @@ settings! {
         /// strong (c 0.001, 9 searches, rate 0.01, 1000 iterations, no abort) or authors_bpda (paper, but 30 iterations without
         /// the distance's gradient: what the authors' code runs against DefenseGAN, weaker than what their text says).
         preset: Preset = Preset::Paper,
-        /// Weight of the classification term in the first search.
+        /// Weight of the classification term in the first search, 1e-10 to 1e10.
         initial_constant: Option<f64> = None,
         /// Number of searches, each with a weight of its own: a binary search for the smallest that succeeds.
         search_steps: Option<usize> = None,
@@ -103,27 +106,12 @@ impl CwSettings {
             abort: self.abort.unwrap_or(preset.abort),
             distance_gradient: self.distance_gradient.unwrap_or(preset.distance_gradient),
         };
-        for (name, value) in [
-            ("initial_constant", plan.initial_constant),
-            ("learning_rate", plan.learning_rate),
-        ] {
-            if !(value.is_finite() && value > 0.) {
-                bail!("{name} is {value}: it must be a finite number above 0")
-            }
-        }
-        if !(plan.confidence.is_finite() && plan.confidence >= 0.) {
-            bail!(
-                "confidence is {}: it must be a finite number, 0 or more",
-                plan.confidence
-            )
-        }
-        if plan.search_steps == 0 || plan.iterations == 0 {
-            bail!(
-                "search_steps is {}, iterations is {}: both must be 1 or more",
-                plan.search_steps,
-                plan.iterations
-            )
-        }
+        in_range("initial_constant", plan.initial_constant, 1e-10..=LARGEST_CONSTANT)?;
+        in_range("learning_rate", plan.learning_rate, 1e-10..=100.)?;
+        in_range("confidence", plan.confidence, 0. ..=1e6)?;
+        // A binary search has used up the digits of f32 long before.
+        in_range("search_steps", plan.search_steps, 1..=50)?;
+        in_range("iterations", plan.iterations, 1..=1_000_000)?;
         Ok(plan)
     }
 }

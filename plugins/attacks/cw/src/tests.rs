@@ -208,6 +208,11 @@ fn presets_can_be_overridden() {
     assert_eq!(info(r#"{"preset": "authors_bpda"}"#).passes, 30);
     assert_eq!(info(r#"{"preset": "strong", "iterations": 10}"#).passes, 90);
     assert!(info(r#"{"target": 3}"#).targeted);
+    let said = info("{}");
+    assert_eq!(
+        (said.reach, said.random_start, said.loss.as_deref()),
+        (None, Some(false), Some("margin"))
+    );
     let plan = CwSettings {
         preset: Preset::Strong,
         learning_rate: Some(0.5),
@@ -225,10 +230,24 @@ fn presets_can_be_overridden() {
 fn bad_settings_are_refused() {
     for (text, said) in [
         (r#"{"initial_constant": 0}"#, "initial_constant is 0"),
+        (
+            r#"{"initial_constant": 1e300}"#,
+            "initial_constant is 1e300: choose a value from 1e-10 to 10000000000",
+        ),
         (r#"{"learning_rate": -1}"#, "learning_rate is -1"),
+        (r#"{"learning_rate": 1e39}"#, "learning_rate is 1e39"),
         (r#"{"confidence": -0.5}"#, "confidence is -0.5"),
+        (r#"{"confidence": 1e39}"#, "confidence is 1e39"),
         (r#"{"iterations": 0}"#, "iterations is 0"),
+        (
+            r#"{"iterations": 18446744073709551615}"#,
+            "iterations is 18446744073709551615",
+        ),
         (r#"{"search_steps": 0}"#, "search_steps is 0"),
+        (
+            r#"{"search_steps": 51}"#,
+            "search_steps is 51: choose a value from 1 to 50",
+        ),
     ] {
         let error = Cw::new(advae_sdk::serde_json::from_str(text).unwrap())
             .err()

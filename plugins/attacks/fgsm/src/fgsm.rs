@@ -1,6 +1,5 @@
 //! The fast gradient sign method (Goodfellow et al. 2014).
 
-use advae_sdk::candle_core::bail;
 use advae_sdk::prelude::*;
 
 settings! {
@@ -24,19 +23,20 @@ impl Attack for Fgsm {
     type Settings = FgsmSettings;
 
     fn new(settings: FgsmSettings) -> Result<Self> {
-        let epsilon = settings.epsilon;
-        if !(epsilon.is_finite() && epsilon >= 0.) {
-            bail!("epsilon is {epsilon}: it must be a finite number, 0 or more")
-        }
+        // Squares of the largest, summed over an image, are far from what f32 holds.
+        in_range("epsilon", settings.epsilon, 0. ..=1e6)?;
         Ok(Self(settings))
     }
 
     fn info(&self) -> AttackInfo {
         AttackInfo {
-            norm: self.0.norm,
             epsilon: Some(self.0.epsilon),
             targeted: self.0.target.targeted(),
             passes: 1 + u64::from(self.0.label == Label::Predicted),
+            reach: Some(self.0.epsilon),
+            random_start: Some(false),
+            loss: Some("ce".into()),
+            ..AttackInfo::new(self.0.norm)
         }
     }
 

@@ -101,7 +101,11 @@ fn what_it_says_of_itself_and_what_it_refuses() {
     })
     .info();
     assert_eq!((info.epsilon, info.targeted, info.passes), (Some(0.3), true, 1));
-    for epsilon in [-0.1, f64::NAN, f64::INFINITY] {
+    assert_eq!(
+        (info.reach, info.random_start, info.loss.as_deref()),
+        (Some(0.3), Some(false), Some("ce"))
+    );
+    for epsilon in [-0.1, f64::NAN, f64::INFINITY, 1e300] {
         let error = Fgsm::new(FgsmSettings {
             epsilon,
             ..Default::default()
@@ -110,7 +114,7 @@ fn what_it_says_of_itself_and_what_it_refuses() {
         .unwrap()
         .to_string();
         assert!(
-            error.contains(&epsilon.to_string()) && error.contains("finite"),
+            error.contains(&format!("epsilon is {epsilon:?}: choose a value from 0 to 1000000")),
             "{error}"
         );
     }

@@ -177,6 +177,7 @@ fn the_first_adversarial_iterate_is_returned_and_its_sample_left_alone() {
     let settings = PgdSettings {
         epsilon: 0.2,
         steps: 20,
+        step_size: Some(0.01),
         random_start: false,
         ..Default::default()
     };
@@ -316,10 +317,21 @@ fn settings_are_read_and_checked() {
     }
     for (text, said) in [
         (r#"{"epsilon": -0.5}"#, "epsilon is -0.5"),
-        (r#"{"steps": 0}"#, "steps is 0"),
+        (
+            r#"{"epsilon": 1e300}"#,
+            "epsilon is 1e300: choose a value from 0 to 1000000",
+        ),
+        (r#"{"steps": 0}"#, "steps is 0: choose a value from 1 to 100000"),
+        (r#"{"steps": 18446744073709551615}"#, "steps is 18446744073709551615"),
         (r#"{"restarts": 0}"#, "restarts is 0"),
+        (
+            r#"{"restarts": 18446744073709551615}"#,
+            "restarts is 18446744073709551615",
+        ),
         (r#"{"restarts": 2, "random_start": false}"#, "set it to 1"),
-        (r#"{"step_size": -1}"#, "length -1"),
+        (r#"{"step_size": -1}"#, "step_size is -1"),
+        (r#"{"step_size": 1e300}"#, "step_size is 1e300"),
+        (r#"{"relative_step_size": 1e300}"#, "relative_step_size is 1e300"),
     ] {
         let error = Pgd::new(read(text).unwrap()).err().unwrap().to_string();
         assert!(error.contains(said), "{error}");
@@ -334,6 +346,157 @@ fn it_names_norm_radius_and_cost() {
         (Norm::Linf, Some(0.3), 40)
     );
     assert_eq!(info(r#"{"restarts": 3, "target": "next"}"#).passes, 3 * 41);
+    assert_eq!(
+        (info("{}").random_start, info("{}").loss.as_deref()),
+        (Some(true), Some("ce"))
+    );
+    let other = info(r#"{"loss": "margin", "random_start": false}"#);
+    assert_eq!(
+        (other.random_start, other.loss.as_deref()),
+        (Some(false), Some("margin"))
+    );
+}
+
+#[test]
+fn a_default_step_crosses_the_ball_but_for_the_papers() {
+    let info = |text: &str| Pgd::new(advae_sdk::serde_json::from_str(text).unwrap()).unwrap().info();
+    let reach = |text: &str| info(text).reach.unwrap();
+    for text in [
+        "{}",
+        r#"{"epsilon": 0.30000001192092896}"#,
+        r#"{"random_start": false}"#,
+    ] {
+        assert!(
+            (reach(text) - 0.4).abs() < 1e-12,
+            "the paper's 40 steps of 0.01: {text}"
+        );
+    }
+    for text in [
+        r#"{"steps": 1}"#,
+        r#"{"steps": 10}"#,
+        r#"{"steps": 100}"#,
+        r#"{"epsilon": 0.03137254901960784}"#,
+        r#"{"epsilon": 0.9}"#,
+        r#"{"norm": "l2"}"#,
+        r#"{"norm": "l2", "epsilon": 2}"#,
+    ] {
+        let share = reach(text) / info(text).epsilon.unwrap();
+        assert!((share - 2.5).abs() < 1e-12, "{text}: {share} epsilon");
+    }
+    assert!((reach(r#"{"steps": 20, "step_size": 0.02}"#) - 0.4).abs() < 1e-12);
+    assert!((reach(r#"{"steps": 20, "relative_step_size": 0.5}"#) - 3.).abs() < 1e-12);
+}
+
+/// Ten steps of .01 left 52 % of a network that forty broke.
+#[test]
+fn few_steps_of_the_default_length_find_what_many_find() {
+    let target = network().with_early_stop(false);
+    let at = |steps| {
+        let epsilon = settings(Norm::Linf).epsilon;
+        robust(
+            &target,
+            PgdSettings {
+                steps,
+                epsilon,
+                ..Default::default()
+            },
+            200,
+        )
+    };
+    let (few, many) = (at(5), at(100));
+    assert!(few <= many + 6, "{few} after 5 steps, {many} after 100");
+    assert!((20..180).contains(&many), "{many} of 200 says nothing");
+}
+
+/// Gradients of every size that `f32` has, and beyond: what does not overflow in the network must not in the attack.
+#[test]
+fn gradients_of_any_size_lead_to_images_within_ball_and_bounds() {
+    for size in [0., 1e-45, 1e-40, 1e-25, 1e-20, 1e20, 1e30, 3e37] {
+        let weight: Vec<f32> = (0..9).map(|i| size * (i as f32 - 4.) / 4.).collect();
+        let target = Testbed::linear(INPUT, &[vec![0.; 9], weight], &[1., 0.]).unwrap();
+        for (norm, loss) in NORMS
+            .into_iter()
+            .flat_map(|norm| [(norm, Loss::Ce), (norm, Loss::Margin)])
+        {
+            for restarts in [1, 2] {
+                let settings = PgdSettings {
+                    loss,
+                    restarts,
+                    ..settings(norm)
+                };
+                let epsilon = settings.epsilon;
+                let pgd = Pgd::new(settings).unwrap();
+                let x = images(3);
+                let x_adv = target.attack(&pgd, &ids(3), &x, &[0; 3]).unwrap().x_adv;
+                let length = norm.length(&(&x_adv - &x).unwrap()).unwrap().to_vec1::<f32>().unwrap();
+                assert!(
+                    length.iter().all(|l| f64::from(*l) <= epsilon + 1e-6),
+                    "{size} {norm} {loss:?}: {length:?}"
+                );
+                assert!(values(&x_adv).iter().all(|v| (0. ..=1.).contains(v)));
+            }
+        }
+    }
+}
+
+/// The host measures in `f64` and tolerates 1e-6: a long L2 step must not lose that to rounding.
+#[test]
+fn images_stay_in_balls_of_any_radius() {
+    let input = [3, 32, 32];
+    let weight: Vec<f32> = (0..3072).map(|i| ((i * 7919 % 1000) as f32 - 500.) * 1e-3).collect();
+    let target = Testbed::linear(input, &[vec![0.; 3072], weight], &[1e4, 0.]).unwrap();
+    let pixels: Vec<f32> = (0..3072).map(|i| 0.3 + 0.4 * ((i * 31 % 97) as f32 / 97.)).collect();
+    let x = Tensor::from_vec(pixels, (1, 3, 32, 32), &Device::Cpu).unwrap();
+    for epsilon in [0.5, 2., 5., 10., 20.] {
+        for random_start in [true, false] {
+            let settings = PgdSettings {
+                norm: Norm::L2,
+                epsilon,
+                random_start,
+                // Its gradient is the same everywhere.
+                loss: Loss::Margin,
+                ..Default::default()
+            };
+            let pgd = Pgd::new(settings).unwrap();
+            let x_adv = target.attack(&pgd, &ids(1), &x, &[0]).unwrap().x_adv;
+            let pairs = values(&x_adv).into_iter().zip(values(&x));
+            let squares = pairs.map(|(a, b)| (f64::from(a) - f64::from(b)).powi(2));
+            let length = squares.sum::<f64>().sqrt();
+            assert!(length <= epsilon + 1e-6, "{length} is more than {epsilon}");
+            assert!(
+                length > 0.9 * epsilon.min(15.),
+                "{length} leaves the ball of {epsilon} unused"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_target_is_never_the_true_label_even_where_the_model_is_wrong() {
+    // It says 0 to everything; logits fall from class to class.
+    let chosen = |classes: usize, goal: Goal, y: &[u32]| {
+        let bias: Vec<f32> = (0..classes).map(|class| -(class as f32)).collect();
+        let target = Testbed::linear(INPUT, &vec![vec![0.; 9]; classes], &bias).unwrap();
+        let (x, y) = (images(y.len()), Tensor::new(y, &Device::Cpu).unwrap());
+        let objective = |oracle: &Oracle| goal.objective_by(Label::Predicted, oracle, &x, &y);
+        target
+            .with_oracle(&ids(x.dim(0).unwrap()), objective)
+            .unwrap()
+            .targets()
+            .unwrap()
+    };
+    assert_eq!(chosen(4, Goal::Next, &[0, 1, 2]), [1, 2, 1]);
+    assert_eq!(chosen(4, Goal::Class(1), &[0, 1, 2]), [1, 2, 1]);
+    assert_eq!(chosen(4, Goal::LeastLikely, &[0, 3, 2]), [3, 1, 3]);
+    // The class after the true label is the prediction, which is passed over too.
+    assert_eq!(chosen(4, Goal::Class(3), &[3]), [1]);
+    assert!(
+        chosen(4, Goal::Random, &[2; 100])
+            .iter()
+            .all(|target| [1, 3].contains(target))
+    );
+    // Of two classes the other one is all there is.
+    assert_eq!(chosen(2, Goal::Next, &[0, 1]), [1, 0]);
 }
 
 #[test]

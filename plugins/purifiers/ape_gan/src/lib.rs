@@ -68,6 +68,9 @@ impl Purifier for Generator {
 
     fn teacher(&self, own: &Map<String, Value>, weights: &Weights) -> Result<Box<dyn Teacher>> {
         let settings: ApeGanSettings = advae_sdk::read(own)?;
+        in_range("content", settings.content, 0. ..=1e6)?;
+        in_range("adversarial", settings.adversarial, 0. ..=1e6)?;
+        in_range("beta1", settings.beta1, 0. ..=0.9999)?;
         let adam = || {
             let mut adam = Adam::new();
             adam.beta1 = settings.beta1;
@@ -178,6 +181,27 @@ mod tests {
         let gradient = gradient.get(x.as_tensor()).unwrap().to_vec1::<f64>().unwrap();
         for (g, x) in gradient.iter().zip([-800f64, -1.5, 0.3, 800.]) {
             assert!((g - 1. / (1. + (-x).exp())).abs() < 1e-12, "{x}: {g}");
+        }
+    }
+
+    #[test]
+    fn training_refuses_values_out_of_range() {
+        let weights = Weights::init(1);
+        let model = Generator::new(NoSettings::default(), &weights).unwrap();
+        for (text, said) in [
+            (
+                r#"{"content": 1e300}"#,
+                "content is 1e300: choose a value from 0 to 1000000",
+            ),
+            (
+                r#"{"adversarial": -0.5}"#,
+                "adversarial is -0.5: choose a value from 0 to 1000000",
+            ),
+            (r#"{"beta1": 1.5}"#, "beta1 is 1.5: choose a value from 0 to 0.9999"),
+        ] {
+            let own = advae_sdk::serde_json::from_str(text).unwrap();
+            let error = model.teacher(&own, &weights).err().unwrap().to_string();
+            assert!(error.contains(said), "{error}");
         }
     }
 

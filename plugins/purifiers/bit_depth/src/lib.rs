@@ -1,13 +1,12 @@
 //! Bit-depth reduction (Xu, Evans and Qi 2018): pixels are rounded to few levels.
 
-use advae_sdk::candle_core::bail;
 use advae_sdk::prelude::*;
 
 settings! {
     /// How much is left of an image.
     pub struct BitDepthSettings {
         /// Bits a pixel, 1 to 8.
-        bits: u32 = 1,
+        bits: u64 = 1,
     }
 }
 
@@ -22,11 +21,9 @@ impl Purifier for BitDepth {
     const THREADING: Threading = Threading::Caller;
 
     fn new(settings: BitDepthSettings, _: &Weights) -> Result<Self> {
-        if !(1..=8).contains(&settings.bits) {
-            bail!("bits is {}: it must be 1 to 8", settings.bits)
-        }
+        let bits = in_range("bits", settings.bits, 1..=8)?;
         Ok(Self {
-            steps: f64::from((1 << settings.bits) - 1),
+            steps: f64::from((1 << bits) - 1),
         })
     }
 

@@ -27,9 +27,6 @@ pub struct Penalty {
 impl Critic {
     /// Asks for its parameters, of `wide`, twice and four times as many channels.
     pub fn new(weights: &Weights, wide: usize) -> Result<Self> {
-        if wide == 0 {
-            bail!("critic_channels is 0: it must be 1 or more")
-        }
         let layer = |name: &str, shape: &[usize], taps: usize| {
             let init = Init::GlorotUniform {
                 fan_in: shape[1] * taps,

@@ -52,20 +52,11 @@ impl DefenseGanSettings {
                 "restarts is {restarts}, but from a constant start all are alike: leave restarts out, or constant_start"
             )
         }
-        for (name, value) in [("steps", steps), ("restarts", restarts)] {
-            if value == 0 {
-                bail!("{name} is 0: it must be 1 or more")
-            }
-        }
-        for (name, value, most) in [
-            ("learning_rate", self.learning_rate, 1000.),
-            ("decay", self.decay, 1.),
-            ("momentum", self.momentum, 1.),
-        ] {
-            if !(0. ..=most).contains(&value) {
-                bail!("{name} is {value}: it must be a number from 0 to {most}")
-            }
-        }
+        in_range("steps", steps, 1..=10_000)?;
+        in_range("restarts", restarts, 1..=100)?;
+        in_range("learning_rate", self.learning_rate, 0. ..=1000.)?;
+        in_range("momentum", self.momentum, 0. ..=1.)?;
+        in_range("decay", self.decay, 0. ..=1.)?;
         let own = self.steps.or(self.restarts).is_some() || self.constant_start;
         Ok(Projection {
             name: if own { "own settings" } else { name },
@@ -76,6 +67,18 @@ impl DefenseGanSettings {
             decay: self.decay,
             constant_start: self.constant_start,
         })
+    }
+}
+
+impl WganSettings {
+    /// Checks every value.
+    pub fn check(&self) -> Result<()> {
+        in_range("critic_steps", self.critic_steps, 1..=1000)?;
+        in_range("critic_channels", self.critic_channels, 1..=512)?;
+        in_range("penalty", self.penalty, 0. ..=1e6)?;
+        in_range("beta1", self.beta1, 0. ..=0.9999)?;
+        in_range("beta2", self.beta2, 0. ..=0.9999)?;
+        Ok(())
     }
 }
 
@@ -100,6 +103,31 @@ mod tests {
     use super::*;
 
     #[test]
+    fn training_refuses_values_out_of_range() {
+        assert!(WganSettings::default().check().is_ok());
+        for (text, said) in [
+            (
+                r#"{"critic_steps": 0}"#,
+                "critic_steps is 0: choose a value from 1 to 1000",
+            ),
+            (
+                r#"{"critic_channels": 18446744073709551615}"#,
+                "critic_channels is 18446744073709551615: choose a value from 1 to 512",
+            ),
+            (
+                r#"{"penalty": 1e300}"#,
+                "penalty is 1e300: choose a value from 0 to 1000000",
+            ),
+            (r#"{"beta1": 1.5}"#, "beta1 is 1.5: choose a value from 0 to 0.9999"),
+            (r#"{"beta2": -0.5}"#, "beta2 is -0.5: choose a value from 0 to 0.9999"),
+        ] {
+            let settings: WganSettings = advae_sdk::serde_json::from_str(text).unwrap();
+            let error = settings.check().unwrap_err().to_string();
+            assert!(error.contains(said), "{error}");
+        }
+    }
+
+    #[test]
     fn what_makes_no_projection_is_refused() {
         let with = |change: &dyn Fn(&mut DefenseGanSettings)| {
             let mut settings = DefenseGanSettings::default();
@@ -114,15 +142,22 @@ mod tests {
             let error = with(change).unwrap_err();
             assert!(error.contains(says), "{error}");
         };
-        refused(&|settings| settings.steps = Some(0), "steps is 0: it must be 1 or more");
+        refused(
+            &|settings| settings.steps = Some(0),
+            "steps is 0: choose a value from 1 to 10000",
+        );
         refused(
             &|settings| settings.restarts = Some(0),
-            "restarts is 0: it must be 1 or more",
+            "restarts is 0: choose a value from 1 to 100",
+        );
+        refused(
+            &|settings| settings.steps = Some(usize::MAX),
+            "steps is 18446744073709551615: choose a value from 1 to 10000",
         );
         refused(&|settings| settings.learning_rate = -1., "from 0 to 1000");
         refused(
             &|settings| settings.momentum = 1.5,
-            "momentum is 1.5: it must be a number from 0 to 1",
+            "momentum is 1.5: choose a value from 0 to 1",
         );
         refused(
             &|settings| (settings.constant_start, settings.restarts) = (true, Some(3)),

@@ -3,7 +3,6 @@
 use crate::critic::Critic;
 use crate::generator::{Generator, LATENT};
 use crate::settings::WganSettings;
-use advae_sdk::candle_core::bail;
 use advae_sdk::nn::Adam;
 use advae_sdk::prelude::*;
 
@@ -24,9 +23,7 @@ pub struct Wgan {
 impl Wgan {
     /// The critic starts from `weights`.
     pub fn new(settings: WganSettings, generator: Generator, weights: &Weights) -> Result<Self> {
-        if settings.critic_steps == 0 {
-            bail!("critic_steps is 0: it must be 1 or more")
-        }
+        settings.check()?;
         let adam = || {
             let mut adam = Adam::new();
             (adam.beta1, adam.beta2) = (settings.beta1, settings.beta2);

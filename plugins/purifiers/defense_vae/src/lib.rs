@@ -83,8 +83,10 @@ impl Purifier for Vae {
     }
 
     fn teacher(&self, own: &Map<String, Value>, _: &Weights) -> Result<Box<dyn Teacher>> {
+        let settings: VaeSettings = advae_sdk::read(own)?;
+        in_range("divergence", settings.divergence, 0. ..=1e6)?;
         Ok(Box::new(Variational {
-            settings: advae_sdk::read(own)?,
+            settings,
             vae: self.clone(),
             learner: Learner::new(self.params.clone(), Adam::new()),
         }))
@@ -152,6 +154,26 @@ mod tests {
         assert!(at(0., 1.).abs() < 1e-15);
         // ln(1 / s) + (s^2 + m^2) / 2 - 1/2.
         assert!((at(0.7, 2.) - (-(2f64.ln()) + (4. + 0.49) / 2. - 0.5)).abs() < 1e-12);
+    }
+
+    #[test]
+    fn training_refuses_values_out_of_range() {
+        let weights = Weights::init(1);
+        let model = Vae::new(NoSettings::default(), &weights).unwrap();
+        for (text, said) in [
+            (
+                r#"{"divergence": 1e300}"#,
+                "divergence is 1e300: choose a value from 0 to 1000000",
+            ),
+            (
+                r#"{"divergence": -0.5}"#,
+                "divergence is -0.5: choose a value from 0 to 1000000",
+            ),
+        ] {
+            let own = advae_sdk::serde_json::from_str(text).unwrap();
+            let error = model.teacher(&own, &weights).err().unwrap().to_string();
+            assert!(error.contains(said), "{error}");
+        }
     }
 
     #[test]

@@ -1,13 +1,12 @@
 //! Gaussian smoothing: rows and columns are averaged with the weights of a normal distribution.
 
-use advae_sdk::candle_core::bail;
 use advae_sdk::nn::linear;
 use advae_sdk::prelude::*;
 
 settings! {
     /// Width of the average.
     pub struct BlurSettings {
-        /// Standard deviation in pixels. Beyond the edge the edge's pixels are repeated.
+        /// Standard deviation in pixels, 0.01 to 100. Beyond the edge the edge's pixels are repeated.
         sigma: f64 = 1.,
     }
 }
@@ -19,9 +18,7 @@ impl Purifier for Blur {
     const THREADING: Threading = Threading::Caller;
 
     fn new(settings: BlurSettings, _: &Weights) -> Result<Self> {
-        if !(settings.sigma > 0. && settings.sigma.is_finite()) {
-            bail!("sigma is {}: it must be a finite number above 0", settings.sigma)
-        }
+        in_range("sigma", settings.sigma, 0.01..=100.)?;
         Ok(Self(settings))
     }
 

@@ -9,7 +9,7 @@ settings! {
     /// How much is left of an image.
     pub struct JpegSettings {
         /// Quality, 1 to 100.
-        quality: u8 = 75,
+        quality: u64 = 75,
     }
 }
 
@@ -24,11 +24,8 @@ impl Purifier for Jpeg {
     const THREADING: Threading = Threading::Caller;
 
     fn new(settings: JpegSettings, _: &Weights) -> Result<Self> {
-        if !(1..=100).contains(&settings.quality) {
-            bail!("quality is {}: it must be 1 to 100", settings.quality)
-        }
         Ok(Self {
-            quality: settings.quality,
+            quality: in_range("quality", settings.quality, 1..=100)? as u8,
         })
     }
 

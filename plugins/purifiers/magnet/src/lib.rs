@@ -42,8 +42,10 @@ impl Purifier for MagNet {
     }
 
     fn teacher(&self, own: &Map<String, Value>, _: &Weights) -> Result<Box<dyn Teacher>> {
+        let settings: ReformerSettings = advae_sdk::read(own)?;
+        in_range("noise", settings.noise, 0. ..=10.)?;
         Ok(Box::new(Denoising {
-            settings: advae_sdk::read(own)?,
+            settings,
             reformer: self.reformer.clone(),
             learner: Learner::new(self.params.clone(), Adam::new()),
         }))
@@ -75,4 +77,23 @@ impl Teacher for Denoising {
 export_plugin! {
     purifier: MagNet,
     weights: { "default" => include_bytes!("../weights/default.safetensors") },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn training_refuses_values_out_of_range() {
+        let weights = Weights::init(1);
+        let model = MagNet::new(AutoEncoderSettings::default(), &weights).unwrap();
+        for (text, said) in [
+            (r#"{"noise": 1e300}"#, "noise is 1e300: choose a value from 0 to 10"),
+            (r#"{"noise": -0.5}"#, "noise is -0.5: choose a value from 0 to 10"),
+        ] {
+            let own = advae_sdk::serde_json::from_str(text).unwrap();
+            let error = model.teacher(&own, &weights).err().unwrap().to_string();
+            assert!(error.contains(said), "{error}");
+        }
+    }
 }

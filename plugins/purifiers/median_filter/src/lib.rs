@@ -6,7 +6,7 @@ use advae_sdk::prelude::*;
 settings! {
     /// Neighbourhood.
     pub struct MedianSettings {
-        /// Height and width of the window, odd. Beyond the edge the edge's pixels are repeated.
+        /// Height and width of the window, odd, 1 to 51. Beyond the edge the edge's pixels are repeated.
         size: usize = 3,
     }
 }
@@ -20,12 +20,11 @@ impl Purifier for Median {
     const THREADING: Threading = Threading::Caller;
 
     fn new(settings: MedianSettings, _: &Weights) -> Result<Self> {
-        if settings.size.is_multiple_of(2) {
-            bail!("size is {}: it must be odd", settings.size)
+        let size = in_range("size", settings.size, 1..=51)?;
+        if size.is_multiple_of(2) {
+            bail!("size is {size}: it must be odd, choose {} or {}", size - 1, size + 1)
         }
-        Ok(Self {
-            radius: settings.size / 2,
-        })
+        Ok(Self { radius: size / 2 })
     }
 
     /// The median is a pixel of the input, and the derivative is 1 there: gathering has it for free.

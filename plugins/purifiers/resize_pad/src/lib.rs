@@ -1,14 +1,13 @@
 //! Random resizing and padding (Xie et al. 2018): an image is shrunk to a random size and put at a random place. The classifier's
 //! images have a fixed size, so that here the border is won by shrinking.
 
-use advae_sdk::candle_core::bail;
 use advae_sdk::nn::linear;
 use advae_sdk::prelude::*;
 
 settings! {
     /// How much an image moves.
     pub struct ResizePadSettings {
-        /// Smallest size, as a share of the image's.
+        /// Smallest size, as a share of the image's: 0.01 to 1.
         smallest: f64 = 0.8,
     }
 }
@@ -21,9 +20,7 @@ impl Purifier for ResizePad {
     const THREADING: Threading = Threading::Caller;
 
     fn new(settings: ResizePadSettings, _: &Weights) -> Result<Self> {
-        if !(settings.smallest > 0. && settings.smallest <= 1.) {
-            bail!("smallest is {}: it must be above 0 and at most 1", settings.smallest)
-        }
+        in_range("smallest", settings.smallest, 0.01..=1.)?;
         Ok(Self(settings))
     }
 

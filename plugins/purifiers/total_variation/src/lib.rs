@@ -1,15 +1,14 @@
 //! Total-variation denoising (Rudin, Osher and Fatemi 1992; as a defence Guo et al. 2018): the image `u` that minimises
 //! `|u - x|^2 / 2 + weight * TV(u)`, by Chambolle's iterations (2004) on the dual.
 
-use advae_sdk::candle_core::bail;
 use advae_sdk::prelude::*;
 
 settings! {
     /// How smooth an image becomes.
     pub struct TotalVariationSettings {
-        /// Weight of the total variation, for pixels in [0, 1].
+        /// Weight of the total variation, for pixels in [0, 1]: 1e-6 to 1000.
         weight: f64 = 0.3,
-        /// Iterations.
+        /// Iterations, 1 to 5000.
         iterations: usize = 50,
     }
 }
@@ -25,9 +24,8 @@ impl Purifier for TotalVariation {
     type Settings = TotalVariationSettings;
 
     fn new(settings: TotalVariationSettings, _: &Weights) -> Result<Self> {
-        if !(settings.weight > 0. && settings.weight.is_finite()) {
-            bail!("weight is {}: it must be a finite number above 0", settings.weight)
-        }
+        in_range("weight", settings.weight, 1e-6..=1e3)?;
+        in_range("iterations", settings.iterations, 1..=5000)?;
         Ok(Self(settings))
     }
 

@@ -1,12 +1,14 @@
 //! How the substitute is trained: on what the black box has labelled, and on steps from there towards and away from those labels.
 
 use crate::BlackBoxSettings;
-use advae_sdk::candle_core::{DType, Device};
+use advae_sdk::candle_core::{DType, Device, bail};
 use advae_sdk::prelude::*;
 use rand::seq::SliceRandom;
 
 /// Images that are asked about, or differentiated, in one call.
 const AT_ONCE: usize = 256;
+/// Images that the substitute may be trained on in the end: those of MNIST take 0.8 GB then.
+const MOST_IMAGES: usize = 1 << 18;
 /// Stream of the order of images among the preparation's generators.
 const ORDER: u64 = 0x0bb0;
 /// Rounds after which the augmentation goes down the label's logit; later ones go up (as the authors' code did).
@@ -38,18 +40,31 @@ fn label_logits(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
     (logits * chosen.to_dtype(DType::F32)?)?.sum(1)
 }
 
-/// Trains the substitute from the seeds `x [N,C,H,W]`. `ask` gives the black box's labels `[N]`.
+/// Trains the substitute from the seeds `x [N,C,H,W]`. `ask` gives the black box's labels `[N]`; an error of `go_on`, which is called
+/// before every epoch, ends the training.
+///
+/// # Errors
+/// If the images would become too many, or as `ask`, `go_on` and the student fail: their errors are returned as they are.
 pub fn train(
     settings: &BlackBoxSettings,
     pass: &Pass,
     student: &impl Student,
     mut x: Tensor,
     ask: impl Fn(&Tensor) -> Result<Tensor>,
+    go_on: impl Fn() -> Result<()>,
 ) -> Result<()> {
+    let (seeds, rounds) = (x.dim(0)?, settings.rounds);
+    if seeds << (rounds - 1) > MOST_IMAGES {
+        bail!(
+            "seeds is {seeds} and rounds is {rounds}: images double in each round but the last, to {}, choose at most {MOST_IMAGES}",
+            seeds << (rounds - 1)
+        )
+    }
     let ask = |x: &Tensor| in_parts(x, |_, part| ask(&part));
     let mut labels = ask(&x)?;
     for round in 0..settings.rounds {
         for epoch in 0..settings.epochs {
+            go_on()?;
             let number = round * settings.epochs + epoch;
             let mut order: Vec<u32> = (0..x.dim(0)? as u32).collect();
             order.shuffle(&mut pass.rng(number as usize, ORDER));

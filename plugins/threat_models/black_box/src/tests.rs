@@ -1,6 +1,6 @@
-use crate::BlackBoxSettings;
 use crate::substitute::{Student, train};
-use advae_sdk::candle_core::{DType, Device};
+use crate::{BlackBox, BlackBoxSettings};
+use advae_sdk::candle_core::{DType, Device, Error};
 use advae_sdk::prelude::*;
 use std::cell::{Cell, RefCell};
 
@@ -47,7 +47,7 @@ fn images_double_along_the_gradient_and_every_one_is_asked_about_once() {
         .reshape((2, 1, 1, 1))
         .unwrap();
     let (pupil, asked) = (Pupil::default(), RefCell::default());
-    train(&settings, &Pass::eval(), &pupil, x, |x| black_box(&asked, x)).unwrap();
+    train(&settings, &Pass::eval(), &pupil, x, |x| black_box(&asked, x), || Ok(())).unwrap();
     let asked = asked.into_inner();
     // The seeds, then three times down the label's logit, clipped to [0, 1], then up.
     assert_eq!(asked.len(), 2 * 16);
@@ -80,6 +80,68 @@ fn the_papers_settings_ask_4800_times() {
         count.set(count.get() + x.dim(0)?);
         Tensor::zeros(x.dim(0)?, DType::I64, &Device::Cpu)
     };
-    train(&settings, &Pass::eval(), &Pupil::default(), seeds, ask).unwrap();
+    train(&settings, &Pass::eval(), &Pupil::default(), seeds, ask, || Ok(())).unwrap();
     assert_eq!(count.get(), 4800);
+}
+
+/// `images` grey images of one pixel.
+fn pixels(images: usize) -> Tensor {
+    Tensor::zeros((images, 1, 1, 1), DType::F32, &Device::Cpu).unwrap()
+}
+
+#[test]
+fn a_cancelled_run_ends_before_the_next_epoch_with_the_hosts_own_error() {
+    let (settings, pupil) = (BlackBoxSettings::default(), Pupil::default());
+    let epochs = Cell::new(0);
+    let go_on = || {
+        epochs.set(epochs.get() + 1);
+        match epochs.get() {
+            4 => Err(Error::Msg("the run was cancelled".into())),
+            _ => Ok(()),
+        }
+    };
+    let ask = |x: &Tensor| Tensor::zeros(x.dim(0)?, DType::I64, &Device::Cpu);
+    let error = train(&settings, &Pass::eval(), &pupil, pixels(150), ask, go_on).unwrap_err();
+    // Two batches an epoch.
+    assert_eq!((epochs.get(), pupil.batches.borrow().len()), (4, 3 * 2));
+    assert!(
+        matches!(&error, Error::Msg(text) if text == "the run was cancelled"),
+        "wrapped: {error:?}"
+    );
+}
+
+#[test]
+fn more_images_than_memory_holds_are_refused_before_the_first_question() {
+    let settings = BlackBoxSettings {
+        rounds: 16,
+        ..Default::default()
+    };
+    let ask = |_: &Tensor| -> Result<Tensor> { panic!("asked") };
+    let error = train(&settings, &Pass::eval(), &Pupil::default(), pixels(150), ask, || Ok(())).unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.contains("seeds is 150 and rounds is 16") && text.contains("to 4915200, choose at most 262144"),
+        "{text}"
+    );
+}
+
+#[test]
+fn settings_out_of_range_are_refused() {
+    let read = |text: &str| advae_sdk::serde_json::from_str::<BlackBoxSettings>(text).unwrap();
+    for (text, said) in [
+        (r#"{"rounds": 0}"#, "rounds is 0: choose a value from 1 to 16"),
+        (r#"{"rounds": 17}"#, "rounds is 17"),
+        (r#"{"epochs": 18446744073709551615}"#, "epochs is 18446744073709551615"),
+        (r#"{"batch_size": 0}"#, "batch_size is 0"),
+        (
+            r#"{"batch_size": 18446744073709551615}"#,
+            "batch_size is 18446744073709551615",
+        ),
+        (r#"{"learning_rate": 1e300}"#, "learning_rate is 1e300"),
+        (r#"{"augmentation": 1e300}"#, "augmentation is 1e300"),
+        (r#"{"seeds": 18446744073709551615}"#, "seeds is 18446744073709551615"),
+    ] {
+        let error = BlackBox::new(read(text)).err().unwrap().to_string();
+        assert!(error.contains(said), "{error}");
+    }
 }
