@@ -126,8 +126,10 @@ fn quietly<T>(f: impl FnOnce() -> T) -> Result<T, String> {
     GUARDS.set(GUARDS.get() - 1);
     result.map_err(|payload| {
         let message = panic_message(payload.as_ref());
-        // A payload is a value of the plugin's: its own destructor may panic, outside of every guard.
-        std::mem::forget(payload);
+        // Any other payload is a value of the plugin's: its own destructor may panic, outside of every guard.
+        if !payload.is::<&str>() && !payload.is::<String>() {
+            std::mem::forget(payload);
+        }
         let place = PLACE.try_with(Cell::take).ok().flatten();
         format!(
             "{message}{}",
