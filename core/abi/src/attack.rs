@@ -7,15 +7,32 @@ use abi_stable::std_types::{RBox, RString, RVec};
 
 /// What an attacker may ask of its target. The host builds it from the threat model's declaration; what is not
 /// granted is refused with [`ErrorCode::Denied`](crate::ErrorCode::Denied).
+///
+/// # Errors
+/// Every question may answer [`ErrorCode::Denied`](crate::ErrorCode::Denied), [`ErrorCode::Cancelled`](crate::ErrorCode::Cancelled)
+/// where the run is to end, [`ErrorCode::Shape`](crate::ErrorCode::Shape) where the images are not of the shape that `info` names, and
+/// the model's own error. An attack hands such an error on, with its code.
 #[sabi_trait]
 pub trait AbiOracle: Send + Sync {
     /// An [`OracleInfo`](crate::info::OracleInfo) as JSON.
+    ///
+    /// # Errors
+    /// Where it cannot be written.
     fn info(&self) -> AbiResult<RString>;
     /// Logits `[N,K]` of images `[N,C,H,W]`.
+    ///
+    /// # Errors
+    /// Those of the trait.
     fn logits(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<AbiTensor>;
-    /// Labels `[N]` (`i64`); each image counts as one query.
+    /// Labels `[N]` (`i64`) of images `[N,C,H,W]`; each image counts as one query.
+    ///
+    /// # Errors
+    /// Those of the trait; [`ErrorCode::Denied`](crate::ErrorCode::Denied) also beyond the limit of queries.
     fn labels(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<AbiTensor>;
-    /// Logits and the way back to the input.
+    /// Logits `[N,K]` of images `[N,C,H,W]`, and the way back to the input.
+    ///
+    /// # Errors
+    /// Those of the trait.
     #[sabi(last_prefix_field)]
     fn forward_tape(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<Taped>;
 }
@@ -40,8 +57,14 @@ pub struct Perturbed {
 #[sabi_trait]
 pub trait AbiAttack: Send + Sync {
     /// An [`AttackInfo`](crate::info::AttackInfo) as JSON.
+    ///
+    /// # Errors
+    /// Where it cannot be written.
     fn info(&self) -> AbiResult<RString>;
     /// Perturbs clean images `x [N,C,H,W]` with true labels `y [N]` (`i64`).
+    ///
+    /// # Errors
+    /// Those of the oracle, with their codes, and the attack's own.
     #[sabi(last_prefix_field)]
     fn perturb(
         &self,

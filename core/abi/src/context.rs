@@ -1,5 +1,6 @@
 //! What travels beside the tensors of a call: seed, sample ids, draw, phase, flags.
 
+use crate::{AbiError, ErrorCode};
 use abi_stable::StableAbi;
 use std::marker::PhantomData;
 
@@ -70,11 +71,12 @@ impl CallCtx {
     }
 
     /// Lends the context for one call, during which `ids` must be the slice it was made over.
+    ///
+    /// # Panics
+    /// If `ids` is another slice.
     pub fn lend<'a>(&'a self, ids: &'a [u64]) -> CtxRef<'a> {
-        assert!(
-            std::ptr::eq(ids.as_ptr(), self.ids) && ids.len() as u64 == self.ids_len,
-            "lent over other ids"
-        );
+        let same = ids.is_empty() || std::ptr::eq(ids.as_ptr(), self.ids);
+        assert!(same && ids.len() as u64 == self.ids_len, "lent over other ids");
         CtxRef {
             raw: self,
             borrow: PhantomData,
@@ -82,29 +84,80 @@ impl CallCtx {
     }
 }
 
+/// A context ends after a whole field; phase and threads share one word.
+const WORD: u64 = size_of::<u64>() as u64;
+
 impl<'a> CtxRef<'a> {
-    /// A copy of the context. Fields that the caller's older struct does not have keep their defaults.
+    /// What a plugin asks before it believes a context that foreign code may have made.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Shape`] for a null or unaligned context, a size that ends inside a field, and ids that lie nowhere.
+    pub fn check(&self) -> Result<(), AbiError> {
+        let bad = |text: String| Err(AbiError::new(ErrorCode::Shape, text));
+        let Some(size) = self.size() else {
+            return bad(format!(
+                "the context of the call lies at {:?}: expected an aligned struct",
+                self.raw
+            ));
+        };
+        if size < WORD || size % WORD != 0 {
+            return bad(format!(
+                "the context of the call claims {size} bytes: expected a multiple of {WORD}, {WORD} at least"
+            ));
+        }
+        let ctx = self.get();
+        if ctx.ids_len > 0 && ctx.ids_bytes().is_none() {
+            return bad(format!(
+                "the context of the call claims {} ids at {:?}",
+                ctx.ids_len, ctx.ids
+            ));
+        }
+        Ok(())
+    }
+
+    /// A copy of the context. Fields that the caller's older struct does not have keep their defaults; all of them do where
+    /// [`check`](Self::check) finds no context.
     pub fn get(&self) -> CallCtx {
         let mut copy = CallCtx::new(0, CallPhase::Score, &[]);
         let own = copy.size;
-        // SAFETY: the caller lends a live struct that begins with its own size, so reading the first word is valid,
-        // and reading as many bytes as both sides know stays inside it. Every field is plain data.
+        let known = self.size().unwrap_or(0).min(own);
+        // SAFETY: the caller lends a live struct that begins with its own size, so reading as many bytes as both sides know
+        // stays inside it. Every field is plain data, and is copied whole or not at all.
         unsafe {
-            let size = (*self.raw.cast::<u64>()).min(own) as usize;
-            std::ptr::copy_nonoverlapping(self.raw.cast::<u8>(), (&raw mut copy).cast::<u8>(), size);
+            let bytes = (known - known % WORD) as usize;
+            std::ptr::copy_nonoverlapping(self.raw.cast::<u8>(), (&raw mut copy).cast::<u8>(), bytes);
         }
         copy.size = own;
         copy
     }
 
-    /// Ids of the samples of the batch, in order.
+    /// Ids of the samples of the batch, in order; none where [`check`](Self::check) refuses them.
     pub fn sample_ids(&self) -> &'a [u64] {
         let ctx = self.get();
-        if ctx.ids.is_null() || ctx.ids_len == 0 {
+        let Some(len) = ctx.ids_bytes().map(|bytes| bytes / size_of::<u64>()) else {
             return &[];
+        };
+        // SAFETY: `CallCtx::lend` holds the borrow of this very slice for as long as the reference lives; the pointer is aligned
+        // and not null, and the slice is not larger than any memory.
+        unsafe { std::slice::from_raw_parts(ctx.ids, len) }
+    }
+
+    /// The size that the struct begins with; none where there is no struct.
+    fn size(&self) -> Option<u64> {
+        if self.raw.is_null() || !self.raw.is_aligned() {
+            return None;
         }
-        // SAFETY: `CallCtx::lend` holds the borrow of this very slice for as long as the reference lives.
-        unsafe { std::slice::from_raw_parts(ctx.ids, ctx.ids_len as usize) }
+        // SAFETY: the pointer is neither null nor unaligned, and the caller lends a live struct that begins with its size.
+        Some(unsafe { *self.raw.cast::<u64>() })
+    }
+}
+
+impl CallCtx {
+    /// Bytes of the ids; none where they lie nowhere, or are more than any memory holds.
+    fn ids_bytes(&self) -> Option<usize> {
+        let bytes = usize::try_from(self.ids_len).ok()?.checked_mul(size_of::<u64>())?;
+        let placed = !self.ids.is_null() && self.ids.is_aligned();
+        (placed && bytes <= isize::MAX as usize).then_some(bytes)
     }
 }
 
@@ -165,5 +218,62 @@ mod tests {
         };
         assert_eq!(lent.get().seed, 1);
         assert_eq!(new.more, 99);
+    }
+
+    fn borrowed(raw: *const CallCtx) -> CtxRef<'static> {
+        CtxRef {
+            raw,
+            borrow: PhantomData,
+        }
+    }
+
+    fn refuses(lent: CtxRef<'_>, word: &str) {
+        let error = lent.check().unwrap_err();
+        assert!(error.is(ErrorCode::Shape) && error.message.contains(word), "{error}");
+        assert!(lent.sample_ids().is_empty());
+    }
+
+    #[test]
+    fn a_null_context_is_an_error_and_not_a_crash() {
+        let null = borrowed(std::ptr::null());
+        refuses(null, "expected an aligned struct");
+        assert_eq!((null.get().seed, null.get().threads), (0, 1));
+        let ctx = CallCtx::new(1, CallPhase::Craft, &[]);
+        refuses(
+            borrowed((&raw const ctx).cast::<u8>().wrapping_add(4).cast()),
+            "expected an aligned struct",
+        );
+    }
+
+    #[test]
+    fn a_context_that_ends_inside_a_field_is_refused() {
+        let mut ctx = CallCtx::new(u64::MAX, CallPhase::Craft, &[]);
+        for (size, seed) in [(0, 0), (4, 0), (12, 0), (20, u64::MAX)] {
+            ctx.size = size;
+            refuses(borrowed(&ctx), &format!("{size} bytes"));
+            assert_eq!(borrowed(&ctx).get().seed, seed, "half a seed was read");
+        }
+    }
+
+    #[test]
+    fn ids_that_lie_nowhere_are_refused() {
+        let ids = [7u64];
+        let mut ctx = CallCtx::new(1, CallPhase::Craft, &ids);
+        ctx.lend(&ids).check().unwrap();
+        for len in [u64::MAX, 1 << 61, 1 << 60] {
+            ctx.ids_len = len;
+            refuses(borrowed(&ctx), &format!("{len} ids"));
+        }
+        (ctx.ids, ctx.ids_len) = (std::ptr::null(), 1);
+        refuses(borrowed(&ctx), "1 ids");
+    }
+
+    #[test]
+    fn a_context_without_ids_may_be_lent_over_any_empty_slice() {
+        let ids = [7u64];
+        let ctx = CallCtx::new(1, CallPhase::Craft, &[]);
+        let lent = ctx.lend(&ids[1..]);
+        lent.check().unwrap();
+        assert!(lent.sample_ids().is_empty());
     }
 }

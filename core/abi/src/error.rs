@@ -89,22 +89,21 @@ impl std::error::Error for AbiError {}
 /// Runs plugin code: an error or a panic comes out as an [`AbiError`], never as an unwinding stack.
 ///
 /// The panic's message and place are in the error; they are printed as well only where `RUST_BACKTRACE` is set.
+///
+/// # Errors
+/// That of `f`, or [`ErrorCode::Panic`].
 pub fn guard<T>(f: impl FnOnce() -> Result<T, AbiError>) -> AbiResult<T> {
     match quietly(f) {
         Ok(Ok(value)) => ROk(value),
         Ok(Err(error)) => RErr(error),
-        Err(payload) => {
-            let message = panic_message(payload.as_ref());
-            // The payload's own destructor may panic too.
-            std::mem::forget(payload);
-            let place = PLACE.try_with(Cell::take).ok().flatten();
-            let place = place.map(|place| format!(" (at {place})")).unwrap_or_default();
-            RErr(AbiError::new(
-                ErrorCode::Panic,
-                format!("plugin panicked: {message}{place}"),
-            ))
-        }
+        Err(panic) => RErr(AbiError::new(ErrorCode::Panic, format!("plugin panicked: {panic}"))),
     }
+}
+
+/// Runs a destructor; a panic ends there.
+pub(crate) fn swallow(destructor: impl FnOnce()) {
+    // Nobody asks a destructor how it went.
+    let _ = quietly(destructor);
 }
 
 thread_local! {
@@ -114,8 +113,9 @@ thread_local! {
     static PLACE: Cell<Option<String>> = const { Cell::new(None) };
 }
 
-/// Catches a panic without the message that std would print: whoever gets the error tells of it once.
-fn quietly<T>(f: impl FnOnce() -> T) -> std::thread::Result<T> {
+/// Catches a panic without the message that std would print: whoever gets the error tells of it once. The error is the panic's
+/// message and place.
+fn quietly<T>(f: impl FnOnce() -> T) -> Result<T, String> {
     static HOOK: Once = Once::new();
     // A hook cannot be changed by a thread that panics.
     if !std::thread::panicking() {
@@ -124,7 +124,18 @@ fn quietly<T>(f: impl FnOnce() -> T) -> std::thread::Result<T> {
     GUARDS.set(GUARDS.get() + 1);
     let result = catch_unwind(AssertUnwindSafe(f));
     GUARDS.set(GUARDS.get() - 1);
-    result
+    result.map_err(|payload| {
+        let message = panic_message(payload.as_ref());
+        // Any other payload is a value of the plugin's: its own destructor may panic, outside of every guard.
+        if !payload.is::<&str>() && !payload.is::<String>() {
+            std::mem::forget(payload);
+        }
+        let place = PLACE.try_with(Cell::take).ok().flatten();
+        format!(
+            "{message}{}",
+            place.map(|place| format!(" (at {place})")).unwrap_or_default()
+        )
+    })
 }
 
 fn hush() {
@@ -164,19 +175,39 @@ impl<T> std::ops::Deref for Guarded<T> {
     }
 }
 
+impl<T> std::ops::DerefMut for Guarded<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.0
+    }
+}
+
 impl<T> Drop for Guarded<T> {
     fn drop(&mut self) {
         let value = &mut self.0;
         // SAFETY: the value is dropped here and nowhere else.
-        if let Err(payload) = quietly(|| unsafe { std::mem::ManuallyDrop::drop(value) }) {
-            std::mem::forget(payload);
-        }
+        swallow(|| unsafe { std::mem::ManuallyDrop::drop(value) });
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// Panics when it is dropped, with a payload that panics when it is dropped.
+    pub(crate) struct Bomb;
+    struct Payload;
+
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            std::panic::panic_any(Payload)
+        }
+    }
+
+    impl Drop for Payload {
+        fn drop(&mut self) {
+            panic!("in the payload's destructor")
+        }
+    }
 
     #[test]
     fn a_panic_becomes_an_error() {
@@ -192,14 +223,23 @@ mod tests {
     }
 
     #[test]
-    fn a_panicking_destructor_is_swallowed() {
-        struct Bad;
-        impl Drop for Bad {
-            fn drop(&mut self) {
-                panic!("in drop")
-            }
-        }
-        drop(Guarded::new(Bad));
+    fn a_panicking_destructor_is_swallowed_with_its_payload() {
+        drop(Guarded::new(Bomb));
+        let RErr(error) = guard::<()>(|| std::panic::panic_any(Payload)) else {
+            panic!("no error")
+        };
+        assert!(error.message.starts_with("plugin panicked: no message (at "), "{error}");
+    }
+
+    #[test]
+    fn a_guarded_value_that_panics_while_a_panic_unwinds_does_not_end_the_process() {
+        let RErr(error) = guard::<()>(|| {
+            let _held = Guarded::new(Bomb);
+            panic!("first")
+        }) else {
+            panic!("no error")
+        };
+        assert!(error.message.contains("first"), "{error}");
     }
 
     #[test]

@@ -67,6 +67,9 @@ pub struct Manifest {
 
 impl Manifest {
     /// Reads the bytes of the manifest section.
+    ///
+    /// # Errors
+    /// Where they are no JSON, or a field is missing.
     pub fn from_json(bytes: &[u8]) -> Result<Self, serde_json::Error> {
         let mut manifest: Self = serde_json::from_slice(bytes.trim_ascii_end())?;
         manifest.weight_sets.retain(|name| !name.is_empty());

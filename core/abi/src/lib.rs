@@ -14,6 +14,7 @@
 //!
 //! Authors of plugins normally depend on `advae-sdk`; this crate alone is enough for a plugin without candle.
 #![allow(non_local_definitions)]
+#![warn(clippy::missing_errors_doc, clippy::missing_panics_doc)]
 
 mod attack;
 mod context;

@@ -21,8 +21,11 @@ pub const HEADER_SYMBOL: &str = ROOT_MODULE_LOADER_NAME_WITH_NUL;
 /// # Safety
 /// `header` must be the address of the symbol [`HEADER_SYMBOL`] of a library that is never unloaded.
 pub unsafe fn root_from_header(header: *const c_void) -> Result<RootRef, String> {
-    // SAFETY: an `AbiHeaderRef` is one word, the address of the header; the caller promises that this is one, and its
-    // magic bytes are checked by `upgrade`.
+    if header.is_null() {
+        return Err("the symbol of its header is null".into());
+    }
+    // SAFETY: an `AbiHeaderRef` is one word, the address of the header, which is not null; the caller promises that this is
+    // one, and its magic bytes are checked by `upgrade`.
     let header = unsafe { *(&raw const header).cast::<AbiHeaderRef>() };
     let header = header
         .upgrade()
@@ -49,4 +52,22 @@ fn one_line(error: &dyn std::fmt::Display) -> String {
         line.push_str(" ...");
     }
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_null_header_is_an_error_and_not_a_crash() {
+        // SAFETY: null is refused before anything is read.
+        let refused = unsafe { root_from_header(std::ptr::null()) };
+        assert_eq!(refused.err().unwrap(), "the symbol of its header is null");
+    }
+
+    #[test]
+    fn a_long_message_becomes_a_line() {
+        assert_eq!(one_line(&"two\n  lines"), "two lines");
+        assert_eq!(one_line(&"é".repeat(300)).chars().count(), 204);
+    }
 }

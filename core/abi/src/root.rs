@@ -10,6 +10,11 @@ use abi_stable::std_types::{RStr, RString};
 /// The functions a plugin exports. Constructors of other kinds than the plugin's own answer with an error.
 ///
 /// Requests cross as JSON: [`info::Construct`](crate::info::Construct).
+///
+/// # Errors
+/// A constructor answers [`ErrorCode::Config`](crate::ErrorCode::Config) for settings and weights that do not fit,
+/// [`ErrorCode::Device`](crate::ErrorCode::Device) for a device it does not run on, and
+/// [`ErrorCode::Unsupported`](crate::ErrorCode::Unsupported) where the plugin is of another kind.
 #[repr(C)]
 #[derive(StableAbi)]
 #[sabi(kind(Prefix(prefix_ref = RootRef)))]

@@ -5,6 +5,16 @@ use abi_stable::StableAbi;
 use std::marker::PhantomData;
 use std::os::raw::c_void;
 
+/// `DLPACK_FLAG_BITMASK_READ_ONLY`, a bit of [`DLManagedTensorVersioned::flags`]: the receiver must not write to the
+/// memory. Every tensor that this crate makes has it.
+pub const READ_ONLY: u64 = 1;
+
+/// Dimensions that a tensor may have at the most.
+pub const MAX_RANK: usize = 8;
+
+/// The major version of DLPack that is read and written here.
+const DLPACK_MAJOR: u32 = 1;
+
 /// `DLPackVersion`.
 #[repr(C)]
 #[derive(StableAbi, Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +74,11 @@ pub struct DLDataType {
 }
 
 impl DLDataType {
+    /// Bytes an element, at least 1.
+    fn bytes(self) -> usize {
+        (usize::from(self.bits) * usize::from(self.lanes)).div_ceil(8).max(1)
+    }
+
     /// 32-bit float: images, logits, cotangents.
     pub const F32: Self = Self {
         code: 2,
@@ -92,7 +107,7 @@ pub struct DLTensor {
     pub dtype: DLDataType,
     /// `ndim` extents.
     pub shape: *mut i64,
-    /// `ndim` strides in elements; always filled here.
+    /// `ndim` strides in elements; the contract does not allow null, which older DLPack reads as row-major.
     pub strides: *mut i64,
     /// Offset of the first element from `data`, in bytes.
     pub byte_offset: u64,
@@ -109,7 +124,7 @@ pub struct DLManagedTensorVersioned {
     /// Frees the tensor; called once.
     #[sabi(unsafe_opaque_field)]
     pub deleter: Option<unsafe extern "C" fn(*mut DLManagedTensorVersioned)>,
-    /// Bit 0: read-only.
+    /// Bits, see [`READ_ONLY`].
     pub flags: u64,
     /// The tensor.
     pub dl_tensor: DLTensor,
@@ -120,7 +135,7 @@ const _: () = {
     assert!(std::mem::size_of::<DLManagedTensorVersioned>() == 80);
 };
 
-/// A borrowed tensor, valid for the call it is an argument of.
+/// A borrowed tensor, valid for the call it is an argument of. The receiver must not write to its memory.
 #[repr(C)]
 #[derive(StableAbi, Clone, Copy)]
 pub struct AbiTensorRef<'a> {
@@ -158,34 +173,58 @@ struct Keeper<O> {
 }
 
 unsafe extern "C" fn delete<O>(managed: *mut DLManagedTensorVersioned) {
-    // A panicking destructor must not unwind into a foreign caller.
-    let _ = std::panic::catch_unwind(|| {
+    crate::error::swallow(|| {
         // SAFETY: `manager_ctx` was set by `AbiTensor::from_owner::<O>` from `Box::into_raw`, and a deleter runs once.
         drop(unsafe { Box::from_raw((*managed).manager_ctx.cast::<Keeper<O>>()) });
     });
 }
 
-/// Row-major strides of a shape, in elements.
+fn shape_error(text: String) -> AbiError {
+    AbiError::new(ErrorCode::Shape, text)
+}
+
+/// Row-major strides of a shape, in elements. What does not fit an `i64` is `i64::MAX`: no memory has such a shape.
 pub fn contiguous_strides(shape: &[i64]) -> Vec<i64> {
-    let mut strides = vec![1; shape.len()];
+    let mut strides = vec![1i64; shape.len()];
     for i in (0..shape.len().saturating_sub(1)).rev() {
-        strides[i] = strides[i + 1] * shape[i + 1].max(1);
+        strides[i] = strides[i + 1].saturating_mul(shape[i + 1].max(1));
     }
     strides
 }
 
+/// Extents for the wire, as [`contiguous_strides`] does it.
+fn wire_extents(shape: &[usize]) -> Vec<i64> {
+    shape.iter().map(|d| i64::try_from(*d).unwrap_or(i64::MAX)).collect()
+}
+
+/// Number of elements of a shape. None where an element of that size cannot lie in memory at every one of its places,
+/// also where an extent of 0 leaves no element: strides would not fit.
+fn element_count(shape: &[usize], bytes: usize) -> Option<usize> {
+    let places = shape.iter().try_fold(1usize, |n, d| n.checked_mul((*d).max(1)))?;
+    let size = places.checked_mul(bytes)?;
+    let count = if shape.contains(&0) { 0 } else { places };
+    (size <= isize::MAX as usize).then_some(count)
+}
+
 impl AbiTensor {
-    /// A contiguous CPU tensor that takes over `data` without copying.
+    /// A contiguous CPU tensor that takes over `data` without copying; `data` holds the elements of `shape` in row-major order.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Shape`] where `shape` asks for another number of elements, or has more than [`MAX_RANK`] extents.
     pub fn from_vec<T: Element>(mut data: Vec<T>, shape: &[usize]) -> Result<Self, AbiError> {
-        let expected: usize = shape.iter().product();
-        if data.len() != expected {
-            return Err(AbiError::new(
-                ErrorCode::Shape,
-                format!(
-                    "a tensor of shape {shape:?} holds {expected} elements, not {}",
-                    data.len()
-                ),
-            ));
+        if shape.len() > MAX_RANK {
+            return Err(shape_error(format!(
+                "a tensor of shape {shape:?} has {} dimensions: {MAX_RANK} may cross at the most",
+                shape.len()
+            )));
+        }
+        let expected = element_count(shape, size_of::<T>());
+        if expected != Some(data.len()) {
+            let expected = expected.map_or("more than memory has".into(), |n| n.to_string());
+            return Err(shape_error(format!(
+                "a tensor of shape {shape:?} holds {expected} elements, not {}",
+                data.len()
+            )));
         }
         let pointer = data.as_mut_ptr();
         // SAFETY: the vector's heap block does not move when the vector is moved into the keeper, and it holds
@@ -193,11 +232,11 @@ impl AbiTensor {
         Ok(unsafe { Self::from_owner(data, pointer.cast(), T::DTYPE, DLDevice::CPU, shape) })
     }
 
-    /// A contiguous tensor over memory that `owner` keeps alive.
+    /// A contiguous tensor over memory that `owner` keeps alive. It is marked [`READ_ONLY`].
     ///
     /// # Safety
-    /// `data` must point to as many elements of `dtype` on `device` as `shape` asks for, stay valid until `owner` is
-    /// dropped, and `owner` may be dropped on any thread.
+    /// `data` must point to as many elements of `dtype` on `device` as `shape` asks for, stay valid **and unwritten**
+    /// until `owner` is dropped, and `owner` may be dropped on any thread. `shape` has [`MAX_RANK`] extents at the most.
     pub unsafe fn from_owner<O: 'static>(
         owner: O,
         data: *mut c_void,
@@ -205,17 +244,20 @@ impl AbiTensor {
         device: DLDevice,
         shape: &[usize],
     ) -> Self {
-        let dims: Vec<i64> = shape.iter().map(|d| *d as i64).collect();
+        let dims = wire_extents(shape);
         let strides = contiguous_strides(&dims);
         let mut keeper = Box::new(Keeper {
             _owner: owner,
             dims,
             strides,
             managed: DLManagedTensorVersioned {
-                version: DLPackVersion { major: 1, minor: 0 },
+                version: DLPackVersion {
+                    major: DLPACK_MAJOR,
+                    minor: 0,
+                },
                 manager_ctx: std::ptr::null_mut(),
                 deleter: Some(delete::<O>),
-                flags: 0,
+                flags: READ_ONLY,
                 dl_tensor: DLTensor {
                     data,
                     device,
@@ -237,33 +279,74 @@ impl AbiTensor {
         }
     }
 
-    /// Borrows the tensor.
+    /// Borrows the tensor. Where another compiler's code handed over null, or a tensor of another DLPack major, every reader of the
+    /// view answers with an error.
     pub fn view(&self) -> AbiTensorRef<'_> {
+        let raw = match self.managed() {
+            None => refused(NULL, 0),
+            // Nothing of another major but version, context, deleter and flags lies where this one has it.
+            Some(managed) if managed.version.major != DLPACK_MAJOR => refused(OTHER_MAJOR, managed.version.major),
+            Some(managed) => managed.dl_tensor,
+        };
         AbiTensorRef {
-            // SAFETY: an `AbiTensor` always holds a live managed tensor.
-            raw: unsafe { (*self.0).dl_tensor },
+            raw,
             borrow: PhantomData,
         }
+    }
+
+    /// Whether the producer forbids writing to the memory.
+    pub fn is_read_only(&self) -> bool {
+        self.managed().is_some_and(|managed| managed.flags & READ_ONLY != 0)
+    }
+
+    fn managed(&self) -> Option<&DLManagedTensorVersioned> {
+        if !self.0.is_aligned() {
+            return None;
+        }
+        // SAFETY: an `AbiTensor` that is not null holds a live managed tensor until it is dropped.
+        unsafe { self.0.as_ref() }
     }
 }
 
 impl Drop for AbiTensor {
     fn drop(&mut self) {
-        // SAFETY: the pointer is live until here, and this is the only call of the deleter.
-        unsafe {
-            if let Some(deleter) = (*self.0).deleter {
-                deleter(self.0)
-            }
+        if let Some(deleter) = self.managed().and_then(|managed| managed.deleter) {
+            // SAFETY: the pointer is live until here, and this is the only call of the deleter. A deleter lies at the same
+            // place in every major version, so that a tensor of another one can be freed.
+            unsafe { deleter(self.0) }
         }
     }
 }
 
+/// In place of a rank: the tensor is null.
+const NULL: i32 = i32::MIN;
+/// In place of a rank: the tensor is of the DLPack major that the offset names.
+const OTHER_MAJOR: i32 = i32::MIN + 1;
+
+/// The view of a tensor that cannot be read: its rank says why.
+fn refused(why: i32, major: u32) -> DLTensor {
+    DLTensor {
+        data: std::ptr::null_mut(),
+        device: DLDevice::CPU,
+        ndim: why,
+        dtype: DLDataType::F32,
+        shape: std::ptr::null_mut(),
+        strides: std::ptr::null_mut(),
+        byte_offset: u64::from(major),
+    }
+}
+
 impl<'a> AbiTensorRef<'a> {
-    /// A view of a slice in row-major order. Panics if the shape does not fit: the caller builds both.
+    /// A view of a slice in row-major order.
     ///
-    /// `dims` must hold the extents followed by room for the strides; see [`Dims`].
+    /// # Panics
+    /// If the shape asks for another number of elements: the caller builds both.
     pub fn from_slice<T: Element>(data: &'a [T], dims: &'a Dims) -> Self {
-        assert_eq!(data.len() as i64, dims.elements(), "slice and shape disagree");
+        assert_eq!(
+            Some(data.len()),
+            dims.elements(size_of::<T>()),
+            "slice and shape disagree"
+        );
         let raw = DLTensor {
             data: data.as_ptr().cast_mut().cast(),
             device: DLDevice::CPU,
@@ -279,7 +362,7 @@ impl<'a> AbiTensorRef<'a> {
         }
     }
 
-    /// The raw DLPack view.
+    /// The raw DLPack view, unchecked.
     pub fn raw(&self) -> &DLTensor {
         &self.raw
     }
@@ -289,72 +372,129 @@ impl<'a> AbiTensorRef<'a> {
         self.raw.device
     }
 
-    /// Extents. An impossible rank or a negative extent is an error.
+    /// Extents, [`MAX_RANK`] at the most; their product and its bytes fit an `isize`.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Shape`] for a null tensor or one of another DLPack major, an impossible rank, null extents or strides, a negative
+    /// extent, and a shape larger than any memory.
     pub fn shape(&self) -> Result<Vec<usize>, AbiError> {
-        let bad = |what: String| AbiError::new(ErrorCode::Shape, what);
-        if !(0..=8).contains(&self.raw.ndim) || (self.raw.ndim > 0 && self.raw.shape.is_null()) {
-            return Err(bad(format!("a tensor claims {} dimensions", self.raw.ndim)));
+        let dims = self.numbers(self.raw.shape, "shape")?;
+        self.numbers(self.raw.strides, "strides")?;
+        let claimed = || shape_error(format!("a tensor claims the shape {dims:?}: no memory holds it"));
+        let shape: Option<Vec<usize>> = dims.iter().map(|d| usize::try_from(*d).ok()).collect();
+        let shape = shape.ok_or_else(claimed)?;
+        element_count(&shape, self.raw.dtype.bytes()).ok_or_else(claimed)?;
+        Ok(shape)
+    }
+
+    /// The rank, from 0 to [`MAX_RANK`].
+    fn rank(&self) -> Result<usize, AbiError> {
+        match self.raw.ndim {
+            NULL => Err(shape_error(
+                "a null tensor was handed over: the plugin must return a tensor or an error".into(),
+            )),
+            OTHER_MAJOR => Err(shape_error(format!(
+                "a tensor of DLPack {} was handed over, expected DLPack {DLPACK_MAJOR}: rebuild the plugin with this contract",
+                self.raw.byte_offset
+            ))),
+            ndim => usize::try_from(ndim)
+                .ok()
+                .filter(|n| *n <= MAX_RANK)
+                .ok_or_else(|| shape_error(format!("a tensor claims {ndim} dimensions, expected 0 to {MAX_RANK}"))),
         }
-        let ndim = self.raw.ndim as usize;
-        if ndim == 0 {
-            return Ok(vec![]);
+    }
+
+    /// As many numbers as there are dimensions, from a pointer of the view.
+    fn numbers(&self, start: *mut i64, what: &str) -> Result<&'a [i64], AbiError> {
+        let rank = self.rank()?;
+        if rank == 0 {
+            return Ok(&[]);
         }
-        // SAFETY: DLPack promises `ndim` extents behind a non-null `shape`.
-        let dims = unsafe { std::slice::from_raw_parts(self.raw.shape, ndim) };
-        dims.iter()
-            .map(|d| usize::try_from(*d).map_err(|_| bad(format!("a tensor claims the shape {dims:?}"))))
-            .collect()
+        if start.is_null() || !start.is_aligned() {
+            return Err(shape_error(format!(
+                "a tensor of {rank} dimensions has no {what}: the contract wants both extents and strides"
+            )));
+        }
+        // SAFETY: DLPack promises `ndim` numbers behind each of the two pointers, which is neither null nor unaligned.
+        Ok(unsafe { std::slice::from_raw_parts(start, rank) })
     }
 
     /// The elements of a contiguous CPU tensor of type `T`, in row-major order.
+    ///
+    /// # Errors
+    /// Those of [`shape`](Self::shape); [`ErrorCode::Device`] for memory of another device; [`ErrorCode::Shape`] for another
+    /// element type, strides that are not row-major, and a null, unaligned or overflowing address.
     pub fn as_slice<T: Element>(&self) -> Result<&'a [T], AbiError> {
-        let bad = |what: String| Err(AbiError::new(ErrorCode::Shape, what));
-        if self.raw.device != DLDevice::CPU {
-            return Err(AbiError::new(
-                ErrorCode::Device,
-                format!("a tensor on {} was given to a build for the cpu", self.raw.device),
-            ));
-        }
-        if self.raw.dtype != T::DTYPE {
-            return bad(format!(
-                "a tensor has element type {:?}, expected {:?}",
-                self.raw.dtype,
-                T::DTYPE
-            ));
-        }
         let shape = self.shape()?;
-        let dims: Vec<i64> = shape.iter().map(|d| *d as i64).collect();
-        if !self.raw.strides.is_null() && !dims.is_empty() {
-            // SAFETY: DLPack promises `ndim` strides behind a non-null `strides`.
-            let strides = unsafe { std::slice::from_raw_parts(self.raw.strides, dims.len()) };
-            let natural = contiguous_strides(&dims);
-            if dims
-                .iter()
-                .zip(strides.iter().zip(&natural))
-                .any(|(d, (s, n))| *d > 1 && s != n)
-            {
-                return bad(format!(
-                    "a tensor of shape {shape:?} has strides {strides:?}, expected {natural:?}"
-                ));
-            }
-        }
-        let Some(len) = shape
-            .iter()
-            .try_fold(1usize, |a, d| a.checked_mul(*d))
-            .filter(|n| *n < 1 << 40)
-        else {
-            return bad(format!("a tensor claims the shape {shape:?}"));
-        };
+        self.check_type::<T>()?;
+        let len = element_count(&shape, size_of::<T>()).unwrap_or(0);
         if len == 0 {
             return Ok(&[]);
         }
-        // SAFETY: DLPack promises that many elements from `data + byte_offset` on, alive for the borrow.
-        let start = unsafe { self.raw.data.cast::<u8>().add(self.raw.byte_offset as usize) };
-        if start.is_null() || !(start as usize).is_multiple_of(std::mem::align_of::<T>()) {
-            return bad(format!("a tensor of shape {shape:?} has no aligned memory"));
-        }
-        // SAFETY: checked above: non-null, aligned, typed, contiguous.
+        self.check_strides(&shape)?;
+        let start = self.start(len * size_of::<T>(), align_of::<T>());
+        let Some(start) = start else {
+            return Err(shape_error(format!(
+                "a tensor of shape {shape:?} has no aligned memory"
+            )));
+        };
+        // SAFETY: DLPack promises that many elements from `data + byte_offset` on, alive for the borrow; checked above:
+        // non-null, aligned, typed, contiguous, and not longer than any memory.
         Ok(unsafe { std::slice::from_raw_parts(start.cast::<T>(), len) })
+    }
+
+    /// A copy of the elements, in row-major order.
+    ///
+    /// # Errors
+    /// Those of [`as_slice`](Self::as_slice), and [`ErrorCode::Shape`] where there is no memory for the copy.
+    pub fn to_vec<T: Element>(&self) -> Result<Vec<T>, AbiError> {
+        let elements = self.as_slice::<T>()?;
+        let mut copy = Vec::new();
+        copy.try_reserve_exact(elements.len()).map_err(|_| {
+            shape_error(format!(
+                "a tensor claims {} elements: there is no memory for a copy",
+                elements.len()
+            ))
+        })?;
+        copy.extend_from_slice(elements);
+        Ok(copy)
+    }
+
+    fn check_type<T: Element>(&self) -> Result<(), AbiError> {
+        if self.raw.device != DLDevice::CPU {
+            let text = format!("a tensor on {} was given to a build for the cpu", self.raw.device);
+            return Err(AbiError::new(ErrorCode::Device, text));
+        }
+        if self.raw.dtype != T::DTYPE {
+            return Err(shape_error(format!(
+                "a tensor has element type {:?}, expected {:?}",
+                self.raw.dtype,
+                T::DTYPE
+            )));
+        }
+        Ok(())
+    }
+
+    /// Of an extent of 1 the stride does not matter.
+    fn check_strides(&self, shape: &[usize]) -> Result<(), AbiError> {
+        let strides = self.numbers(self.raw.strides, "strides")?;
+        let natural = contiguous_strides(&wire_extents(shape));
+        let differ = |((d, s), n): ((&usize, &i64), &i64)| *d > 1 && s != n;
+        if shape.iter().zip(strides).zip(&natural).any(differ) {
+            return Err(shape_error(format!(
+                "a tensor of shape {shape:?} has strides {strides:?}, expected {natural:?}"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Where the elements begin; none where so many bytes cannot lie there.
+    fn start(&self, bytes: usize, align: usize) -> Option<*const u8> {
+        let data = self.raw.data.cast_const().cast::<u8>();
+        let offset = usize::try_from(self.raw.byte_offset).ok()?;
+        let first = data.addr().checked_add(offset)?;
+        first.checked_add(bytes)?;
+        (!data.is_null() && first.is_multiple_of(align)).then(|| data.wrapping_add(offset))
     }
 }
 
@@ -368,66 +508,19 @@ pub struct Dims {
 impl Dims {
     /// Of a shape.
     pub fn new(shape: &[usize]) -> Self {
-        let shape: Vec<i64> = shape.iter().map(|d| *d as i64).collect();
+        let shape = wire_extents(shape);
         Self {
             strides: contiguous_strides(&shape),
             shape,
         }
     }
 
-    fn elements(&self) -> i64 {
-        self.shape.iter().product()
+    /// Elements of that size; none where the shape has no place in memory or cannot cross.
+    fn elements(&self, bytes: usize) -> Option<usize> {
+        let shape: Vec<usize> = self.shape.iter().map(|d| *d as usize).collect();
+        element_count(&shape, bytes).filter(|_| shape.len() <= MAX_RANK)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_tensor_keeps_its_elements_and_shape() {
-        let t = AbiTensor::from_vec(vec![1f32, 2., 3., 4., 5., 6.], &[2, 3]).unwrap();
-        assert_eq!(t.view().shape().unwrap(), [2, 3]);
-        assert_eq!(t.view().as_slice::<f32>().unwrap(), [1., 2., 3., 4., 5., 6.]);
-        assert!(t.view().as_slice::<i64>().unwrap_err().message.contains("element type"));
-        assert!(AbiTensor::from_vec(vec![1f32], &[2]).is_err());
-    }
-
-    #[test]
-    fn strides_that_are_not_row_major_are_refused() {
-        let dims = Dims {
-            shape: vec![2, 2],
-            strides: vec![1, 2],
-        };
-        let data = [1f32, 2., 3., 4.];
-        assert!(
-            AbiTensorRef::from_slice(&data, &dims)
-                .as_slice::<f32>()
-                .unwrap_err()
-                .message
-                .contains("strides")
-        );
-    }
-
-    #[test]
-    fn a_device_tensor_is_refused_by_a_cpu_reader() {
-        let dims = Dims::new(&[1]);
-        let mut view = AbiTensorRef::from_slice(&[1f32], &dims);
-        view.raw.device = DLDevice::cuda(1);
-        let error = view.as_slice::<f32>().unwrap_err();
-        assert_eq!(error.code, ErrorCode::Device as u32);
-        assert!(error.message.contains("cuda:1"));
-    }
-
-    #[test]
-    fn the_owner_is_dropped_once() {
-        use std::sync::Arc;
-        let owner = Arc::new(vec![1f32]);
-        let pointer = owner.as_ptr().cast_mut();
-        // SAFETY: the arc keeps the one element alive.
-        let t = unsafe { AbiTensor::from_owner(owner.clone(), pointer.cast(), DLDataType::F32, DLDevice::CPU, &[1]) };
-        assert_eq!(Arc::strong_count(&owner), 2);
-        drop(t);
-        assert_eq!(Arc::strong_count(&owner), 1);
-    }
-}
+mod tests;

@@ -9,10 +9,20 @@ use abi_stable::std_types::{RBox, ROption, RStr, RString, Tuple2};
 pub trait AbiServices: Send + Sync {
     /// A fresh, randomly initialised and trainable classifier of that plugin; an empty name asks for the
     /// architecture under attack.
+    ///
+    /// # Errors
+    /// Where there is no such plugin, or it is no classifier.
     fn fresh_classifier(&self, name: RStr<'_>, seed: u64) -> AbiResult<ModelBox>;
-    /// Images `[N,C,H,W]` and true labels `[N]` that are kept out of scoring.
+    /// Images `[N,C,H,W]` and true labels `[N]` (`i64`) that are kept out of scoring.
+    ///
+    /// # Errors
+    /// Where none were kept.
     fn seeds(&self) -> AbiResult<Tuple2<AbiTensor, AbiTensor>>;
-    /// Labels `[N]` (`i64`) of the whole pipeline; each image counts as one query.
+    /// Labels `[N]` (`i64`) of the whole pipeline for images `[N,C,H,W]`; each image counts as one query.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Denied`](crate::ErrorCode::Denied) without access to labels or beyond the limit of queries,
+    /// [`ErrorCode::Cancelled`](crate::ErrorCode::Cancelled) where the run is to end; a model's own.
     #[sabi(last_prefix_field)]
     fn labels(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<AbiTensor>;
 }
@@ -24,8 +34,14 @@ pub type ServicesBox = AbiServices_TO<'static, RBox<()>>;
 #[sabi_trait]
 pub trait AbiThreatModel: Send + Sync {
     /// An [`Access`](crate::info::Access) as JSON.
+    ///
+    /// # Errors
+    /// Where it cannot be written.
     fn access(&self) -> AbiResult<RString>;
     /// Called once a cell, before the attack. Where the access names the target `substitute`, returns that model.
+    ///
+    /// # Errors
+    /// Those of the services, with their codes, and the threat model's own.
     #[sabi(last_prefix_field)]
     fn prepare(&self, ctx: CtxRef<'_>, services: &ServicesBox) -> AbiResult<ROption<ModelBox>>;
 }

@@ -50,8 +50,9 @@ impl Init {
 /// Where a model's parameters come from: a safetensors blob or a seeded initialisation.
 ///
 /// A blob is read strictly: a missing name, a wrong shape, a value that is not finite, and (see
-/// [`Weights::finish`]) a name nobody asked for are errors. `f16` and `bf16` are widened to `f32`. An
-/// initial value depends on the seed and the parameter's name, not on the order of creation.
+/// [`Weights::finish`]) a name nobody asked for are errors, except for [counters](Weights::counters) of PyTorch's batch norm.
+/// `f16` and `bf16` are widened to `f32`. An initial value depends on the seed and the parameter's name, not on the order of
+/// creation.
 #[derive(Clone)]
 pub struct Weights {
     prefix: String,
@@ -63,7 +64,12 @@ pub struct Weights {
 
 enum Source {
     Seed(u64),
-    File(HashMap<String, Entry>),
+    File(File),
+}
+
+struct File {
+    entries: HashMap<String, Entry>,
+    counters: Vec<String>,
 }
 
 struct Entry {
@@ -75,20 +81,25 @@ impl Weights {
     /// Parameters from a safetensors blob.
     ///
     /// # Errors
-    /// When the blob is no safetensors file, or holds integers or values that are not finite.
+    /// When the blob is no safetensors file, or holds integers (but for counters) or values that are not finite.
     pub fn from_safetensors(bytes: &[u8]) -> Result<Weights> {
         let file = SafeTensors::deserialize(bytes).map_err(|e| {
             candle_core::Error::msg(format!(
                 "not a safetensors file ({e}): save it with safetensors.torch.save_file, or name another"
             ))
         })?;
-        let mut entries = HashMap::new();
+        let (mut entries, mut counters) = (HashMap::new(), vec![]);
         for (name, view) in file.iter() {
+            if is_counter(name, view.shape()) {
+                counters.push(name.to_string());
+                continue;
+            }
             let values = read_values(name, &view)?;
             let shape = view.shape().to_vec();
             entries.insert(name.to_string(), Entry { shape, values });
         }
-        Ok(Weights::new(Source::File(entries)))
+        counters.sort();
+        Ok(Weights::new(Source::File(File { entries, counters })))
     }
 
     /// Parameters initialised at random from `seed`.
@@ -111,11 +122,20 @@ impl Weights {
         matches!(*self.source, Source::Seed(_))
     }
 
+    /// Names ending in `num_batches_tracked` that were left out of the file, sorted: PyTorch's batch norm counts its training
+    /// batches in them, and no network reads them in evaluation.
+    pub fn counters(&self) -> &[String] {
+        match &*self.source {
+            Source::Seed(_) => &[],
+            Source::File(file) => &file.counters,
+        }
+    }
+
     /// Shape of a tensor of the file; none where there is no file or no such name.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         match &*self.source {
             Source::Seed(_) => None,
-            Source::File(entries) => Some(&entries.get(&self.full_name(name))?.shape),
+            Source::File(file) => Some(&file.entries.get(&self.full_name(name))?.shape),
         }
     }
 
@@ -125,10 +145,10 @@ impl Weights {
     /// # Errors
     /// Those of `change`.
     pub fn map(&self, change: impl Fn(&str, Tensor) -> Result<Tensor>) -> Result<Weights> {
-        let Source::File(entries) = &*self.source else {
+        let Source::File(file) = &*self.source else {
             return Ok(self.clone());
         };
-        let mapped = entries.iter().map(|(name, entry)| {
+        let mapped = file.entries.iter().map(|(name, entry)| {
             let tensor = Tensor::from_slice(&entry.values, entry.shape.as_slice(), &Device::Cpu)?;
             let tensor = change(name, tensor)?;
             let entry = Entry {
@@ -137,8 +157,12 @@ impl Weights {
             };
             Ok((name.clone(), entry))
         });
+        let mapped = File {
+            entries: mapped.collect::<Result<_>>()?,
+            counters: file.counters.clone(),
+        };
         Ok(Weights {
-            source: Arc::new(Source::File(mapped.collect::<Result<_>>()?)),
+            source: Arc::new(Source::File(mapped)),
             ..self.clone()
         })
     }
@@ -194,12 +218,12 @@ impl Weights {
     /// # Errors
     /// When the file holds names that no parameter asked for.
     pub fn finish(&self) -> Result<()> {
-        let Source::File(entries) = &*self.source else {
+        let Source::File(file) = &*self.source else {
             return Ok(());
         };
         let created = self.created();
         let used: BTreeSet<&str> = created.iter().map(Param::name).collect();
-        let unused: BTreeSet<&str> = entries.keys().map(String::as_str).collect();
+        let unused: BTreeSet<&str> = file.entries.keys().map(String::as_str).collect();
         let unused: Vec<&str> = unused.difference(&used).copied().collect();
         if !unused.is_empty() {
             bail!(
@@ -218,7 +242,7 @@ impl Weights {
                 let values = init.values(*seed, &name, shape.iter().product());
                 Tensor::from_vec(values, shape, &Device::Cpu)?
             }
-            Source::File(entries) => from_entry(entries, &name, shape)?,
+            Source::File(file) => from_entry(&file.entries, &name, shape)?,
         };
         let value = value.to_dtype(self.dtype)?.to_device(&self.device)?;
         let mut created = self.created();
@@ -281,6 +305,11 @@ fn from_entry(entries: &HashMap<String, Entry>, name: &str, shape: &[usize]) -> 
         );
     }
     Tensor::from_slice(&entry.values, shape, &Device::Cpu)
+}
+
+/// Whether a tensor of a file is the one number in which PyTorch's batch norm counts its training batches.
+fn is_counter(name: &str, shape: &[usize]) -> bool {
+    name.rsplit('.').next() == Some("num_batches_tracked") && shape.iter().product::<usize>() == 1
 }
 
 /// The finite values of one tensor of a file.

@@ -75,6 +75,28 @@ fn each_fault_of_a_file_is_named() {
 }
 
 #[test]
+fn the_counters_of_pytorchs_batch_norm_are_left_out_and_named() {
+    use safetensors::{Dtype, SafeTensors, serialize, tensor::TensorView};
+    let blob = save_safetensors(&model(&Weights::init(3)).unwrap()).unwrap();
+    let file = SafeTensors::deserialize(&blob).unwrap();
+    let with = |name: &'static str, dtype, shape: &[usize], bytes: &[u8]| -> Result<Vec<String>> {
+        let extra = TensorView::new(dtype, shape.to_vec(), bytes).unwrap();
+        let blob = serialize(file.iter().chain([(name, extra)]), None).unwrap();
+        let weights = Weights::from_safetensors(&blob)?;
+        model(&weights)?;
+        Ok(weights.counters().to_vec())
+    };
+    let count = 1234i64.to_le_bytes();
+    let counter = "norm.num_batches_tracked";
+    assert_eq!(with(counter, Dtype::I64, &[], &count).unwrap(), [counter]);
+    assert_eq!(with(counter, Dtype::F32, &[1], &[0; 4]).unwrap(), [counter]);
+    assert!(Weights::from_safetensors(&blob).unwrap().counters().is_empty());
+    // Other integers, and weights of such a name, are refused as before.
+    assert!(error_of(with("norm.steps", Dtype::I64, &[], &count)).contains("'norm.steps' has type I64"));
+    assert!(error_of(with(counter, Dtype::F32, &[3], &[0; 12])).contains("does not use: norm.num_batches_tracked"));
+}
+
+#[test]
 fn diverged_parameters_are_not_saved() {
     let weights = Weights::init(4);
     let param = weights.param("p", &[1], Init::Const(1e5)).unwrap();

@@ -1,6 +1,6 @@
 //! Attacks.
 
-use crate::convert::{export, import, run, to_abi, to_candle};
+use crate::convert::{export, import, json, run, to_abi, to_candle};
 use crate::oracle::Oracle;
 use crate::settings::Settings;
 use advae_abi::abi_stable::sabi_trait::TD_Opaque;
@@ -15,6 +15,9 @@ pub trait Attack: Sized + Send + Sync + 'static {
     type Settings: Settings;
 
     /// Checks the settings.
+    ///
+    /// # Errors
+    /// Where a setting is out of its range; name it, its value and the range.
     fn new(settings: Self::Settings) -> Result<Self>;
 
     /// Norm, radius, and cost, for the host's budget and progress bar.
@@ -24,6 +27,9 @@ pub trait Attack: Sized + Send + Sync + 'static {
     /// another, and all randomness is keyed by the sample ([`Pass::rng`](crate::Pass::rng)).
     ///
     /// What is returned may exceed epsilon; the host measures and refuses.
+    ///
+    /// # Errors
+    /// The oracle's, handed on with `?` or `context` so that they keep their code, and those of operations.
     fn perturb(&self, oracle: &Oracle, x: &Tensor, y: &Tensor) -> Result<Perturbed>;
 }
 
@@ -58,7 +64,7 @@ pub(crate) fn boxed<A: Attack>(request: &Construct) -> std::result::Result<Attac
 
 impl<A: Attack> AbiAttack for Shim<A> {
     fn info(&self) -> AbiResult<RString> {
-        crate::model::json(&self.0.info())
+        json(|| self.0.info())
     }
 
     fn perturb(

@@ -23,12 +23,21 @@ pub trait Classifier: Sized + Send + Sync + 'static {
     const BATCH: Option<usize> = None;
 
     /// Builds the network; asks `weights` for every parameter by name, shape and initialisation.
+    ///
+    /// # Errors
+    /// Where a setting is out of its range, and those of [`Weights::param`].
     fn new(settings: Self::Settings, weights: &Weights) -> Result<Self>;
 
     /// Images `[N,C,H,W]` to **logits** `[N,K]` (never probabilities), sample by sample.
+    ///
+    /// # Errors
+    /// Where an operation fails. Images of another shape than [`INPUT`](Self::INPUT) do not come here: the sdk refuses them.
     fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor>;
 
     /// Activations of the penultimate layer `[N,F]`, where the author exposes them.
+    ///
+    /// # Errors
+    /// Where an operation fails.
     fn features(&self, _pass: &Pass, _x: &Tensor) -> Result<Option<Tensor>> {
         Ok(None)
     }

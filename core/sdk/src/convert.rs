@@ -1,48 +1,64 @@
 //! Tensors, errors and contexts between candle and the contract.
 
+use advae_abi::abi_stable::std_types::RString;
 use advae_abi::info::OracleInfo;
 use advae_abi::{
-    AbiError, AbiTensor, AbiTensorRef, CallCtx, CallPhase, CtxRef, DLDataType, DLDevice, ErrorCode, flags,
+    AbiError, AbiResult, AbiTensor, AbiTensorRef, CallCtx, CallPhase, CtxRef, DLDataType, Dims, ErrorCode, MAX_RANK,
+    flags,
 };
 use advae_nn::{Pass, Phase};
 use candle_core::op::BackpropOp;
 use candle_core::{CpuStorage, DType, Device, Error, Result, Shape, Storage, Tensor};
-use std::os::raw::c_void;
 
-/// Hands a candle tensor over, on the CPU. From there nothing is copied: the tensor itself keeps the memory alive.
+/// Hands a candle tensor over, as a copy of its own: whoever else holds the tensor may still write to it in place.
+///
+/// # Errors
+/// [`ErrorCode::Shape`] for another type than `f32` and `i64`, and for more dimensions than may cross.
 pub(crate) fn export(tensor: &Tensor) -> Result<AbiTensor> {
-    let tensor = tensor.detach().contiguous()?.to_device(&Device::Cpu)?;
-    let dims = tensor.dims().to_vec();
-    let (data, dtype) = {
-        let (storage, layout) = tensor.storage_and_layout();
-        let Storage::Cpu(storage) = &*storage else {
-            candle_core::bail!(
-                "a tensor on {:?} cannot be handed over by a build for the cpu",
-                tensor.device().location()
-            )
-        };
-        let offset = layout.start_offset();
-        match storage {
-            CpuStorage::F32(v) => (v[offset..].as_ptr().cast::<c_void>(), DLDataType::F32),
-            CpuStorage::I64(v) => (v[offset..].as_ptr().cast::<c_void>(), DLDataType::I64),
-            _ => candle_core::bail!(
-                "a tensor of {:?} cannot be handed over: convert it to f32",
-                tensor.dtype()
-            ),
-        }
+    let (flat, shape) = (tensor.detach().flatten_all()?, tensor.dims());
+    let exported = match tensor.dtype() {
+        DType::F32 => AbiTensor::from_vec(flat.to_vec1::<f32>()?, shape),
+        DType::I64 => AbiTensor::from_vec(flat.to_vec1::<i64>()?, shape),
+        other => Err(wrong_type(other)),
     };
-    // SAFETY: `data` points into the tensor's contiguous storage, which the owner keeps alive and which nothing
-    // reallocates: candle's in-place operations write elements, they do not grow buffers.
-    Ok(unsafe { AbiTensor::from_owner(tensor, data.cast_mut(), dtype, DLDevice::CPU, &dims) })
+    exported.map_err(to_candle)
+}
+
+/// Lends a tensor for a call, without copying it where it lies on the CPU in one piece. In-place operations on it wait until the
+/// call is over.
+///
+/// # Errors
+/// Those of [`export`], and the call's.
+pub(crate) fn lend<T>(tensor: &Tensor, call: impl FnOnce(AbiTensorRef<'_>) -> AbiResult<T>) -> Result<T> {
+    let tensor = tensor.detach().contiguous()?.to_device(&Device::Cpu)?;
+    if tensor.rank() > MAX_RANK {
+        let text = format!("a tensor of shape {:?} has more than {MAX_RANK} dimensions", tensor.dims());
+        return Err(to_candle(AbiError::new(ErrorCode::Shape, text)));
+    }
+    let dims = Dims::new(tensor.dims());
+    // The guard is what in-place operations wait for.
+    let (storage, layout) = tensor.storage_and_layout();
+    let range = layout.start_offset()..layout.start_offset() + tensor.elem_count();
+    let view = match &*storage {
+        Storage::Cpu(CpuStorage::F32(v)) => AbiTensorRef::from_slice(&v[range], &dims),
+        Storage::Cpu(CpuStorage::I64(v)) => AbiTensorRef::from_slice(&v[range], &dims),
+        _ => return Err(to_candle(wrong_type(tensor.dtype()))),
+    };
+    call(view).into_result().map_err(to_candle)
+}
+
+fn wrong_type(dtype: DType) -> AbiError {
+    let text = format!("a tensor of {dtype:?} cannot be handed over: convert it to f32, or labels to i64");
+    AbiError::new(ErrorCode::Shape, text)
 }
 
 /// Takes a borrowed tensor in, with one copy. `variable`: gradients with respect to it will be asked for.
 pub(crate) fn import(tensor: AbiTensorRef<'_>, variable: bool) -> std::result::Result<Tensor, AbiError> {
     let shape = Shape::from(tensor.shape()?);
     let storage = if tensor.raw().dtype == DLDataType::I64 {
-        CpuStorage::I64(tensor.as_slice::<i64>()?.to_vec())
+        CpuStorage::I64(tensor.to_vec::<i64>()?)
     } else {
-        CpuStorage::F32(tensor.as_slice::<f32>()?.to_vec())
+        CpuStorage::F32(tensor.to_vec::<f32>()?)
     };
     Ok(Tensor::from_storage(
         Storage::Cpu(storage),
@@ -100,57 +116,89 @@ pub(crate) fn device(name: &str) -> std::result::Result<Device, AbiError> {
     Device::new_cuda(ordinal).map_err(|error| failed(format!("device '{name}' does not open: {}", to_abi(error))))
 }
 
-/// An error of candle as one of the contract. An oracle's error that went through the author's code keeps its code.
+/// An error of candle as one of the contract. An error of the contract that went through the author's code, and through
+/// `context`, keeps its code.
 pub(crate) fn to_abi(error: Error) -> AbiError {
-    match error {
-        Error::WithBacktrace { inner, .. } => to_abi(*inner),
-        Error::Context { inner, context } => {
-            let inner = to_abi(*inner);
-            AbiError {
-                message: format!("{context}: {}", inner.message).into(),
-                ..inner
-            }
-        }
-        Error::WrappedContext { wrapped, context } => {
-            let mut error = AbiError::from_error(ErrorCode::Compute, &*wrapped);
+    described(&error)
+}
+
+fn described(error: &(dyn std::error::Error + 'static)) -> AbiError {
+    if let Some(error) = error.downcast_ref::<AbiError>() {
+        return error.clone();
+    }
+    match error.downcast_ref::<Error>() {
+        Some(Error::WithBacktrace { inner, .. }) => described(&**inner),
+        Some(Error::Context { inner, context }) => under(context, described(&**inner)),
+        Some(Error::WithPath { inner, path }) => under(&path.display(), described(&**inner)),
+        Some(Error::WrappedContext { wrapped, context }) => {
+            let mut error = described(&**wrapped);
             error.chain.insert(0, error.message.clone());
             AbiError {
-                message: context.into(),
+                message: context.as_str().into(),
                 ..error
             }
         }
-        Error::Msg(text) => match text.strip_prefix(DENIED) {
-            Some(text) => AbiError::new(ErrorCode::Denied, text),
-            None => AbiError::new(ErrorCode::Compute, text),
+        Some(Error::Io(io)) if crossed(io).is_some() => described(io),
+        _ => match error.downcast_ref::<std::io::Error>().and_then(crossed) {
+            Some(crossed) => crossed.clone(),
+            None => AbiError {
+                code: error.source().map_or(ErrorCode::Compute as u32, |cause| described(cause).code),
+                ..AbiError::from_error(ErrorCode::Compute, error)
+            },
         },
-        other => AbiError::from_error(ErrorCode::Compute, &other),
     }
 }
 
-const DENIED: &str = "denied: ";
+fn under(context: &dyn std::fmt::Display, error: AbiError) -> AbiError {
+    AbiError {
+        message: format!("{context}: {}", error.message).into(),
+        ..error
+    }
+}
 
-/// An error of the contract as one of candle.
+/// What [`to_candle`] put there.
+fn crossed(error: &std::io::Error) -> Option<&AbiError> {
+    error.get_ref()?.downcast_ref()
+}
+
+/// An error of the contract as one of candle, in which [`to_abi`] finds it again. `Io` is the variant that prints as what it holds
+/// and keeps its type; `Wrapped` keeps the text alone.
 pub(crate) fn to_candle(error: AbiError) -> Error {
-    let denied = if error.is(ErrorCode::Denied) { DENIED } else { "" };
-    Error::Msg(format!("{denied}{error}"))
+    Error::Io(std::io::Error::other(error))
 }
 
 /// Runs a plugin's code with the threads the context grants.
-pub(crate) fn run<T>(ctx: CtxRef<'_>, f: impl FnOnce(Pass) -> Result<T>) -> advae_abi::AbiResult<T> {
-    let context = ctx.get();
-    let pass = pass(&context, ctx.sample_ids());
-    advae_abi::guard(|| advae_nn::with_threads(context.threads.max(1) as usize, || f(pass)).map_err(to_abi))
+pub(crate) fn run<T>(ctx: CtxRef<'_>, f: impl FnOnce(Pass) -> Result<T>) -> AbiResult<T> {
+    advae_abi::guard(|| {
+        ctx.check()?;
+        let context = ctx.get();
+        let pass = pass(&context, ctx.sample_ids());
+        advae_nn::with_threads(context.threads.max(1) as usize, || f(pass)).map_err(to_abi)
+    })
+}
+
+/// A description as JSON. `describe` runs the author's code.
+pub(crate) fn json<T: serde::Serialize>(describe: impl FnOnce() -> T) -> AbiResult<RString> {
+    advae_abi::guard(|| match serde_json::to_string(&describe()) {
+        Ok(text) => Ok(text.into()),
+        Err(error) => Err(AbiError::new(
+            ErrorCode::Compute,
+            format!("cannot describe itself: {error}"),
+        )),
+    })
 }
 
 /// Images of a batch are `[N,C,H,W]` of the shape the oracle names.
 pub(crate) fn check_images(x: &Tensor, info: &OracleInfo) -> Result<()> {
     match x.dims() {
         [_, c, h, w] if [*c, *h, *w] == info.input && x.dtype() == DType::F32 => Ok(()),
-        other => candle_core::bail!(
-            "the oracle takes f32 images [N,{:?}], not {:?} of {:?}",
-            info.input,
-            other,
-            x.dtype()
-        ),
+        other => {
+            let ([c, h, w], dtype) = (info.input, x.dtype());
+            let text = format!("the oracle takes f32 images [N,{c},{h},{w}], not {other:?} of {dtype:?}");
+            Err(to_candle(AbiError::new(ErrorCode::Shape, text)))
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,6 @@
 //! `export_plugin!`: from one type to a shared library.
 
+use crate::convert::json;
 use crate::{Attack, Classifier, Purifier, Settings, ThreatModel};
 use advae_abi::abi_stable::std_types::{RStr, RString};
 use advae_abi::info::{Construct, Description};
@@ -89,22 +90,31 @@ macro_rules! export_plugin {
 }
 
 /// Settings as the description of the plugin.
+///
+/// # Errors
+/// Where it cannot be written, or the author's code panics.
 pub fn describe<S: Settings>() -> AbiResult<RString> {
-    crate::model::json(&Description {
+    json(|| Description {
         settings: crate::settings::describe::<S>(),
         own: vec![],
     })
 }
 
 /// The same with those of its own objective.
+///
+/// # Errors
+/// As for [`describe`].
 pub fn describe_purifier<P: Purifier>() -> AbiResult<RString> {
-    crate::model::json(&Description {
+    json(|| Description {
         settings: crate::settings::describe::<P::Settings>(),
         own: P::own_settings(),
     })
 }
 
 /// Constructor of a classifier.
+///
+/// # Errors
+/// `Config` for a request, settings or weights that do not fit, `Device` for a device it does not run on, `Panic`.
 pub fn classifier<C: Classifier>(request: RStr<'_>, sets: WeightSets) -> AbiResult<ModelBox> {
     construct(request, |request| {
         let settings = crate::settings::parse(&request.config)?;
@@ -115,6 +125,9 @@ pub fn classifier<C: Classifier>(request: RStr<'_>, sets: WeightSets) -> AbiResu
 }
 
 /// Constructor of a purifier.
+///
+/// # Errors
+/// As for [`classifier`].
 pub fn purifier<P: Purifier>(request: RStr<'_>, sets: WeightSets) -> AbiResult<ModelBox> {
     construct(request, |request| {
         let settings = crate::settings::parse(&request.config)?;
@@ -125,16 +138,25 @@ pub fn purifier<P: Purifier>(request: RStr<'_>, sets: WeightSets) -> AbiResult<M
 }
 
 /// Constructor of an attack.
+///
+/// # Errors
+/// As for [`classifier`].
 pub fn attack<A: Attack>(request: RStr<'_>) -> AbiResult<AttackBox> {
     construct(request, crate::attack::boxed::<A>)
 }
 
 /// Constructor of a threat model.
+///
+/// # Errors
+/// As for [`classifier`].
 pub fn threat_model<T: ThreatModel>(request: RStr<'_>) -> AbiResult<ThreatModelBox> {
     construct(request, crate::threat::boxed::<T>)
 }
 
 /// Answer of a constructor of another kind.
+///
+/// # Errors
+/// Always `Unsupported`.
 pub fn other_kind<T>(kind: &str, asked: &str) -> AbiResult<T> {
     let kind = kind.replace('_', " ");
     guard(|| {
@@ -152,3 +174,6 @@ fn construct<T>(request: RStr<'_>, build: impl FnOnce(&Construct) -> Result<T, A
         build(&request)
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -100,6 +100,9 @@ pub struct Objective {
 
 impl Objective {
     /// Loss `[N]` of logits `[N,K]` that an attack ascends: the true label's cross-entropy, or the target's negated.
+    ///
+    /// # Errors
+    /// Where there is not one row of logits for every label, or a label is no class.
     pub fn loss(&self, logits: &Tensor) -> Result<Tensor> {
         let loss = advae_nn::cross_entropy(logits, &self.tensor(logits)?)?;
         if self.targeted { loss.neg() } else { Ok(loss) }
@@ -107,18 +110,27 @@ impl Objective {
 
     /// How far logits `[N,K]` are from the goal, `[N]`: `z_y - max z_i (i != y)`, or `max z_i (i != t) - z_t` for a
     /// target `t`. Negative: reached.
+    ///
+    /// # Errors
+    /// As for [`loss`](Self::loss), and where there is one class only.
     pub fn margin(&self, logits: &Tensor) -> Result<Tensor> {
         let lead = advae_nn::margin(logits, &self.tensor(logits)?)?;
         if self.targeted { lead.neg() } else { Ok(lead) }
     }
 
     /// Which logits `[N,K]` reach the goal: the label, the first of the largest, is not the true one, or is the target.
+    ///
+    /// # Errors
+    /// Where the logits are not `[N,K]` of `f32`.
     pub fn is_adversarial(&self, logits: &Tensor) -> Result<Vec<bool>> {
         let reached = |(z, label): (Vec<f32>, &u32)| (first_of(&z, |a, b| a > b) == *label) == self.targeted;
         Ok(rows(logits)?.into_iter().zip(&self.labels).map(reached).collect())
     }
 
-    /// The objective of some samples.
+    /// The objective of some samples, by their places in the batch.
+    ///
+    /// # Panics
+    /// If an index is not below the number of samples.
     pub fn select(&self, indices: &[usize]) -> Self {
         Self {
             labels: indices.iter().map(|i| self.labels[*i]).collect(),
@@ -136,7 +148,10 @@ impl Objective {
     }
 }
 
-/// Some samples of a batch `[N, ...]`.
+/// Some samples of a batch `[N, ...]`, by their places in it.
+///
+/// # Errors
+/// Where an index is not below `N`.
 pub fn select_rows(x: &Tensor, indices: &[usize]) -> Result<Tensor> {
     let indices: Vec<u32> = indices.iter().map(|i| *i as u32).collect();
     x.index_select(&Tensor::new(indices, x.device())?, 0)

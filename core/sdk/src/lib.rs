@@ -15,7 +15,7 @@
 //! settings! {
 //!     /// One step along the sign of the gradient.
 //!     pub struct Step {
-//!         /// Radius of the Linf ball.
+//!         /// Radius of the Linf ball; the host fills it in and enforces it.
 //!         epsilon: f64 = 0.3,
 //!     }
 //! }
@@ -35,13 +35,49 @@
 //!
 //!     fn perturb(&self, oracle: &Oracle, x: &Tensor, y: &Tensor) -> Result<Perturbed> {
 //!         let gradient = oracle.gradient(x, |logits| nn::cross_entropy(logits, y))?.x;
-//!         let x_adv = (x + (gradient.sign()? * self.0.epsilon)?)?;
-//!         Ok(oracle.clip(&x_adv)?.into())
+//!         Ok(oracle.clip(&(x + (gradient.sign()? * self.0.epsilon)?)?)?.into())
 //!     }
 //! }
 //!
 //! export_plugin! { attack: SignAttack }
+//! # // Logits z = (x, -x): for label 0 the loss falls with x, for label 1 with -x.
+//! # let target = advae_sdk::testing::Testbed::linear([1, 1, 1], &[vec![1.], vec![-1.]], &[0., 0.])?;
+//! # let x = Tensor::new(&[0.5f32, 0.125], &advae_sdk::candle_core::Device::Cpu)?.reshape((2, 1, 1, 1))?;
+//! # let out = target.attack(&SignAttack(Step { epsilon: 0.25 }), &[7, 8], &x, &[0, 1])?;
+//! # assert_eq!(out.x_adv.flatten_all()?.to_vec1::<f32>()?, [0.25, 0.375]);
+//! # Result::Ok(())
 //! ```
+//!
+//! # Layers
+//!
+//! [`nn`] has the layers of the networks under test; `N` images of `C` channels, `H` rows and `W` columns. Layers make their
+//! parameters from [`Weights`], under the names that PyTorch gives them. The operators of candle may be used beside them; not all of
+//! those have a right gradient, or one at all, and `doctor` compares the gradient with differences.
+//!
+//! | layer | shape in | shape out |
+//! |---|---|---|
+//! | [`Conv2d`](nn::Conv2d) | `[N, in, H, W]` | `[N, out, Hout, Wout]`: `ceil(H / stride)` for [`Padding::Same`](nn::Padding), `floor((H - kernel) / stride) + 1` for [`Padding::Valid`](nn::Padding) |
+//! | [`ConvTranspose2d`](nn::ConvTranspose2d) | `[N, in, H, W]` | `[N, out, Hout, Wout]`: `stride H` for `Same`, `stride (H - 1) + kernel` for `Valid` |
+//! | [`Linear`](nn::Linear) | `[N, in]` | `[N, out]` |
+//! | [`BatchNorm2d`](nn::BatchNorm2d) | `[N, C, H, W]` | the same |
+//! | [`Dropout`](nn::Dropout) | `[N, ...]` | the same |
+//! | [`relu`](nn::relu), [`leaky_relu`](nn::leaky_relu), [`sigmoid`](nn::sigmoid), [`clamp`](nn::clamp) | any | the same |
+//! | [`max_pool2d`](nn::max_pool2d) by `k` | `[N, C, H, W]` | `[N, C, floor(H / k), floor(W / k)]` |
+//! | [`upsample_nearest2d`](nn::upsample_nearest2d) by `f` | `[N, C, H, W]` | `[N, C, f H, f W]` |
+//! | [`flatten`](nn::flatten) | `[N, ...]` | `[N, the product of the rest]` |
+//! | [`softmax`](nn::softmax), [`log_softmax`](nn::log_softmax) | `[..., K]` | the same |
+//! | [`cross_entropy`](nn::cross_entropy), [`margin`](nn::margin) | logits `[N, K]`, labels `[N]` | `[N]` |
+//! | [`custom_vjp`](nn::custom_vjp) | any | any, with a gradient of the author's own |
+//!
+//! A [`Net`](nn::Net), built by [`NetBuilder`](nn::NetBuilder) from these layers, runs as one operator and is the fastest way. It adds
+//! `concat` (`[N, Ci, H, W]` to `[N, sum of Ci, H, W]`) and `add` (two of the same shape).
+//!
+//! # Errors
+//!
+//! Errors are candle's. Those of the host, such as an oracle's `Denied` or `Cancelled`, keep their code on the way through an
+//! author's code if they are handed on with `?` or given a `context`.
+
+#![warn(clippy::missing_errors_doc, clippy::missing_panics_doc)]
 
 mod attack;
 mod classifier;

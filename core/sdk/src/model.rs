@@ -1,6 +1,6 @@
 //! The shim between a network of candle tensors and the contract's models and tapes.
 
-use crate::convert::{export, import_to, run, to_abi};
+use crate::convert::{export, import_to, json, run, to_abi, to_candle};
 use crate::teacher::Teacher;
 use crate::train::Training;
 use advae_abi::abi_stable::sabi_trait::TD_Opaque;
@@ -8,7 +8,7 @@ use advae_abi::abi_stable::std_types::{RNone, ROption, RSome, RStr, RString};
 use advae_abi::info::{BackwardRule, Construct, ModelInfo, Threading, TrainSettings, WeightSource};
 use advae_abi::{
     AbiError, AbiModel, AbiModel_TO, AbiResult, AbiTape, AbiTape_TO, AbiTensor, AbiTensorRef, AbiTrainable_TO, CtxRef,
-    ErrorCode, Guarded, ModelBox, Taped, TrainableBox, flags, guard,
+    DLDataType, ErrorCode, Guarded, ModelBox, Taped, TrainableBox, flags, guard,
 };
 use advae_nn::{Param, Pass, Weights};
 use candle_core::{Device, Result, Tensor};
@@ -46,18 +46,19 @@ pub(crate) fn boxed<N: Network>(
             format!("cannot build with weights '{source}': {error}"),
         )
     };
-    let network = build(&weights).map_err(config)?;
+    let network = Guarded::new(build(&weights).map_err(config)?);
     weights.finish().map_err(config)?;
     let mut info = network.info();
     let rule = backward_rule(request.backward, &info.backward_rules)?;
     info.parameters = weights.parameter_count();
+    info.note = noted(info.note, weights.counters());
     info.weights = source;
     if !device.is_cpu() {
         // A GPU works through one large batch at a time.
         (info.threading, info.batch) = (Threading::Internal, Some(GPU_BATCH));
     }
     let shared = Shared {
-        network: Guarded::new(network),
+        network,
         info,
         rule,
         device,
@@ -65,6 +66,18 @@ pub(crate) fn boxed<N: Network>(
         training: Training::default(),
     };
     Ok(AbiModel_TO::from_value(Model(Arc::new(shared)), TD_Opaque))
+}
+
+/// A model's note, and what of its weight file was not read.
+fn noted(note: String, counters: &[String]) -> String {
+    if counters.is_empty() {
+        return note;
+    }
+    let ignored = format!(
+        "ignored in the weight file, where PyTorch's batch norm counts its batches: {}",
+        counters.join(", ")
+    );
+    if note.is_empty() { ignored } else { format!("{note}; {ignored}") }
 }
 
 /// Weights and a name for them.
@@ -132,16 +145,36 @@ pub(crate) struct Shared<N> {
     pub(crate) network: Guarded<N>,
 }
 
+impl<N> Shared<N> {
+    /// Takes images in. What is not of the declared shape is refused here: layers such as pooling take many shapes silently.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Shape`] for another shape or element type.
+    pub(crate) fn images(&self, x: AbiTensorRef<'_>, leaf: bool) -> Result<Tensor> {
+        let shape = x.shape().map_err(to_candle)?;
+        let declared = |input: [usize; 3]| shape[1..] == input;
+        if shape.len() == 4 && self.info.input.is_none_or(declared) && x.raw().dtype == DLDataType::F32 {
+            return import_to(&self.device, x, leaf);
+        }
+        let [c, h, w] = (self.info.input).map_or(["C", "H", "W"].map(String::from), |i| i.map(|d| d.to_string()));
+        let text = format!(
+            "this model takes f32 images [N,{c},{h},{w}], not {shape:?} of {:?}: bring images of that shape",
+            x.raw().dtype
+        );
+        Err(to_candle(AbiError::new(ErrorCode::Shape, text)))
+    }
+}
+
 struct Model<N>(Arc<Shared<N>>);
 
 impl<N: Network> AbiModel for Model<N> {
     fn info(&self) -> AbiResult<RString> {
-        json(&self.0.info)
+        json(|| &self.0.info)
     }
 
     fn forward(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<AbiTensor> {
         run(ctx, |pass| {
-            let x = import_to(&self.0.device, x, false)?;
+            let x = self.0.images(x, false)?;
             export(&self.0.network.run(&Pass { track: false, ..pass }, &x)?)
         })
     }
@@ -164,7 +197,7 @@ impl<N: Network> AbiModel for Model<N> {
 
     fn features(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<AbiTensor> {
         run(ctx, |pass| {
-            let x = import_to(&self.0.device, x, false)?;
+            let x = self.0.images(x, false)?;
             export(&features(&*self.0.network, &Pass { track: false, ..pass }, &x)?)
         })
     }
@@ -177,7 +210,10 @@ impl<N: Network> AbiModel for Model<N> {
 fn features<N: Network>(network: &N, pass: &Pass, x: &Tensor) -> Result<Tensor> {
     match network.features(pass, x)? {
         Some(features) => Ok(features),
-        None => candle_core::bail!("this model exposes no features"),
+        None => Err(to_candle(AbiError::new(
+            ErrorCode::Unsupported,
+            "this model exposes no features",
+        ))),
     }
 }
 
@@ -192,17 +228,17 @@ impl<N: Network> Model<N> {
         run(ctx, |pass| {
             // Only one of the two gradients is of use: the parameters' in training, the input's in an attack.
             let differentiable = self.0.rule == BackwardRule::Exact && !pass.track;
-            let x = import_to(&self.0.device, x, differentiable)?;
+            let x = self.0.images(x, differentiable)?;
             let y = f(&self.0.network, &pass, &x)?;
             let out = export(&y)?;
             let keep = if differentiable || pass.track { y } else { y.detach() };
-            let tape = Tape {
+            let tape = Tape(Guarded::new(Recorded {
                 model: self.0.clone(),
                 _alive: self.0.training.tape(),
                 x,
                 y: keep,
                 pass,
-            };
+            }));
             Ok(Taped {
                 y: out,
                 tape: AbiTape_TO::from_value(tape, TD_Opaque),
@@ -211,7 +247,10 @@ impl<N: Network> Model<N> {
     }
 }
 
-struct Tape<N: Network> {
+/// The graph holds operators of the author's, whose destructors run with the tape's.
+struct Tape<N: Network>(Guarded<Recorded<N>>);
+
+struct Recorded<N: Network> {
     model: Arc<Shared<N>>,
     _alive: crate::train::Alive,
     x: Tensor,
@@ -221,34 +260,35 @@ struct Tape<N: Network> {
 
 impl<N: Network> AbiTape for Tape<N> {
     fn backward(&self, ctx: CtxRef<'_>, cotangent: AbiTensorRef<'_>) -> AbiResult<ROption<AbiTensor>> {
-        run(ctx, |_| {
-            let cotangent = import_to(&self.model.device, cotangent, false)?;
-            if cotangent.dims() != self.y.dims() {
-                candle_core::bail!(
-                    "a cotangent of shape {:?} for an output of shape {:?}",
-                    cotangent.dims(),
-                    self.y.dims()
-                )
-            }
-            if self.pass.track {
-                self.accumulate(&cotangent, ctx.get().flags)?;
-                return Ok(RNone);
-            }
-            let gradient = match self.model.rule {
-                BackwardRule::Exact => advae_nn::vjp(&self.x, &self.y, &cotangent)?.0,
-                BackwardRule::Identity => Some(cotangent),
-                BackwardRule::None => Some(self.x.zeros_like()?),
-                BackwardRule::Custom => Some(self.model.network.custom_backward(&self.pass, &self.x, &cotangent)?),
-            };
-            let Some(gradient) = gradient else {
-                candle_core::bail!("no gradient reached the input: the graph was detached inside forward")
-            };
-            Ok(RSome(export(&gradient)?))
-        })
+        run(ctx, |_| self.0.backward(ctx.get().flags, cotangent))
     }
 }
 
-impl<N: Network> Tape<N> {
+impl<N: Network> Recorded<N> {
+    fn backward(&self, asked: u64, cotangent: AbiTensorRef<'_>) -> Result<ROption<AbiTensor>> {
+        let shape = cotangent.shape().map_err(to_candle)?;
+        if shape != self.y.dims() {
+            let y = self.y.dims();
+            let text = format!("a cotangent of shape {shape:?} for an output of shape {y:?}");
+            return Err(to_candle(AbiError::new(ErrorCode::Shape, text)));
+        }
+        let cotangent = import_to(&self.model.device, cotangent, false)?;
+        if self.pass.track {
+            self.accumulate(&cotangent, asked)?;
+            return Ok(RNone);
+        }
+        let gradient = match self.model.rule {
+            BackwardRule::Exact => advae_nn::vjp(&self.x, &self.y, &cotangent)?.0,
+            BackwardRule::Identity => Some(cotangent),
+            BackwardRule::None => Some(self.x.zeros_like()?),
+            BackwardRule::Custom => Some(self.model.network.custom_backward(&self.pass, &self.x, &cotangent)?),
+        };
+        let Some(gradient) = gradient else {
+            candle_core::bail!("no gradient reached the input: the graph was detached inside forward")
+        };
+        Ok(RSome(export(&gradient)?))
+    }
+
     fn accumulate(&self, cotangent: &Tensor, asked: u64) -> Result<()> {
         if asked & flags::ACCUMULATE_PARAMS == 0 {
             candle_core::bail!(
@@ -258,15 +298,4 @@ impl<N: Network> Tape<N> {
         let (_, gradients) = advae_nn::vjp(&self.x, &self.y, cotangent)?;
         self.model.training.add(&self.model.params, &gradients)
     }
-}
-
-/// A description as JSON.
-pub(crate) fn json(value: &impl serde::Serialize) -> AbiResult<RString> {
-    guard(|| match serde_json::to_string(value) {
-        Ok(text) => Ok(text.into()),
-        Err(error) => Err(AbiError::new(
-            ErrorCode::Compute,
-            format!("cannot describe itself: {error}"),
-        )),
-    })
 }

@@ -8,15 +8,27 @@ use rand::Rng;
 /// Geometry of the ball of a norm. All tensors are `[N,C,H,W]`; everything is per sample.
 pub trait Ball {
     /// Norm of every sample's `delta`, `[N]`.
+    ///
+    /// # Errors
+    /// Where `delta` has no samples or is not `f32`.
     fn length(&self, delta: &Tensor) -> Result<Tensor>;
 
     /// The steepest direction of unit length: the sign for Linf, `g / |g|` for L2 (a zero gradient stays zero).
+    ///
+    /// # Errors
+    /// Where `gradient` has no samples or is not `f32`.
     fn direction(&self, gradient: &Tensor) -> Result<Tensor>;
 
     /// Maps `x_adv` into the ball of radius `epsilon` around `x`.
+    ///
+    /// # Errors
+    /// Where the shapes differ.
     fn project(&self, x_adv: &Tensor, x: &Tensor, epsilon: f64) -> Result<Tensor>;
 
     /// A point drawn uniformly from the ball around `x`, keyed by sample.
+    ///
+    /// # Errors
+    /// Where `x` has no samples or is not `f32`.
     fn random_start(&self, pass: &Pass, x: &Tensor, epsilon: f64) -> Result<Tensor>;
 }
 

@@ -1,13 +1,19 @@
 //! The attacker's view of the target.
 
-use crate::convert::{check_images, export, import, to_candle, variable};
-use advae_abi::abi_stable::std_types::{RResult, RSome};
+use crate::convert::{check_images, import, lend, to_candle, variable};
+use advae_abi::abi_stable::std_types::RSome;
 use advae_abi::info::OracleInfo;
 use advae_abi::{AbiError, CallCtx, CallPhase, CtxRef, OracleBox};
 use advae_nn::{Pass, Phase};
 use candle_core::{Result, Tensor};
 
 /// What an attack may ask of its target, as far as the threat model grants it. Every answer is per sample.
+///
+/// # Errors
+/// Every question may fail with the codes of [`ErrorCode`](advae_abi::ErrorCode): `Denied` where the threat model does not grant the
+/// answer, `Cancelled` where the run is to end, `Shape` where `x` is not `[N,C,H,W]` (`f32`) for the oracle's samples and image
+/// shape, and the target's own. Hand such an error on with `?` or `context`: it keeps its code. `Error::wrap` and `Error::msg` of
+/// candle keep its text alone.
 #[derive(Clone)]
 pub struct Oracle<'a> {
     inner: &'a OracleBox,
@@ -15,7 +21,7 @@ pub struct Oracle<'a> {
     pass: Pass,
 }
 
-/// A gradient, and what fell off on the way.
+/// Input gradient, with the loss and logits of the same pass.
 pub struct Gradient {
     /// Gradient of the summed losses with respect to the images, `[N,C,H,W]`: row `i` is that of sample `i` alone.
     pub x: Tensor,
@@ -79,7 +85,10 @@ impl<'a> Oracle<'a> {
         }
     }
 
-    /// The oracle for some samples of the batch. Random defences need to know which image is whose.
+    /// The oracle for some samples of the batch, by their places in it. Random defences need to know which image is whose.
+    ///
+    /// # Panics
+    /// If an index is not below [`samples`](Self::samples).
     pub fn select(&self, indices: &[usize]) -> Oracle<'a> {
         let ids: Vec<u64> = indices.iter().map(|i| self.pass.sample_ids[*i]).collect();
         Self {
@@ -92,26 +101,38 @@ impl<'a> Oracle<'a> {
         }
     }
 
-    /// Maps images into the bounds.
+    /// Maps images, of any shape, into the bounds.
+    ///
+    /// # Errors
+    /// Where `x` is not `f32`.
     pub fn clip(&self, x: &Tensor) -> Result<Tensor> {
         let (low, high) = self.bounds();
         x.clamp(low, high)
     }
 
     /// Logits `[N,K]` of images `[N,C,H,W]`.
+    ///
+    /// # Errors
+    /// Those of every question, see [`Oracle`].
     pub fn logits(&self, x: &Tensor) -> Result<Tensor> {
         self.ask(x, |oracle, ctx, x| oracle.logits(ctx, x))
             .and_then(|y| import(y.view(), false).map_err(to_candle))
     }
 
-    /// Labels `[N]` (`i64`) of images; each image is a query and is metered.
+    /// Labels `[N]` (`i64`) of images `[N,C,H,W]`; each image is a query and is metered.
+    ///
+    /// # Errors
+    /// Those of every question, see [`Oracle`]; `Denied` also beyond the limit of queries.
     pub fn labels(&self, x: &Tensor) -> Result<Tensor> {
         self.ask(x, |oracle, ctx, x| oracle.labels(ctx, x))
             .and_then(|y| import(y.view(), false).map_err(to_candle))
     }
 
-    /// Gradient of a loss with respect to the images. `loss` maps logits `[N,K]` to per-sample losses `[N]`, with
+    /// Gradient of a loss with respect to the images `x` `[N,C,H,W]`. `loss` maps logits `[N,K]` to per-sample losses `[N]`, with
     /// ordinary differentiable tensor operations.
+    ///
+    /// # Errors
+    /// Those of every question, see [`Oracle`]; `loss`'s own; a loss of another shape, or that does not depend on the logits.
     pub fn gradient(&self, x: &Tensor, loss: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Gradient> {
         let taped = self.ask(x, |oracle, ctx, x| oracle.forward_tape(ctx, x))?;
         let logits = variable(&import(taped.y.view(), false).map_err(to_candle)?)?;
@@ -127,16 +148,10 @@ impl<'a> Oracle<'a> {
         let Some(cotangent) = advae_nn::vjp(&logits, &losses, &ones)?.0 else {
             candle_core::bail!("the loss does not depend on the logits")
         };
-        let cotangent = export(&cotangent)?;
         let context = self.context();
-        let back = taped
-            .tape
-            .backward(context.lend(&self.pass.sample_ids), cotangent.view());
-        let RResult::ROk(RSome(gradient)) = back else {
-            return Err(match back {
-                RResult::RErr(error) => to_candle(error),
-                _ => candle_core::Error::Msg("the oracle's tape gave no gradient".into()),
-            });
+        let ctx = context.lend(&self.pass.sample_ids);
+        let RSome(gradient) = lend(&cotangent, |cotangent| taped.tape.backward(ctx, cotangent))? else {
+            candle_core::bail!("the oracle's tape gave no gradient")
         };
         let gradient = import(gradient.view(), false).map_err(to_candle)?;
         Ok(Gradient {
@@ -165,10 +180,7 @@ impl<'a> Oracle<'a> {
                 self.samples()
             )
         }
-        let images = export(x)?;
         let context = self.context();
-        call(self.inner, context.lend(&self.pass.sample_ids), images.view())
-            .into_result()
-            .map_err(to_candle)
+        lend(x, |x| call(self.inner, context.lend(&self.pass.sample_ids), x))
     }
 }

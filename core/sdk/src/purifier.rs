@@ -26,12 +26,21 @@ pub trait Purifier: Sized + Send + Sync + 'static {
     const BATCH: Option<usize> = None;
 
     /// Builds the purifier; asks `weights` for every parameter by name, shape and initialisation.
+    ///
+    /// # Errors
+    /// Where a setting is out of its range, and those of [`Weights::param`].
     fn new(settings: Self::Settings, weights: &Weights) -> Result<Self>;
 
     /// Images `[N,C,H,W]` to purified images of the same shape, sample by sample.
+    ///
+    /// # Errors
+    /// Where an operation fails. Images of another shape than [`INPUT`](Self::INPUT) do not come here: the sdk refuses them.
     fn purify(&self, pass: &Pass, x: &Tensor) -> Result<Tensor>;
 
     /// The rule `Custom`: the cotangent of the output pulled back to the input, both `[N,C,H,W]`.
+    ///
+    /// # Errors
+    /// Where an operation fails, and always unless it is implemented.
     fn custom_backward(&self, _pass: &Pass, _x: &Tensor, _cotangent: &Tensor) -> Result<Tensor> {
         candle_core::bail!("this purifier lists the backward rule custom but does not implement custom_backward")
     }
@@ -58,6 +67,9 @@ pub trait Purifier: Sized + Send + Sync + 'static {
 
     /// What trains it where a recipe says `objective = "own"`, with the recipe's table `own` ([`read`](crate::read) reads it), and
     /// seeded initialisations for parameters that are of use in training alone. Without one, the host's objectives train it.
+    ///
+    /// # Errors
+    /// Where `own` does not fit, and always unless it is implemented.
     fn teacher(&self, _own: &Map<String, Value>, _weights: &Weights) -> Result<Box<dyn Teacher>> {
         candle_core::bail!("this purifier has no objective of its own: leave objective = \"own\" out of the recipe")
     }

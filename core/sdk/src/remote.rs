@@ -1,6 +1,6 @@
 //! A model of another plugin, as a threat model receives it from the host.
 
-use crate::convert::{export, import, to_candle};
+use crate::convert::{import, lend, to_candle};
 use advae_abi::abi_stable::std_types::ROption;
 use advae_abi::info::{ModelInfo, TrainSettings};
 use advae_abi::{CallCtx, CallPhase, ModelBox, TrainableBox, flags};
@@ -24,25 +24,29 @@ impl RemoteModel {
     }
 
     /// What the model says of itself.
+    ///
+    /// # Errors
+    /// Where the description is not readable.
     pub fn info(&self) -> Result<ModelInfo> {
         let text = self.model.info().into_result().map_err(to_candle)?;
         serde_json::from_str(&text).map_err(candle_core::Error::wrap)
     }
 
-    /// Logits `[N,K]` in evaluation mode.
+    /// Logits `[N,K]` of images `[N,C,H,W]` in evaluation mode.
+    ///
+    /// # Errors
+    /// The model's, with their code.
     pub fn logits(&self, x: &Tensor) -> Result<Tensor> {
         let mut ctx = CallCtx::new(0, CallPhase::Craft, &[]);
         ctx.threads = advae_nn::threads() as u32;
-        let images = export(x)?;
-        let y = self
-            .model
-            .forward(ctx.lend(&[]), images.view())
-            .into_result()
-            .map_err(to_candle)?;
+        let y = lend(x, |x| self.model.forward(ctx.lend(&[]), x))?;
         import(y.view(), false).map_err(to_candle)
     }
 
-    /// Gradient of a loss on the logits (`[N,K]` to `[N]`) with respect to the images, in evaluation mode.
+    /// Gradient of a loss on the logits (`[N,K]` to `[N]`) with respect to the images, both `[N,C,H,W]`, in evaluation mode.
+    ///
+    /// # Errors
+    /// The model's, with their code; `loss`'s own; a loss that does not depend on the logits.
     pub fn gradient(&self, x: &Tensor, loss: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
         match self.taped(x, 0, 0, loss)?.1 {
             Some(gradient) => Ok(gradient),
@@ -50,7 +54,10 @@ impl RemoteModel {
         }
     }
 
-    /// One step of Adam on the mean of a loss (`[N,K]` to `[N]`), in training mode. Returns the mean loss.
+    /// One step of Adam on the mean of a loss (`[N,K]` to `[N]`) over images `[N,C,H,W]`, in training mode. Returns the mean loss.
+    ///
+    /// # Errors
+    /// As for [`gradient`](Self::gradient).
     pub fn train_step(
         &self,
         x: &Tensor,
@@ -75,23 +82,13 @@ impl RemoteModel {
         let ids: Vec<u64> = (0..x.dim(0)? as u64).collect();
         let mut ctx = CallCtx::new(seed, CallPhase::Craft, &ids);
         (ctx.flags, ctx.threads) = (flags, advae_nn::threads() as u32);
-        let images = export(x)?;
-        let taped = self
-            .model
-            .forward_tape(ctx.lend(&ids), images.view())
-            .into_result()
-            .map_err(to_candle)?;
+        let taped = lend(x, |x| self.model.forward_tape(ctx.lend(&ids), x))?;
         let logits = crate::convert::variable(&import(taped.y.view(), false).map_err(to_candle)?)?;
         let losses = loss(&logits)?;
         let Some(cotangent) = advae_nn::vjp(&logits, &losses, &losses.ones_like()?)?.0 else {
             candle_core::bail!("the loss does not depend on the logits")
         };
-        let cotangent = export(&cotangent)?;
-        let back = taped
-            .tape
-            .backward(ctx.lend(&ids), cotangent.view())
-            .into_result()
-            .map_err(to_candle)?;
+        let back = lend(&cotangent, |cotangent| taped.tape.backward(ctx.lend(&ids), cotangent))?;
         let gradient = match back {
             ROption::RSome(gradient) => Some(import(gradient.view(), false).map_err(to_candle)?),
             ROption::RNone => None,

@@ -1,4 +1,5 @@
-//! Settings of a plugin: serde structs with defaults; unknown keys are refused with the list of the known ones.
+//! Settings of a plugin: serde structs with defaults; unknown keys are refused with the list of the known ones. Keys may be
+//! written in kebab case, and a number that need not be whole as a fraction (`8/255`).
 
 use advae_abi::info::Setting;
 use advae_abi::{AbiError, ErrorCode};
@@ -18,6 +19,8 @@ crate::settings! {
 }
 
 /// Declares a settings struct: every field with its explanation, type and default.
+///
+/// Users may write `step-size` for `step_size`, and a fraction such as `"8/255"` for a number that need not be whole.
 ///
 /// ```
 /// advae_sdk::settings! {
@@ -58,7 +61,7 @@ macro_rules! settings {
 /// Reads settings from keys and values, as a recipe's table `own`.
 ///
 /// # Errors
-/// When a key is unknown or a value does not fit; the error names it, with what is expected.
+/// When a key is unknown or given twice, a value does not fit, or a denominator is 0; the error names it, with what is expected.
 pub fn read<S: Settings>(config: &Map<String, Value>) -> candle_core::Result<S> {
     parse(config).map_err(crate::convert::to_candle)
 }
@@ -66,15 +69,11 @@ pub fn read<S: Settings>(config: &Map<String, Value>) -> candle_core::Result<S> 
 /// The same, for requests.
 pub(crate) fn parse<S: Settings>(config: &Map<String, Value>) -> Result<S, AbiError> {
     let error = |text: String| AbiError::new(ErrorCode::Config, text);
-    let known: Vec<&str> = S::help().iter().map(|(name, _)| *name).collect();
-    if let Some(key) = config.keys().find(|key| !known.contains(&key.as_str())) {
-        return Err(error(unknown(key, &known)));
-    }
+    let config = &numbers::<S>(named(config, &known_names::<S>()).map_err(error)?).map_err(error)?;
     serde_json::from_value(Value::Object(config.clone())).map_err(|whole| {
         // Each key alone, to name the one that is wrong.
         let wrong = config.iter().find_map(|(key, value)| {
-            let alone = Map::from_iter([(key.clone(), value.clone())]);
-            let reason = serde_json::from_value::<S>(Value::Object(alone)).err()?;
+            let reason = alone::<S>(key, value.clone()).err()?;
             let default = describe::<S>().into_iter().find(|s| s.name == *key)?.default;
             let reason = plain(&reason.to_string());
             Some(format!(
@@ -85,12 +84,62 @@ pub(crate) fn parse<S: Settings>(config: &Map<String, Value>) -> Result<S, AbiEr
     })
 }
 
+fn known_names<S: Settings>() -> Vec<&'static str> {
+    S::help().iter().map(|(name, _)| *name).collect()
+}
+
+/// The settings with one key and the defaults of the others.
+fn alone<S: Settings>(key: &str, value: Value) -> serde_json::Result<S> {
+    serde_json::from_value(Value::Object(Map::from_iter([(key.to_string(), value)])))
+}
+
+/// The values under the names of the settings: `step-size` is `step_size`.
+fn named(config: &Map<String, Value>, known: &[&str]) -> Result<Map<String, Value>, String> {
+    let mut named = Map::new();
+    for (key, value) in config {
+        let name = key.replace('-', "_");
+        if !known.contains(&name.as_str()) {
+            return Err(unknown(key, known));
+        }
+        if named.insert(name.clone(), value.clone()).is_some() {
+            let kebab = name.replace('_', "-");
+            return Err(format!("setting '{name}' is given twice, also as '{kebab}': leave one out"));
+        }
+    }
+    Ok(named)
+}
+
+/// Fractions as numbers, where the setting takes a number that need not be whole and no text.
+fn numbers<S: Settings>(config: Map<String, Value>) -> Result<Map<String, Value>, String> {
+    let number = |(key, value): (String, Value)| {
+        let Some((above, below)) = value.as_str().and_then(fraction) else {
+            return Ok((key, value));
+        };
+        if alone::<S>(&key, value.clone()).is_ok() || alone::<S>(&key, Value::from(0.5)).is_err() {
+            return Ok((key, value));
+        }
+        if below == 0. {
+            return Err(format!("setting '{key}' is {value}: its denominator is 0, expected another number"));
+        }
+        Ok((key, Value::from(above / below)))
+    };
+    config.into_iter().map(number).collect()
+}
+
+/// Numerator and denominator of a text `a/b`.
+fn fraction(text: &str) -> Option<(f64, f64)> {
+    let (above, below) = text.split_once('/')?;
+    let number = |text: &str| text.trim().parse::<f64>().ok().filter(|n| n.is_finite());
+    Some((number(above)?, number(below)?))
+}
+
 /// What is said of a key that is no setting.
 fn unknown(key: &str, known: &[&str]) -> String {
     if known.is_empty() {
         return format!("unknown setting '{key}': it has no settings");
     }
-    let near = known.iter().find(|name| strsim::osa_distance(name, key) <= 2);
+    let name = key.replace('-', "_");
+    let near = known.iter().find(|known| strsim::osa_distance(known, &name) <= 2);
     let meant = near.map_or_else(String::new, |name| format!("did you mean '{name}'? "));
     format!("unknown setting '{key}': {meant}its settings are {}", known.join(", "))
 }
@@ -102,8 +151,8 @@ fn plain(message: &str) -> String {
         ("expected usize", "expected a whole number, 0 or more"),
         ("expected u32", "expected a whole number, 0 or more"),
         ("expected i64", "expected a whole number"),
-        ("expected f64", "expected a number"),
-        ("expected f32", "expected a number"),
+        ("expected f64", "expected a number, such as 0.3 or 8/255"),
+        ("expected f32", "expected a number, such as 0.3 or 8/255"),
         ("expected a boolean", "expected true or false"),
     ];
     names
@@ -134,6 +183,12 @@ mod tests {
             /// Kind.
             /// Of two lines.
             kind: String = "a".into(),
+            /// Length of a step.
+            step_size: f64 = 0.01,
+            /// Radius, where there is one.
+            epsilon: Option<f64> = None,
+            /// Share.
+            share: f32 = 0.5,
         }
     }
 
@@ -154,7 +209,7 @@ mod tests {
             error.contains("'step'") && error.contains("did you mean 'steps'?"),
             "{error}"
         );
-        assert!(error.contains("steps, kind"), "{error}");
+        assert!(error.contains("steps, kind, step_size"), "{error}");
         let error = parse::<NoSettings>(&object(r#"{"step": 1}"#)).unwrap_err().to_string();
         assert!(error.contains("no settings"), "{error}");
     }
@@ -167,6 +222,54 @@ mod tests {
             error.contains("expected a whole number, 0 or more (its default is 40)"),
             "{error}"
         );
+    }
+
+    fn refused(text: &str) -> String {
+        parse::<Some>(&object(text)).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_fraction_is_a_number_where_a_number_need_not_be_whole() {
+        let some: Some = parse(&object(
+            r#"{"step_size": "2/255", "epsilon": " 8 / 255", "share": "1/4", "kind": "8/255"}"#,
+        ))
+        .unwrap();
+        assert_eq!(
+            (some.step_size, some.epsilon, some.share),
+            (2. / 255., std::option::Option::Some(8. / 255.), 0.25)
+        );
+        assert_eq!(some.kind, "8/255", "a text stays a text");
+        let some: Some = parse(&object(r#"{"epsilon": null, "step_size": 3}"#)).unwrap();
+        assert_eq!((some.step_size, some.epsilon), (3., None));
+    }
+
+    #[test]
+    fn a_fraction_that_is_no_number_is_refused_with_its_setting() {
+        for text in ["8/0", "0/0", "8/-0"] {
+            let error = refused(&format!(r#"{{"epsilon": "{text}"}}"#));
+            assert_eq!(
+                error,
+                format!("setting 'epsilon' is \"{text}\": its denominator is 0, expected another number")
+            );
+        }
+        for text in ["8/x", "8/", "1/2/3", "inf/2", "0.3"] {
+            let error = refused(&format!(r#"{{"step_size": "{text}"}}"#));
+            assert!(error.contains("expected a number, such as 0.3 or 8/255 (its default is 0.01)"), "{error}");
+        }
+        let error = refused(r#"{"steps": "80/2"}"#);
+        assert!(error.contains("expected a whole number, 0 or more"), "{error}");
+    }
+
+    #[test]
+    fn a_key_may_be_written_in_kebab_case_once() {
+        let some: Some = parse(&object(r#"{"step-size": "1/2"}"#)).unwrap();
+        assert_eq!(some.step_size, 0.5);
+        assert_eq!(
+            refused(r#"{"step-size": 1, "step_size": 2}"#),
+            "setting 'step_size' is given twice, also as 'step-size': leave one out"
+        );
+        let error = refused(r#"{"step-siz": 1}"#);
+        assert!(error.contains("unknown setting 'step-siz': did you mean 'step_size'?"), "{error}");
     }
 
     #[test]

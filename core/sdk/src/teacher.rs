@@ -78,7 +78,7 @@ impl Learner {
         self.step_along(&loss.backward()?, learning_rate)
     }
 
-    /// One step along gradients.
+    /// One step along gradients, of the shapes of the parameters.
     ///
     /// # Errors
     /// When they hold none of the parameters.

@@ -1,6 +1,6 @@
 //! A target in the same process, for the tests of attacks.
 
-use crate::convert::{export, import, run, to_candle};
+use crate::convert::{export, import, json, run, to_candle};
 use crate::{Attack, Oracle, Perturbed};
 use advae_abi::abi_stable::sabi_trait::TD_Opaque;
 use advae_abi::abi_stable::std_types::{ROption, RSome, RString};
@@ -47,6 +47,9 @@ impl Testbed {
     }
 
     /// Logits `z = W x + b`, with the rows of `W` over flattened images.
+    ///
+    /// # Errors
+    /// Where the rows differ in length.
     pub fn linear(input: [usize; 3], weight: &[Vec<f32>], bias: &[f32]) -> Result<Self> {
         let device = &Device::Cpu;
         let columns = Tensor::new(weight.concat(), device)?
@@ -68,6 +71,9 @@ impl Testbed {
     }
 
     /// Two linear layers with a ReLU between them, randomly initialised.
+    ///
+    /// # Errors
+    /// Where there is no hidden unit or class.
     pub fn mlp(input: [usize; 3], hidden: usize, classes: usize, seed: u64) -> Result<Self> {
         let weights = Weights::init(seed);
         let first = Linear::new(&weights.pp("first"), input.iter().product(), hidden)?;
@@ -102,11 +108,17 @@ impl Testbed {
     }
 
     /// Runs an attack against samples with these ids.
+    ///
+    /// # Errors
+    /// The attack's.
     pub fn attack<A: Attack>(&self, attack: &A, ids: &[u64], x: &Tensor, y: &[u32]) -> Result<Perturbed> {
         self.with_oracle(ids, |oracle| attack.perturb(oracle, x, &Tensor::new(y, &Device::Cpu)?))
     }
 
     /// Runs `f` with an oracle for these samples.
+    ///
+    /// # Errors
+    /// Those of `f`.
     pub fn with_oracle<T>(&self, ids: &[u64], f: impl FnOnce(&Oracle) -> Result<T>) -> Result<T> {
         let inner: OracleBox = AbiOracle_TO::from_value(self.clone(), TD_Opaque);
         let ctx = CallCtx::new(7, CallPhase::Craft, ids);
@@ -114,6 +126,9 @@ impl Testbed {
     }
 
     /// Predicted labels `[N]`.
+    ///
+    /// # Errors
+    /// The model's.
     pub fn predict(&self, x: &Tensor) -> Result<Vec<u32>> {
         (self.forward)(&Pass::eval(), x)?.argmax(D::Minus1)?.to_vec1()
     }
@@ -121,7 +136,7 @@ impl Testbed {
 
 impl AbiOracle for Testbed {
     fn info(&self) -> AbiResult<RString> {
-        crate::model::json(&self.info)
+        json(|| &self.info)
     }
 
     fn logits(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<AbiTensor> {

@@ -1,6 +1,6 @@
 //! Threat models.
 
-use crate::convert::{export, import, run, to_abi, to_candle};
+use crate::convert::{import, json, lend, run, to_abi, to_candle};
 use crate::remote::RemoteModel;
 use crate::settings::Settings;
 use advae_abi::abi_stable::sabi_trait::TD_Opaque;
@@ -19,6 +19,9 @@ pub trait ThreatModel: Sized + Send + Sync + 'static {
     type Settings: Settings;
 
     /// Checks the settings.
+    ///
+    /// # Errors
+    /// Where a setting is out of its range; name it, its value and the range.
     fn new(settings: Self::Settings) -> Result<Self>;
 
     /// Whom the attacker attacks and what it is told. The host builds every oracle from this declaration.
@@ -26,6 +29,9 @@ pub trait ThreatModel: Sized + Send + Sync + 'static {
 
     /// Called once a cell, before the attack. A threat model with [`Target::Substitute`](crate::Target::Substitute)
     /// returns the model that is to be attacked in place of the pipeline.
+    ///
+    /// # Errors
+    /// The services', handed on with `?` or `context` so that they keep their code, and those of training.
     fn prepare(&self, _services: &Services) -> Result<Option<RemoteModel>> {
         Ok(None)
     }
@@ -44,6 +50,9 @@ impl Services<'_> {
     }
 
     /// A fresh, randomly initialised classifier of that plugin; an empty name asks for the architecture under attack.
+    ///
+    /// # Errors
+    /// Where there is no such plugin, it is no classifier, or it cannot be trained.
     pub fn fresh_classifier(&self, name: &str, seed: u64) -> Result<RemoteModel> {
         RemoteModel::new(
             self.inner
@@ -54,6 +63,9 @@ impl Services<'_> {
     }
 
     /// Images `[N,C,H,W]` and true labels `[N]` (`i64`) that are kept out of scoring.
+    ///
+    /// # Errors
+    /// Where none were kept.
     pub fn seeds(&self) -> Result<(Tensor, Tensor)> {
         let Tuple2(x, y) = self.inner.seeds().into_result().map_err(to_candle)?;
         Ok((
@@ -62,16 +74,14 @@ impl Services<'_> {
         ))
     }
 
-    /// Labels `[N]` (`i64`) of the whole pipeline; each image is a query and is metered.
+    /// Labels `[N]` (`i64`) of the whole pipeline for images `[N,C,H,W]`; each image is a query and is metered.
+    ///
+    /// # Errors
+    /// `Denied` without access to labels or beyond the limit of queries, `Cancelled` where the run is to end, and a model's own.
     pub fn labels(&self, x: &Tensor) -> Result<Tensor> {
         let ids: Vec<u64> = (0..x.dim(0)? as u64).collect();
         let ctx = CallCtx::new(self.pass.seed, CallPhase::Craft, &ids);
-        let images = export(x)?;
-        let labels = self
-            .inner
-            .labels(ctx.lend(&ids), images.view())
-            .into_result()
-            .map_err(to_candle)?;
+        let labels = lend(x, |x| self.inner.labels(ctx.lend(&ids), x))?;
         import(labels.view(), false).map_err(to_candle)
     }
 }
@@ -89,7 +99,7 @@ pub(crate) fn boxed<T: ThreatModel>(request: &Construct) -> std::result::Result<
 
 impl<T: ThreatModel> AbiThreatModel for Shim<T> {
     fn access(&self) -> AbiResult<RString> {
-        crate::model::json(&self.0.access())
+        json(|| self.0.access())
     }
 
     fn prepare(&self, ctx: CtxRef<'_>, services: &ServicesBox) -> AbiResult<ROption<ModelBox>> {

@@ -5,7 +5,7 @@ use crate::model::{Network, Shared};
 use crate::teacher::{self, Lesson, Teacher};
 use advae_abi::abi_stable::std_types::{RSlice, RString, RVec};
 use advae_abi::info::TrainSettings;
-use advae_abi::{AbiError, AbiResult, AbiTrainable, CtxRef, ErrorCode, guard};
+use advae_abi::{AbiError, AbiResult, AbiTrainable, CtxRef, ErrorCode, Guarded, guard};
 use advae_nn::{Adam, Param, Pass, Weights};
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor};
@@ -62,7 +62,7 @@ pub(crate) struct Trainable<N> {
     model: Arc<Shared<N>>,
     optimiser: Mutex<Adam>,
     /// The objective of its own, if that is what trains it.
-    teacher: Option<Mutex<Box<dyn Teacher>>>,
+    teacher: Option<Mutex<Guarded<Box<dyn Teacher>>>>,
 }
 
 impl<N: Network> Trainable<N> {
@@ -96,7 +96,7 @@ impl<N: Network> Trainable<N> {
         Ok(Self {
             model,
             optimiser: Mutex::new(adam),
-            teacher: teacher.map(Mutex::new),
+            teacher: teacher.map(|teacher| Mutex::new(Guarded::new(teacher))),
         })
     }
 
@@ -117,13 +117,12 @@ impl<N: Network> Trainable<N> {
         let Some(teacher) = &self.teacher else {
             candle_core::bail!("this trainable was made for the host's objectives, not for one of its own")
         };
-        let device = &self.model.device;
         let adversarial = lesson.adversarial.into_option();
         let lesson = Lesson {
             pass,
-            clean: import_to(device, lesson.clean, false)?,
-            adversarial: adversarial.map(|x| import_to(device, x, false)).transpose()?,
-            labels: import_to(device, lesson.labels, false)?,
+            clean: self.model.images(lesson.clean, false)?,
+            adversarial: adversarial.map(|x| self.model.images(x, false)).transpose()?,
+            labels: import_to(&self.model.device, lesson.labels, false)?,
             learning_rate: lesson.learning_rate,
         };
         let measured = lock(teacher).learn(&lesson)?;
@@ -138,12 +137,12 @@ impl<N: Network> Trainable<N> {
         let Some(teacher) = &self.teacher else {
             return Ok(optimiser);
         };
-        advae_nn::pack(&teacher::save(&mut **lock(teacher))?)
+        advae_nn::pack(&teacher::save(&mut ***lock(teacher))?)
     }
 
     fn load_state_now(&self, blob: &[u8]) -> Result<()> {
         match &self.teacher {
-            Some(teacher) => teacher::load(&mut **lock(teacher), &advae_nn::unpack(blob)?),
+            Some(teacher) => teacher::load(&mut ***lock(teacher), &advae_nn::unpack(blob)?),
             None => lock(&self.optimiser).load_state(blob),
         }
     }
