@@ -365,7 +365,9 @@ fn search(info: &AttackInfo) -> Search {
     Search {
         passes: info.passes,
         targeted: info.targeted,
-        ..Search::default()
+        reach: info.reach,
+        random_start: info.random_start,
+        loss: info.loss.clone(),
     }
 }
 
