@@ -188,7 +188,7 @@ fn content_hash(images: &[f32], labels: &[u32], ids: &[u64], shape: [usize; 3], 
 }
 
 /// Hashes in blocks: a call of `update` for every value would cost more than the hash.
-fn update<T: Copy, const B: usize>(sha: &mut Sha256, values: &[T], bytes: impl Fn(T) -> [u8; B]) {
+pub(crate) fn update<T: Copy, const B: usize>(sha: &mut Sha256, values: &[T], bytes: impl Fn(T) -> [u8; B]) {
     let mut block = Vec::with_capacity(8192 * B);
     for chunk in values.chunks(8192) {
         block.clear();

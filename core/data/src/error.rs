@@ -212,6 +212,34 @@ pub enum DataError {
         /// The shape expected.
         expected: String,
     },
+    /// An array's header promises more values than follow it.
+    #[error(
+        "array '{array}' of '{path}' has the shape {shape:?}, but {found} bytes of values: it is cut short or damaged: \
+         write or copy it again"
+    )]
+    NpzLength {
+        /// The archive.
+        path: PathBuf,
+        /// The array's name.
+        array: &'static str,
+        /// The shape in its header.
+        shape: Vec<usize>,
+        /// Bytes that follow the header.
+        found: usize,
+    },
+    /// The arrays are not those that the checksum was taken of.
+    #[error(
+        "the arrays of '{path}' have sha256 {found}, but it says {expected}: it is damaged or was changed: write or copy it \
+         again, or leave out its array 'sha256' if the change is meant"
+    )]
+    NpzContent {
+        /// The archive.
+        path: PathBuf,
+        /// The checksum of what was read.
+        found: String,
+        /// The checksum in the file.
+        expected: String,
+    },
     /// A value that its array may not hold.
     #[error("array '{array}' of '{path}' has the value {found} at index {index}, expected {expected}")]
     NpzValue {

@@ -114,6 +114,8 @@ impl Images {
             labels: clean.labels,
             ids: clean.ids,
             originals: Some(clean.images),
+            targets: None,
+            found: None,
             meta: serde_json::to_string(&SavedMeta { cell: cell.clone() })?,
         };
         Ok(saved.write(&dir.join(file_name(cell)))?)
