@@ -448,9 +448,12 @@ impl Archive {
 /// The header of npy bytes, which are left at the values. Its length is checked first: room is made for it, and from version 2
 /// of the format on it may be 4 GiB.
 fn header_of(bytes: &mut &[u8]) -> Result<Header, ReadHeaderError> {
-    if let [_, _, _, _, _, _, _, _, a, b, c, d, rest @ ..] = *bytes
-        && u32::from_le_bytes([*a, *b, *c, *d]) as usize > rest.len()
-    {
+    let promised = match bytes {
+        [_, _, _, _, _, _, 0..=1, ..] => None,
+        [_, _, _, _, _, _, _, _, a, b, c, d, rest @ ..] => Some((u32::from_le_bytes([*a, *b, *c, *d]), rest.len())),
+        _ => None,
+    };
+    if promised.is_some_and(|(promised, there)| promised as usize > there) {
         return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
     }
     Header::from_reader(bytes)

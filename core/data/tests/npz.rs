@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use advae_data::DataError;
@@ -20,6 +21,8 @@ fn saved(n: usize) -> Saved {
         labels: (0..n as u32).collect(),
         ids: (0..n as u64).map(|id| id * 1_000_000_007).collect(),
         originals: Some(vec![0.5; n * 12]),
+        targets: Some((0..n as u32).map(|label| label + 1).collect()),
+        found: Some((0..n).map(|i| i % 2 == 0).collect()),
         meta: r#"{"attack": "pgd", "ε": 0.3}"#.to_owned(),
     }
 }
@@ -39,20 +42,20 @@ fn message(path: &Path) -> String {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
     #[test]
-    fn what_is_written_is_read(n in 0..5_usize, originals: bool, meta: String, value in any::<f32>()) {
+    fn what_is_written_is_read(n in 1..5_usize, has in any::<[bool; 3]>(), meta: String, value in any::<f32>()) {
         let (_dir, path) = folder();
         let mut before = saved(n);
         before.meta = meta;
-        if !originals {
-            before.originals = None;
-        }
-        if let Some(first) = before.images.first_mut() {
-            *first = value;
-        }
+        let [originals, targets, found] = has;
+        before.originals = before.originals.filter(|_| originals);
+        before.targets = before.targets.filter(|_| targets);
+        before.found = before.found.filter(|_| found);
+        before.images[0] = value;
         before.write(&path).unwrap();
         let after = Saved::read(&path).unwrap();
         let bits = |images: &[f32]| images.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
         prop_assert_eq!(bits(&after.images), bits(&before.images));
+        prop_assert_eq!(after.sha256(), before.sha256());
         prop_assert_eq!(Saved { images: vec![], ..after }, Saved { images: vec![], ..before });
     }
 }
@@ -107,6 +110,18 @@ fn lengths_that_disagree_are_not_written() {
     );
     assert_eq!(problem(|s| s.ids.push(1)), "3 ids for 2 labels");
     assert_eq!(
+        problem(|s| *s = Saved {
+            images: vec![],
+            labels: vec![],
+            ids: vec![],
+            ..s.clone()
+        }),
+        "0 labels and images of 3x2x2, expected 1 or more of each"
+    );
+    assert_eq!(problem(|s| s.targets = Some(vec![1])), "1 targets for 2 labels");
+    assert_eq!(problem(|s| s.found = Some(vec![])), "0 values of 'found' for 2 labels");
+    assert_eq!(problem(|s| s.ids = vec![7, 7]), "the id 7 occurs twice");
+    assert_eq!(
         problem(|s| s.ids[0] = u64::MAX),
         "the id 18446744073709551615 does not fit, expected one below 2^63"
     );
@@ -146,6 +161,105 @@ fn a_flipped_byte_is_noticed() {
         "{}",
         message(&path)
     );
+}
+
+/// The archive's own checksums hold values, but not the names of arrays: without its name an optional array is not there.
+#[test]
+fn no_flipped_bit_changes_what_is_read() {
+    let (_dir, path) = folder();
+    saved(2).write(&path).unwrap();
+    let bytes = fs::read(&path).unwrap();
+    for at in 0..bytes.len() {
+        let mut flipped = bytes.clone();
+        flipped[at] ^= 1 << (at % 8);
+        fs::write(&path, flipped).unwrap();
+        match Saved::read(&path) {
+            Ok(read) => assert_eq!(read, saved(2), "byte {at}"),
+            Err(error) => assert!(error.to_string().contains("x.npz"), "{error}"),
+        }
+    }
+}
+
+#[test]
+fn an_array_of_another_file_is_noticed() {
+    let (_dir, path) = folder();
+    let (mut other, sha256) = (saved(2), saved(2).sha256());
+    other.images[3] = 0.25;
+    let digest: Vec<u8> = (0..32)
+        .map(|i| u8::from_str_radix(&sha256[2 * i..2 * i + 2], 16).unwrap())
+        .collect();
+    let write = |digest: Option<&[u8]>| {
+        let mut npz = writer(&path);
+        let shape = (2, 3, 2, 2);
+        npz.add_array("x_adv", &Array4::from_shape_vec(shape, other.images.clone()).unwrap())
+            .unwrap();
+        npz.add_array("x", &Array4::<f32>::from_elem(shape, 0.5)).unwrap();
+        npz.add_array("y", &Array1::from(vec![0_i64, 1])).unwrap();
+        npz.add_array("ids", &Array1::from(vec![0_i64, 1_000_000_007])).unwrap();
+        npz.add_array("targets", &Array1::from(vec![1_i64, 2])).unwrap();
+        npz.add_array("found", &Array1::from(vec![true, false])).unwrap();
+        npz.add_array("meta", &Array1::from(other.meta.clone().into_bytes()))
+            .unwrap();
+        digest.map(|digest| npz.add_array("sha256", &Array1::from(digest.to_vec())).unwrap());
+        npz.finish().unwrap();
+    };
+    write(Some(&digest));
+    assert_eq!(
+        message(&path),
+        format!(
+            "the arrays of 'x.npz' have sha256 {}, but it says {sha256}: it is damaged or was changed: write or copy it \
+             again, or leave out its array 'sha256' if the change is meant",
+            other.sha256()
+        )
+    );
+    write(None);
+    assert_eq!(Saved::read(&path).unwrap(), other);
+}
+
+/// An npy file with this header, said to be `len` long, and `values` bytes of zeros.
+fn npy(version: u8, len: u32, header: &str, values: usize) -> Vec<u8> {
+    let mut bytes = b"\x93NUMPY".to_vec();
+    bytes.extend([version, 0]);
+    match version {
+        1 => bytes.extend((len as u16).to_le_bytes()),
+        _ => bytes.extend(len.to_le_bytes()),
+    }
+    bytes.extend(header.as_bytes());
+    bytes.resize(bytes.len() + values, 0);
+    bytes
+}
+
+#[test]
+fn an_array_that_promises_more_than_there_is_makes_no_room_for_it() {
+    let (_dir, path) = folder();
+    let told = |npy: Vec<u8>| {
+        let mut zip = zip::ZipWriter::new(File::create(&path).unwrap());
+        zip.start_file("x_adv.npy", zip::write::SimpleFileOptions::default())
+            .unwrap();
+        zip.write_all(&npy).unwrap();
+        zip.finish().unwrap();
+        message(&path)
+    };
+    let header = |shape: &str| format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}\n");
+    let whole = |shape: &str, values| npy(1, header(shape).len() as u32, &header(shape), values);
+    assert_eq!(
+        told(whole("(100000000000, 1, 28, 28)", 64)),
+        "array 'x_adv' of 'x.npz' has the shape [100000000000, 1, 28, 28], but 64 bytes of values: it is cut short or \
+         damaged: write or copy it again"
+    );
+    let overflow = told(whole("(4294967296, 4294967296, 4294967296, 1)", 64));
+    assert!(overflow.contains("but 64 bytes of values"), "{overflow}");
+    for (version, len) in [(2, u32::MAX), (3, 1 << 31), (1, 60_000)] {
+        let message = told(npy(version, len, &header("(1, 1, 4, 4)"), 64));
+        assert!(message.starts_with("cannot read 'x.npz' as npz: "), "{message}");
+    }
+    for shape in ["(0, 1, 28, 28)", "(0, 1000000, 1000000, 1)", "(2, 0, 28, 28)"] {
+        let message = told(whole(shape, 0));
+        assert!(
+            message.ends_with("expected [N, C, H, W], each 1 or more: save it with that shape"),
+            "{message}"
+        );
+    }
 }
 
 #[test]
@@ -239,6 +353,34 @@ fn another_count() {
     assert_eq!(
         told(vec![1, 2], vec![1, 2], clean),
         "array 'x' of 'x.npz' has the shape [1, 1, 1, 1], expected [2, 1, 1, 1]: save it with that shape"
+    );
+}
+
+#[test]
+fn an_id_that_occurs_twice() {
+    assert_eq!(
+        told(vec![1, 2], vec![7, 7], |_| {}),
+        "array 'ids' of 'x.npz' has the value 7 at index 1, expected every id once: score the file's parts as files of \
+         their own"
+    );
+}
+
+#[test]
+fn targets_and_what_was_found_are_one_per_sample() {
+    let targets = |npz: &mut NpzWriter<File>| npz.add_array("targets", &Array1::from(vec![3_i64])).unwrap();
+    assert_eq!(
+        told(vec![1, 2], vec![1, 2], targets),
+        "array 'targets' of 'x.npz' has the shape [1], expected [2]: save it with that shape"
+    );
+    let negative = |npz: &mut NpzWriter<File>| npz.add_array("targets", &Array1::from(vec![3_i64, -1])).unwrap();
+    assert_eq!(
+        told(vec![1, 2], vec![1, 2], negative),
+        "array 'targets' of 'x.npz' has the value -1 at index 1, expected a label in 0..2^32"
+    );
+    let found = |npz: &mut NpzWriter<File>| npz.add_array("found", &Array1::from(vec![1_i64, 0])).unwrap();
+    assert_eq!(
+        told(vec![1, 2], vec![1, 2], found),
+        "array 'found' of 'x.npz' has the type '<i8', expected bool: save it as .astype('bool')"
     );
 }
 

@@ -267,9 +267,13 @@ fn losses() {
     check_gradient("softmax", &x, softmax);
     check_gradient("log_softmax", &x, log_softmax);
     check_gradient("cross_entropy", &x, |x| cross_entropy(x, &labels));
+    check_gradient("log_odds_against", &x, |x| log_odds_against(x, &labels));
     check_gradient("margin", &x, |x| margin(x, &labels));
     let parity = Tensor::from_vec(vec![0i64, 1, 1, 1, 1, 1], 6, &Device::Cpu).unwrap();
     check_gradient("two classes", &x.narrow(1, 3, 2).unwrap(), |x| margin(x, &parity));
+    check_gradient("two classes", &x.narrow(1, 3, 2).unwrap(), |x| {
+        log_odds_against(x, &parity)
+    });
 }
 
 #[test]
@@ -319,6 +323,55 @@ fn losses_of_a_sure_model_keep_their_gradient() {
 }
 
 #[test]
+fn cross_entropy_is_the_softplus_of_the_log_odds_against_the_label() {
+    let x = tensor(&[0.0, 2f64.ln(), 5f64.ln()], &[1, 3]);
+    for (label, odds) in [(0u32, 7.), (1, 3.), (2, 3. / 5.)] {
+        let label = Tensor::new(&[label], &Device::Cpu).unwrap();
+        let t = values(&log_odds_against(&x, &label).unwrap())[0];
+        let loss = values(&cross_entropy(&x, &label).unwrap())[0];
+        assert!((t - f64::ln(odds)).abs() < 1e-15 && (t.exp().ln_1p() - loss).abs() < 1e-15);
+    }
+}
+
+/// Scaled logits keep their predictions. In `f32` the gradient of cross-entropy is 0 from the second scale on; what an attack
+/// ascends must keep its direction at every scale, for labels that lead and for labels that are far behind.
+#[test]
+fn log_odds_have_the_direction_of_cross_entropy_however_sure_the_model() {
+    let z = [-4.25f64, 19.5, -1.75, 2.5, 2.25];
+    for (scale, label) in [1., 10., 100., 1000.].into_iter().flat_map(|s| [(s, 1u32), (s, 4)]) {
+        let wide = tensor(&z.map(|z| z * scale), &[1, 5]);
+        let y = Tensor::new(&[label], &Device::Cpu).unwrap();
+        let others = (0..5).filter(|i| *i != label as usize);
+        let top = others.clone().map(|i| scale * z[i]).fold(f64::NEG_INFINITY, f64::max);
+        let total: f64 = others.map(|i| (scale * z[i] - top).exp()).sum();
+        let mut expected = z.map(|z| (scale * z - top).exp() / total);
+        expected[label as usize] = -1.;
+
+        let narrow = Var::from_tensor(&wide.to_dtype(DType::F32).unwrap()).unwrap();
+        let check = |what: &str| {
+            let t = log_odds_against(narrow.as_tensor(), &y).unwrap();
+            let dx = vjp(narrow.as_tensor(), &t, &t.ones_like().unwrap()).unwrap().0.unwrap();
+            for (g, expected) in values(&dx).iter().zip(expected) {
+                assert!((g - expected).abs() <= 1e-6, "{what}, {scale}, {label}: {g} {expected}");
+            }
+            let t_exact = top + total.ln() - scale * z[label as usize];
+            assert!((values(&t)[0] / t_exact - 1.).abs() < 1e-6, "{what}, {scale}, {label}");
+        };
+        check("kernels");
+        with_composed_ops(|| check("composed"));
+
+        // Where cross-entropy has a gradient in f64, it is a positive multiple.
+        let by_loss = gradient(&wide, &[1.], |x| cross_entropy(x, &y));
+        let size = -by_loss[label as usize];
+        if size > 1e-290 {
+            for (g, expected) in by_loss.iter().zip(expected) {
+                assert!((g / size - expected).abs() < 1e-12, "{scale}, {label}: {g} {expected}");
+            }
+        }
+    }
+}
+
+#[test]
 fn margin_of_equals() {
     let x = tensor(&[3.0, 1.0, 3.0, 3.0], &[1, 4]);
     let label = Tensor::from_vec(vec![0i64], 1, &Device::Cpu).unwrap();
@@ -332,8 +385,11 @@ fn wrong_labels_are_errors() {
     let label = |v: Vec<i64>| Tensor::new(v, &Device::Cpu).unwrap();
     for labels in [vec![0, 3], vec![-1, 0], vec![0]] {
         assert!(cross_entropy(&x, &label(labels.clone())).is_err());
+        assert!(log_odds_against(&x, &label(labels.clone())).is_err());
         assert!(margin(&x, &label(labels)).is_err());
     }
+    let one_class = log_odds_against(&random(1, &[2, 1]), &label(vec![0, 0])).unwrap_err();
+    assert!(one_class.to_string().contains("have 1"), "{one_class}");
     assert!(cross_entropy(&x, &random(1, &[2])).is_err());
 }
 

@@ -99,12 +99,15 @@ pub struct Objective {
 }
 
 impl Objective {
-    /// Loss `[N]` of logits `[N,K]` that an attack ascends: the true label's cross-entropy, or the target's negated.
+    /// Loss `[N]` of logits `[N,K]` that an attack ascends: the log odds against the true label, or those for the target.
+    ///
+    /// It ranks images as cross-entropy does, and at every image its gradient has the direction of cross-entropy's. Unlike
+    /// that, neither loss nor gradient underflows where the model is sure: see [`advae_nn::log_odds_against`].
     ///
     /// # Errors
-    /// Where there is not one row of logits for every label, or a label is no class.
+    /// If the logits are not one row of two classes or more per sample, or a label is none of their classes.
     pub fn loss(&self, logits: &Tensor) -> Result<Tensor> {
-        let loss = advae_nn::cross_entropy(logits, &self.tensor(logits)?)?;
+        let loss = advae_nn::log_odds_against(logits, &self.tensor(logits)?)?;
         if self.targeted { loss.neg() } else { Ok(loss) }
     }
 

@@ -1,4 +1,4 @@
-//! Row by row over logits `[rows, K]`: softmax, log-softmax, cross-entropy, margin, and their
+//! Row by row over logits `[rows, K]`: softmax, log-softmax, cross-entropy, log odds, margin, and their
 //! gradients. Bound by the exponentials.
 //!
 //! The gradients are right to rounding also where a model is sure of itself. The usual `p_y - 1` is not: at a loss of
@@ -75,6 +75,30 @@ pub(crate) fn cross_entropy_gradient<T: Real>(k: usize, x: &[T], labels: &[u32],
     dx
 }
 
+/// `log sum_{i != y} e^{z_i} - z_y` of each row. `k` is 2 or more.
+pub(crate) fn log_odds<T: Real>(k: usize, x: &[T], labels: &[u32]) -> Vec<T> {
+    let rows = x.chunks_exact(k).zip(labels);
+    rows.map(|(row, y)| {
+        let others = Others::of(row, *y);
+        (others.logit - row[*y as usize]) + others.rest.ln_1p()
+    })
+    .collect()
+}
+
+/// `dy (softmax_{i != y}(z) - onehot(y))`: the largest share is `1 / k` at least, however far the label leads.
+pub(crate) fn log_odds_gradient<T: Real>(k: usize, x: &[T], labels: &[u32], dy: &[T]) -> Vec<T> {
+    let mut dx = vec![T::ZERO; x.len()];
+    let rows = x.chunks_exact(k).zip(dx.chunks_exact_mut(k));
+    for (((row, dx), y), g) in rows.zip(labels).zip(dy) {
+        let others = Others::of(row, *y);
+        for (dx, z) in dx.iter_mut().zip(row) {
+            *dx = (*z - others.logit).exp() / (T::ONE + others.rest) * *g;
+        }
+        dx[*y as usize] = T::ZERO - *g;
+    }
+    dx
+}
+
 /// `z_y - max_{i != y} z_i` of each row.
 pub(crate) fn margin<T: Real>(k: usize, x: &[T], labels: &[u32]) -> Vec<T> {
     let rows = x.chunks_exact(k).zip(labels);
@@ -127,6 +151,23 @@ impl<T: Real> Top<T> {
     /// Probability of a class with logit `z`.
     fn share(&self, z: T) -> T {
         (z - self.logit).exp() / (T::ONE + self.rest)
+    }
+}
+
+/// The likeliest class of a row besides its label, and what the remaining ones weigh beside its 1.
+struct Others<T> {
+    logit: T,
+    /// `sum e^{z_i - logit}` over all classes but these two.
+    rest: T,
+}
+
+impl<T: Real> Others<T> {
+    fn of(row: &[T], y: u32) -> Self {
+        let class = runner_up(row, y);
+        let logit = row[class];
+        let remaining = row.iter().enumerate().filter(|(i, _)| *i != class && *i != y as usize);
+        let rest = remaining.fold(T::ZERO, |sum, (_, z)| sum + (*z - logit).exp());
+        Self { logit, rest }
     }
 }
 

@@ -13,5 +13,5 @@ pub use activation::{clamp, leaky_relu, relu, sigmoid};
 pub use adapter::with_composed_ops;
 pub use conv::{Padding, conv_transpose2d, conv2d};
 pub use linear::{flatten, linear};
-pub use loss::{cross_entropy, log_softmax, margin, softmax};
+pub use loss::{cross_entropy, log_odds_against, log_softmax, margin, softmax};
 pub use pool::{max_pool2d, upsample_nearest2d};
