@@ -34,7 +34,7 @@
 //!     }
 //!
 //!     fn perturb(&self, oracle: &Oracle, x: &Tensor, y: &Tensor) -> Result<Perturbed> {
-//!         let gradient = oracle.gradient(x, |logits| nn::cross_entropy(logits, y))?.x;
+//!         let gradient = oracle.gradient(x, |logits| nn::log_odds_against(logits, y))?.x;
 //!         Ok(oracle.clip(&(x + (gradient.sign()? * self.0.epsilon)?)?)?.into())
 //!     }
 //! }
@@ -66,7 +66,7 @@
 //! | [`upsample_nearest2d`](nn::upsample_nearest2d) by `f` | `[N, C, H, W]` | `[N, C, f H, f W]` |
 //! | [`flatten`](nn::flatten) | `[N, ...]` | `[N, the product of the rest]` |
 //! | [`softmax`](nn::softmax), [`log_softmax`](nn::log_softmax) | `[..., K]` | the same |
-//! | [`cross_entropy`](nn::cross_entropy), [`margin`](nn::margin) | logits `[N, K]`, labels `[N]` | `[N]` |
+//! | [`cross_entropy`](nn::cross_entropy), [`log_odds_against`](nn::log_odds_against), [`margin`](nn::margin) | logits `[N, K]`, labels `[N]` | `[N]` |
 //! | [`custom_vjp`](nn::custom_vjp) | any | any, with a gradient of the author's own |
 //!
 //! A [`Net`](nn::Net), built by [`NetBuilder`](nn::NetBuilder) from these layers, runs as one operator and is the fastest way. It adds
