@@ -7,6 +7,9 @@ use abi_stable::std_types::{RBox, RString, RVec};
 
 /// What an attacker may ask of its target. The host builds it from the threat model's declaration; what is not
 /// granted is refused with [`ErrorCode::Denied`](crate::ErrorCode::Denied).
+///
+/// The sample ids of a question are some of those that `perturb` is given, in any order and as often as images are asked about. Images are
+/// finite, and may leave the bounds; a cotangent is finite, and within 1e30.
 #[sabi_trait]
 pub trait AbiOracle: Send + Sync {
     /// An [`OracleInfo`](crate::info::OracleInfo) as JSON.
@@ -41,7 +44,7 @@ pub struct Perturbed {
 pub trait AbiAttack: Send + Sync {
     /// An [`AttackInfo`](crate::info::AttackInfo) as JSON.
     fn info(&self) -> AbiResult<RString>;
-    /// Perturbs clean images `x [N,C,H,W]` with true labels `y [N]` (`i64`).
+    /// Perturbs clean images `x [N,C,H,W]` with true labels `y [N]` (`i64`). It must not write into what it is lent.
     #[sabi(last_prefix_field)]
     fn perturb(
         &self,

@@ -82,6 +82,18 @@ impl CallCtx {
     }
 }
 
+impl CallCtx {
+    /// Lends the context and `ids`, in place of those it was made over, for one call. A callee that writes into either, which it must not,
+    /// writes into what is lent here and nothing else.
+    pub fn lend_mut<'a>(&'a mut self, ids: &'a mut [u64]) -> CtxRef<'a> {
+        (self.ids, self.ids_len) = (ids.as_mut_ptr(), ids.len() as u64);
+        CtxRef {
+            raw: self,
+            borrow: PhantomData,
+        }
+    }
+}
+
 impl<'a> CtxRef<'a> {
     /// A copy of the context. Fields that the caller's older struct does not have keep their defaults.
     pub fn get(&self) -> CallCtx {
