@@ -8,6 +8,9 @@ use abi_stable::std_types::{RBox, RString, RVec};
 /// What an attacker may ask of its target. The host builds it from the threat model's declaration; what is not
 /// granted is refused with [`ErrorCode::Denied`](crate::ErrorCode::Denied).
 ///
+/// The sample ids of a question are some of those that `perturb` is given, in any order and as often as images are asked about. Images are
+/// finite, and may leave the bounds; a cotangent is finite, and within 1e30.
+///
 /// # Errors
 /// Every question may answer [`ErrorCode::Denied`](crate::ErrorCode::Denied), [`ErrorCode::Cancelled`](crate::ErrorCode::Cancelled)
 /// where the run is to end, [`ErrorCode::Shape`](crate::ErrorCode::Shape) where the images are not of the shape that `info` names, and
@@ -61,7 +64,7 @@ pub trait AbiAttack: Send + Sync {
     /// # Errors
     /// Where it cannot be written.
     fn info(&self) -> AbiResult<RString>;
-    /// Perturbs clean images `x [N,C,H,W]` with true labels `y [N]` (`i64`).
+    /// Perturbs clean images `x [N,C,H,W]` with true labels `y [N]` (`i64`). It must not write into what it is lent.
     ///
     /// # Errors
     /// Those of the oracle, with their codes, and the attack's own.

@@ -87,6 +87,18 @@ impl CallCtx {
 /// A context ends after a whole field; phase and threads share one word.
 const WORD: u64 = size_of::<u64>() as u64;
 
+impl CallCtx {
+    /// Lends the context and `ids`, in place of those it was made over, for one call. A callee that writes into either, which it must not,
+    /// writes into what is lent here and nothing else.
+    pub fn lend_mut<'a>(&'a mut self, ids: &'a mut [u64]) -> CtxRef<'a> {
+        (self.ids, self.ids_len) = (ids.as_mut_ptr(), ids.len() as u64);
+        CtxRef {
+            raw: self,
+            borrow: PhantomData,
+        }
+    }
+}
+
 impl<'a> CtxRef<'a> {
     /// What a plugin asks before it believes a context that foreign code may have made.
     ///

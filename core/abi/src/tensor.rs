@@ -362,6 +362,24 @@ impl<'a> AbiTensorRef<'a> {
         }
     }
 
+    /// The same over memory that a callee may write into, although it must not: what is lent so is a private copy. Panics likewise.
+    pub fn from_slice_mut<T: Element>(data: &'a mut [T], dims: &'a mut Dims) -> Self {
+        assert_eq!(data.len() as i64, dims.elements(), "slice and shape disagree");
+        let raw = DLTensor {
+            data: data.as_mut_ptr().cast(),
+            device: DLDevice::CPU,
+            ndim: dims.shape.len() as i32,
+            dtype: T::DTYPE,
+            shape: dims.shape.as_mut_ptr(),
+            strides: dims.strides.as_mut_ptr(),
+            byte_offset: 0,
+        };
+        Self {
+            raw,
+            borrow: PhantomData,
+        }
+    }
+
     /// The raw DLPack view, unchecked.
     pub fn raw(&self) -> &DLTensor {
         &self.raw

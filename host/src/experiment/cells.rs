@@ -408,7 +408,7 @@ impl Run<'_> {
         let ticker = self
             .progress
             .ticker(attack.info().passes.max(1) * batch.ids.len() as u64);
-        let (oracle, state) = Oracle::boxed(rules.clone(), ticker.clone());
+        let (oracle, state) = Oracle::boxed(rules.clone(), ids, &batch.y, ticker.clone());
         let call = Call::craft(self.seed, ids).with_threads(rules.call_threads);
         let perturbed = attack.perturb(&call, &oracle, &batch.x, &batch.y);
         ticker.complete();

@@ -1,5 +1,6 @@
 //! What can be learnt of a plugin file without executing it.
 
+use crate::terminal::console::printable;
 use advae_abi::MANIFEST_SECTION;
 use advae_abi::info::Manifest;
 use anyhow::{Context, Result, bail, ensure};
@@ -65,7 +66,23 @@ fn read_manifest(bytes: &[u8]) -> Result<Manifest> {
     let json = section
         .data(endian, bytes)
         .map_err(|e| anyhow::anyhow!("unreadable manifest: {e}"))?;
-    Manifest::from_json(json).context("its manifest is not the JSON of this contract")
+    let mut manifest = Manifest::from_json(json).context("its manifest is not the JSON of this contract")?;
+    let Manifest {
+        contract,
+        name,
+        version,
+        sdk,
+        rustc,
+        panic,
+        weight_sets,
+        ..
+    } = &mut manifest;
+    // Shown in tables and errors, and written by whoever made the file.
+    let texts = [contract, name, version, sdk, rustc, panic]
+        .into_iter()
+        .chain(weight_sets);
+    texts.for_each(|text| *text = printable(text));
+    Ok(manifest)
 }
 
 fn check_machine(header: &Header, endian: Endianness) -> Result<()> {

@@ -1,6 +1,7 @@
 //! Loading: file checks, manifest, dlopen, layout check, description.
 
 use super::elf::{Inspected, inspect};
+use super::fenv;
 use super::find::find;
 use advae_abi::info::{Description, Kind, Manifest};
 use advae_abi::load::{HEADER_SYMBOL, root_from_header};
@@ -109,10 +110,9 @@ fn load(inspected: Inspected) -> Result<Plugin> {
     let Inspected { path, manifest, sha256 } = inspected;
     let file = file_name(&path);
     check_manifest(&file, &manifest)?;
-    let root = open_root(&path).with_context(|| format!("plugin '{file}' does not load"))?;
-    let described = root.describe()()
-        .into_result()
-        .map_err(|e| anyhow!(e).context(format!("plugin '{file}'")))?;
+    let root = fenv::kept(|| open_root(&path)).with_context(|| format!("plugin '{file}' does not load"))?;
+    let described =
+        fenv::kept(|| root.describe()().into_result()).map_err(|e| anyhow!(e).context(format!("plugin '{file}'")))?;
     let description =
         serde_json::from_str(&described).with_context(|| format!("plugin '{file}' describes itself badly"))?;
     tracing::info!(

@@ -1,6 +1,7 @@
 //! Plugins: found by name, checked as files, loaded once, never unloaded.
 
 mod elf;
+pub mod fenv;
 mod find;
 pub mod lists;
 mod load;

@@ -1,6 +1,8 @@
 //! Ctrl-C: a flag that every oracle call looks at.
 
+use super::console;
 use super::exit::EXIT_CANCELLED;
+use super::waiting;
 use advae_abi::{AbiError, ErrorCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,17 +12,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub struct Cancel(Arc<AtomicBool>);
 
 impl Cancel {
-    /// A flag that Ctrl-C sets; a second Ctrl-C ends the process at once.
+    /// A flag that Ctrl-C sets, which says what is waited for; a second Ctrl-C ends the process at once, whatever a plugin is doing.
     ///
     /// # Errors
     /// Where the handler cannot be installed.
     pub fn on_ctrl_c() -> Result<Self, ctrlc::Error> {
         let cancel = Self::default();
         let flag = cancel.clone();
-        ctrlc::set_handler(move || {
-            if flag.0.swap(true, Ordering::SeqCst) {
-                std::process::exit(EXIT_CANCELLED);
-            }
+        ctrlc::set_handler(move || match flag.0.swap(true, Ordering::SeqCst) {
+            // On a thread of its own: whoever does not read the error stream must not keep the second from being heard.
+            false => drop(std::thread::spawn(|| console::say(&stopping(waiting::in_progress())))),
+            true => end(),
         })?;
         Ok(cancel)
     }
@@ -44,5 +46,35 @@ impl Cancel {
             true => Err(AbiError::new(ErrorCode::Cancelled, "the run was cancelled")),
             false => Ok(()),
         }
+    }
+}
+
+fn stopping(calls: Option<String>) -> String {
+    let waits = calls
+        .map(|calls| format!("waiting for {calls} to return; "))
+        .unwrap_or_default();
+    format!("stopping: {waits}Ctrl-C again ends at once")
+}
+
+/// Ends the process without what plugins registered for its end: a handler of theirs might wait, or change the code.
+fn end() -> ! {
+    #[cfg(unix)]
+    // SAFETY: ends the process; nothing of it is used afterwards.
+    unsafe {
+        libc::_exit(EXIT_CANCELLED)
+    }
+    #[cfg(not(unix))]
+    std::process::exit(EXIT_CANCELLED)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_ctrl_c_says_what_is_waited_for() {
+        let text = "stopping: waiting for attack 'pgd' (perturb) to return; Ctrl-C again ends at once";
+        assert_eq!(stopping(Some("attack 'pgd' (perturb)".into())), text);
+        assert_eq!(stopping(None), "stopping: Ctrl-C again ends at once");
     }
 }

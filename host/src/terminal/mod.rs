@@ -4,3 +4,4 @@ pub mod cancel;
 pub mod console;
 pub mod exit;
 pub mod progress;
+pub mod waiting;

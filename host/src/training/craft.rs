@@ -139,7 +139,7 @@ impl Crafter<'_> {
             meter: Arc::default(),
             cancel: Cancel::default(),
         };
-        let (oracle, state) = Oracle::boxed(rules, Ticker::silent());
+        let (oracle, state) = Oracle::boxed(rules, &batch.ids, &labels, Ticker::silent());
         let perturbed = attack.perturb(&call, &oracle, &x, &labels);
         match state.first_error() {
             Some(error) => Err(error.into()),

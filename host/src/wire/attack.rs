@@ -1,10 +1,13 @@
 //! Attacks of plugins. What they return is checked for shape here and measured by [`score`](crate::experiment::score).
 
 use crate::plugin::Plugin;
+use crate::plugin::fenv::Foreign;
+use crate::wire::boundary::{LentCall, LentTensor, Origin};
+use crate::wire::info;
 use crate::wire::tensor::{Call, Tensor};
 use advae_abi::info::{AttackInfo, Construct, Kind};
-use advae_abi::{AbiTensorRef, AttackBox, Dims, OracleBox};
-use anyhow::{Context, Result, anyhow, ensure};
+use advae_abi::{AttackBox, OracleBox};
+use anyhow::{Result, ensure};
 use serde_json::{Map, Value};
 use std::sync::Arc;
 
@@ -14,8 +17,9 @@ pub struct Attack(Arc<Inner>);
 
 struct Inner {
     name: String,
+    origin: Origin,
     info: AttackInfo,
-    attack: AttackBox,
+    attack: Foreign<AttackBox>,
 }
 
 /// What an attack returned for a batch.
@@ -37,22 +41,22 @@ impl Attack {
     pub fn construct(plugin: &Plugin, config: Map<String, Value>) -> Result<Self> {
         plugin.expect_kind(Kind::Attack)?;
         let name = plugin.manifest.name.clone();
-        let context = || format!("attack '{name}'");
+        let origin = Origin::new(Kind::Attack, &name);
         let request = Construct {
             config,
             device: "cpu".into(),
             ..Construct::default()
         };
         let json = serde_json::to_string(&request)?;
-        let attack = (plugin.root().new_attack())(json.as_str().into()).into_result();
-        let attack = attack.map_err(|e| anyhow!(e)).with_context(context)?;
-        let info = attack
-            .info()
-            .into_result()
-            .map_err(|e| anyhow!(e))
-            .with_context(context)?;
-        let info = serde_json::from_str(&info).with_context(|| format!("attack '{name}' describes itself badly"))?;
-        Ok(Self(Arc::new(Inner { name, info, attack })))
+        let new = || (plugin.root().new_attack())(json.as_str().into()).map(Foreign::new);
+        let attack = origin.enter("constructor", new)?;
+        let info = info::attack(&origin, &origin.enter("info", || attack.info().map(String::from))?)?;
+        Ok(Self(Arc::new(Inner {
+            name,
+            origin,
+            info,
+            attack,
+        })))
     }
 
     /// The plugin's name.
@@ -70,7 +74,7 @@ impl Attack {
     /// The images may be anything: out of bounds, over budget, NaN. Only the shape is checked.
     ///
     /// # Errors
-    /// Where the plugin fails or returns another number of images or images of another shape.
+    /// Where the plugin fails, writes into what it is lent, or returns another number of images or images of another shape.
     pub fn perturb(&self, call: &Call, oracle: &OracleBox, x: &Tensor, y: &[u32]) -> Result<Perturbed> {
         let name = self.name();
         ensure!(
@@ -80,29 +84,32 @@ impl Attack {
             x.rows()
         );
         let labels: Vec<i64> = y.iter().map(|label| i64::from(*label)).collect();
-        let (ctx, dims, label_dims) = (call.context(), x.dims(), Dims::new(&[y.len()]));
-        let y = AbiTensorRef::from_slice(&labels, &label_dims);
-        let perturbed = self
-            .0
-            .attack
-            .perturb(ctx.lend(call.ids), oracle, x.lend(&dims), y)
-            .into_result();
-        let perturbed = perturbed
-            .map_err(|e| anyhow!(e))
-            .with_context(|| format!("attack '{name}'"))?;
-        self.receive(perturbed, x)
+        let (mut ids, mut images) = (LentCall::new(call), LentTensor::new("images", call, x));
+        let mut lent_labels = LentTensor::labels(call, &labels);
+        let origin = &self.0.origin;
+        let perturb = || {
+            let perturbed = self
+                .0
+                .attack
+                .perturb(ids.lend(), oracle, images.lend(), lent_labels.lend());
+            perturbed.map(Foreign::new)
+        };
+        let perturbed = origin.enter("perturb", perturb)?;
+        origin.check_unwritten(&[&ids, &images, &lent_labels])?;
+        self.receive(&perturbed, x)
     }
 
-    fn receive(&self, perturbed: advae_abi::Perturbed, x: &Tensor) -> Result<Perturbed> {
+    fn receive(&self, perturbed: &advae_abi::Perturbed, x: &Tensor) -> Result<Perturbed> {
         let (name, n) = (self.name(), x.rows());
-        let x_adv = Tensor::copy_from(perturbed.x_adv.view()).map_err(|e| anyhow!(e));
-        let x_adv = x_adv.with_context(|| format!("attack '{name}'"))?;
+        let blame = |error| self.0.origin.blame(&error);
+        let x_adv = perturbed.x_adv.view();
+        let shape = x_adv.shape().map_err(blame)?;
         ensure!(
-            x_adv.shape == x.shape,
-            "attack '{name}' returned images of shape {:?} for images of shape {:?}",
-            x_adv.shape,
+            shape == x.shape,
+            "attack '{name}' returned images of shape {shape:?} for images of shape {:?}",
             x.shape
         );
+        let x_adv = Tensor::copy_from(x_adv, &shape, "images").map_err(blame)?;
         let one_a_sample = |what: &str, len: usize| {
             ensure!(
                 len == 0 || len == n,

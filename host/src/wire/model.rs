@@ -1,40 +1,38 @@
 //! Classifiers and purifiers of plugins. Nothing they return is believed: shapes and values are checked here.
 
 use crate::plugin::Plugin;
+use crate::plugin::fenv::Foreign;
+use crate::wire::boundary::{LentCall, LentTensor, Origin};
+use crate::wire::info;
 use crate::wire::tensor::{Call, Tensor};
+use advae_abi::abi_stable::std_types::{RString, RVec};
 use advae_abi::info::{Construct, Kind, ModelInfo, TrainSettings};
-use advae_abi::{AbiError, AbiTensor, AbiTensorRef, Dims, ErrorCode, Lesson, ModelBox, TapeBox, Taped, TrainableBox};
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use advae_abi::{
+    AbiResult, AbiTensor, AbiTensorRef, CtxRef, ErrorCode, Lesson, ModelBox, TapeBox, Taped, TrainableBox,
+};
+use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// Most features a sample.
+const MOST_FEATURES: usize = 1 << 20;
 
 /// A classifier (`x [N,C,H,W]` to logits `[N,K]`) or a purifier (`x` to `x`); clones share it.
 #[derive(Clone)]
 pub struct Model(Arc<Inner>);
 
 struct Inner {
-    origin: Origin,
-    info: ModelInfo,
-    model: ModelBox,
-}
-
-/// Where an object comes from, as messages name it.
-#[derive(Clone, Debug)]
-struct Origin {
     kind: Kind,
     name: String,
-}
-
-impl std::fmt::Display for Origin {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} '{}'", self.kind, self.name)
-    }
+    origin: Origin,
+    info: ModelInfo,
+    model: Foreign<ModelBox>,
 }
 
 /// What a forward pass left behind for its way back.
 pub struct Tape {
     origin: Origin,
-    tape: TapeBox,
+    tape: Foreign<TapeBox>,
     input: Vec<usize>,
     output: Vec<usize>,
 }
@@ -42,7 +40,14 @@ pub struct Tape {
 /// The parameters of a model under training.
 pub struct Trainable {
     origin: Origin,
-    trainable: TrainableBox,
+    trainable: Foreign<TrainableBox>,
+}
+
+/// Whether every row of `y [N,K]` is a probability distribution: values in `[0,1]` that add up to 1 within 1e-4. Logits hardly ever are; a
+/// classifier that returns such rows has its softmax inside, through which gradients vanish where it is sure.
+pub fn looks_like_probabilities(y: &Tensor) -> bool {
+    let one = |row: &[f32]| row.iter().all(|v| (0. ..=1.).contains(v)) && (row.iter().sum::<f32>() - 1.).abs() < 1e-4;
+    y.rows() > 0 && (0..y.rows()).all(|i| one(y.row(i)))
 }
 
 impl Model {
@@ -60,16 +65,10 @@ impl Model {
             );
         }
         let json = serde_json::to_string(request)?;
-        let origin = Origin {
-            kind,
-            name: plugin.manifest.name.clone(),
-        };
-        let model = (plugin.root().new_model())(json.as_str().into()).into_result();
-        Self::from_box(
-            kind,
-            &plugin.manifest.name,
-            model.map_err(|e| anyhow!(e).context(origin.to_string()))?,
-        )
+        let name = &plugin.manifest.name;
+        let new = || (plugin.root().new_model())(json.as_str().into()).map(Foreign::new);
+        let model = Origin::new(kind, name).enter("constructor", new)?;
+        Self::wrap(kind, name, model)
     }
 
     /// Wraps a model that came from elsewhere, such as a threat model's substitute, and tries it likewise.
@@ -77,24 +76,21 @@ impl Model {
     /// # Errors
     /// As for [`construct`](Self::construct).
     pub fn from_box(kind: Kind, name: &str, model: ModelBox) -> Result<Self> {
-        let origin = Origin {
+        Self::wrap(kind, name, Foreign::new(model))
+    }
+
+    pub(super) fn wrap(kind: Kind, name: &str, model: Foreign<ModelBox>) -> Result<Self> {
+        let origin = Origin::new(kind, name);
+        let json = origin.enter("info", || model.info().map(String::from))?;
+        let info = info::model(&origin, kind, &json)?;
+        let name = name.to_string();
+        let model = Self(Arc::new(Inner {
             kind,
-            name: name.into(),
-        };
-        let json = model
-            .info()
-            .into_result()
-            .map_err(|e| anyhow!(e).context(origin.to_string()))?;
-        let info: ModelInfo =
-            serde_json::from_str(&json).with_context(|| format!("{origin} describes itself badly"))?;
-        if kind == Kind::Classifier {
-            ensure!(
-                info.classes.is_some_and(|k| k >= 2),
-                "{origin} names no number of classes in its info"
-            );
-            ensure!(info.input.is_some(), "{origin} names no input shape in its info");
-        }
-        let model = Self(Arc::new(Inner { origin, info, model }));
+            name,
+            origin,
+            info,
+            model,
+        }));
         model.try_out()?;
         Ok(model)
     }
@@ -109,12 +105,12 @@ impl Model {
 
     /// The plugin's name.
     pub fn name(&self) -> &str {
-        &self.0.origin.name
+        &self.0.name
     }
 
     /// Classifier or purifier.
     pub fn kind(&self) -> Kind {
-        self.0.origin.kind
+        self.0.kind
     }
 
     /// What it says of itself.
@@ -125,12 +121,15 @@ impl Model {
     /// Output for a batch.
     ///
     /// # Errors
-    /// Where the plugin fails, or answers with another shape, NaN or infinity.
+    /// Where the plugin fails, writes into `x`, or answers with another shape, NaN or infinity.
     pub fn forward(&self, call: &Call, x: &Tensor) -> Result<Tensor> {
-        self.check_call(call, x)?;
-        let (ctx, dims) = (call.context(), x.dims());
-        let y = self.0.model.forward(ctx.lend(call.ids), x.lend(&dims)).into_result();
-        self.receive(call, x, &y.map_err(|e| self.0.origin.blame(e))?)
+        self.plain(
+            "forward",
+            call,
+            x,
+            |ctx, x| self.0.model.forward(ctx, x),
+            |y| self.output(call, x, y),
+        )
     }
 
     /// Output for a batch, and the way back.
@@ -138,26 +137,13 @@ impl Model {
     /// # Errors
     /// As for [`forward`](Self::forward).
     pub fn forward_tape(&self, call: &Call, x: &Tensor) -> Result<(Tensor, Tape)> {
-        self.check_call(call, x)?;
-        let (ctx, dims) = (call.context(), x.dims());
-        let taped = self
-            .0
-            .model
-            .forward_tape(ctx.lend(call.ids), x.lend(&dims))
-            .into_result();
-        let Taped { y, tape } = taped.map_err(|e| self.0.origin.blame(e))?;
-        let y = self.receive(call, x, &y)?;
-        let tape = self.tape(tape, x, &y);
-        Ok((y, tape))
-    }
-
-    fn tape(&self, tape: TapeBox, x: &Tensor, y: &Tensor) -> Tape {
-        Tape {
-            origin: self.0.origin.clone(),
-            tape,
-            input: x.shape.clone(),
-            output: y.shape.clone(),
-        }
+        self.taped(
+            "forward",
+            call,
+            x,
+            |ctx, x| self.0.model.forward_tape(ctx, x),
+            |y| self.output(call, x, y),
+        )
     }
 
     /// Activations of the penultimate layer `[N,F]`.
@@ -165,10 +151,13 @@ impl Model {
     /// # Errors
     /// As for [`forward`](Self::forward), or where the model exposes none.
     pub fn features(&self, call: &Call, x: &Tensor) -> Result<Tensor> {
-        self.check_call(call, x)?;
-        let (ctx, dims) = (call.context(), x.dims());
-        let y = self.0.model.features(ctx.lend(call.ids), x.lend(&dims)).into_result();
-        self.receive_features(call, x, &y.map_err(|e| self.0.origin.blame(e))?)
+        self.plain(
+            "features",
+            call,
+            x,
+            |ctx, x| self.0.model.features(ctx, x),
+            |y| self.features_of(call, x, y),
+        )
     }
 
     /// The same, and the way back.
@@ -176,26 +165,83 @@ impl Model {
     /// # Errors
     /// As for [`features`](Self::features).
     pub fn features_tape(&self, call: &Call, x: &Tensor) -> Result<(Tensor, Tape)> {
+        self.taped(
+            "features",
+            call,
+            x,
+            |ctx, x| self.0.model.features_tape(ctx, x),
+            |y| self.features_of(call, x, y),
+        )
+    }
+
+    fn plain(
+        &self,
+        function: &'static str,
+        call: &Call,
+        x: &Tensor,
+        pass: impl FnOnce(CtxRef<'_>, AbiTensorRef<'_>) -> AbiResult<AbiTensor>,
+        receive: impl FnOnce(&AbiTensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
         self.check_call(call, x)?;
-        let (ctx, dims) = (call.context(), x.dims());
-        let taped = (self.0.model)
-            .features_tape(ctx.lend(call.ids), x.lend(&dims))
-            .into_result();
-        let Taped { y, tape } = taped.map_err(|e| self.0.origin.blame(e))?;
-        let y = self.receive_features(call, x, &y)?;
-        let tape = self.tape(tape, x, &y);
+        let origin = &self.0.origin;
+        // They live until the output is copied: a plugin may return memory that it was lent.
+        let (mut ids, mut images) = (LentCall::new(call), LentTensor::new("images", call, x));
+        let y = origin.enter(function, || pass(ids.lend(), images.lend()).map(Foreign::new))?;
+        origin.check_unwritten(&[&ids, &images])?;
+        receive(&y)
+    }
+
+    fn taped(
+        &self,
+        function: &'static str,
+        call: &Call,
+        x: &Tensor,
+        pass: impl FnOnce(CtxRef<'_>, AbiTensorRef<'_>) -> AbiResult<Taped>,
+        receive: impl FnOnce(&AbiTensor) -> Result<Tensor>,
+    ) -> Result<(Tensor, Tape)> {
+        self.check_call(call, x)?;
+        let origin = &self.0.origin;
+        let (mut ids, mut images) = (LentCall::new(call), LentTensor::new("images", call, x));
+        let apart = |Taped { y, tape }| (Foreign::new(y), Foreign::new(tape));
+        let (y, tape) = origin.enter(function, || pass(ids.lend(), images.lend()).map(apart))?;
+        origin.check_unwritten(&[&ids, &images])?;
+        let y = receive(&y)?;
+        let tape = Tape {
+            origin: origin.clone(),
+            tape,
+            input: x.shape.clone(),
+            output: y.shape.clone(),
+        };
         Ok((y, tape))
     }
 
-    fn receive_features(&self, call: &Call, x: &Tensor, y: &AbiTensor) -> Result<Tensor> {
-        let y = self.0.origin.copy(y)?;
-        ensure!(
-            y.shape.len() == 2 && y.rows() == x.rows(),
-            "{} gave features of shape {:?}",
-            self.0.origin,
-            y.shape
-        );
-        self.0.origin.check_finite(call, &y, "features")?;
+    fn output(&self, call: &Call, x: &Tensor, y: &AbiTensor) -> Result<Tensor> {
+        let expected = match self.0.info.classes.filter(|_| self.0.kind == Kind::Classifier) {
+            Some(classes) => vec![x.rows(), classes],
+            None => x.shape.clone(),
+        };
+        let origin = &self.0.origin;
+        let y = origin.copy(y, &expected, "an output")?;
+        origin.check_finite(call, &y, "output", ("image", x))?;
+        Ok(y)
+    }
+
+    fn features_of(&self, call: &Call, x: &Tensor, y: &AbiTensor) -> Result<Tensor> {
+        let origin = &self.0.origin;
+        let shape = y.view().shape().map_err(|e| origin.blame(&e))?;
+        let [n, features] = shape[..] else {
+            let text = format!("its features have shape {shape:?}, expected [{}, F]", x.rows());
+            return Err(origin.fault(ErrorCode::Shape, text));
+        };
+        if n != x.rows() || features > MOST_FEATURES {
+            let text = format!(
+                "its features have shape {shape:?}, expected [{}, F] with {MOST_FEATURES} features at most",
+                x.rows()
+            );
+            return Err(origin.fault(ErrorCode::Shape, text));
+        }
+        let y = origin.copy(y, &shape, "features")?;
+        origin.check_finite(call, &y, "features", ("image", x))?;
         Ok(y)
     }
 
@@ -205,12 +251,11 @@ impl Model {
     /// Where the plugin cannot be trained.
     pub fn trainable(&self, settings: &TrainSettings) -> Result<Trainable> {
         let json = serde_json::to_string(settings)?;
-        let trainable = self.0.model.trainable(json.as_str().into()).into_result();
         let origin = self.0.origin.clone();
-        Ok(Trainable {
-            trainable: trainable.map_err(|e| origin.blame(e))?,
-            origin,
-        })
+        let trainable = origin.enter("trainable", || {
+            self.0.model.trainable(json.as_str().into()).map(Foreign::new)
+        })?;
+        Ok(Trainable { origin, trainable })
     }
 
     fn check_call(&self, call: &Call, x: &Tensor) -> Result<()> {
@@ -230,18 +275,6 @@ impl Model {
         }
         Ok(())
     }
-
-    fn receive(&self, call: &Call, x: &Tensor, y: &AbiTensor) -> Result<Tensor> {
-        let origin = &self.0.origin;
-        let y = origin.copy(y)?;
-        let expected = match self.0.info.classes.filter(|_| origin.kind == Kind::Classifier) {
-            Some(classes) => vec![x.rows(), classes],
-            None => x.shape.clone(),
-        };
-        origin.check_shape(&y.shape, &expected, "an output")?;
-        origin.check_finite(call, &y, "output")?;
-        Ok(y)
-    }
 }
 
 impl Tape {
@@ -251,18 +284,25 @@ impl Tape {
     /// Where the plugin fails or answers with another shape.
     pub fn backward(&self, call: &Call, cotangent: &Tensor) -> Result<Option<Tensor>> {
         let origin = &self.origin;
-        origin.check_shape(&cotangent.shape, &self.output, "a cotangent (from the caller)")?;
-        let (ctx, dims) = (call.context(), cotangent.dims());
-        let gradient = self
-            .tape
-            .backward(ctx.lend(call.ids), cotangent.lend(&dims))
-            .into_result();
-        let Some(gradient) = gradient.map_err(|e| origin.blame(e))?.into_option() else {
+        ensure!(
+            cotangent.shape == self.output,
+            "{origin}'s tape was given a cotangent of shape {:?}, expected {:?}",
+            cotangent.shape,
+            self.output
+        );
+        let (mut ids, mut lent) = (LentCall::new(call), LentTensor::new("cotangents", call, cotangent));
+        let back = || {
+            self.tape
+                .backward(ids.lend(), lent.lend())
+                .map(|gradient| gradient.into_option().map(Foreign::new))
+        };
+        let gradient = origin.enter("backward", back)?;
+        origin.check_unwritten(&[&ids, &lent])?;
+        let Some(gradient) = gradient else {
             return Ok(None);
         };
-        let gradient = origin.copy(&gradient)?;
-        origin.check_shape(&gradient.shape, &self.input, "a gradient")?;
-        origin.check_finite(call, &gradient, "gradient")?;
+        let gradient = origin.copy(&gradient, &self.input, "a gradient")?;
+        origin.check_finite(call, &gradient, "gradient", ("cotangent", cotangent))?;
         Ok(Some(gradient))
     }
 }
@@ -273,10 +313,7 @@ impl Trainable {
     /// # Errors
     /// Where the plugin fails, or a tape of the model still lives.
     pub fn step(&self, learning_rate: f64) -> Result<()> {
-        self.trainable
-            .step(learning_rate)
-            .into_result()
-            .map_err(|e| self.origin.blame(e))
+        self.origin.enter("step", || self.trainable.step(learning_rate))
     }
 
     /// One update by the plugin's own objective, on images `[N,C,H,W]`, adversarial ones of the same samples if there are, and labels:
@@ -293,16 +330,23 @@ impl Trainable {
         learning_rate: f64,
     ) -> Result<BTreeMap<String, f64>> {
         let labels: Vec<i64> = labels.iter().map(|label| i64::from(*label)).collect();
-        let (ctx, dims, label_dims) = (call.context(), clean.dims(), Dims::new(&[labels.len()]));
-        let adversarial = adversarial.map(|x| (x, x.dims()));
-        let lesson = Lesson {
-            clean: clean.lend(&dims),
-            adversarial: adversarial.as_ref().map(|(x, dims)| x.lend(dims)).into(),
-            labels: AbiTensorRef::from_slice(&labels, &label_dims),
-            learning_rate,
+        let (mut ids, mut images) = (LentCall::new(call), LentTensor::new("images", call, clean));
+        let mut adversarial = adversarial.map(|x| LentTensor::new("adversarial images", call, x));
+        let mut labels = LentTensor::labels(call, &labels);
+        let learn = || {
+            let lesson = Lesson {
+                clean: images.lend(),
+                adversarial: adversarial.as_mut().map(LentTensor::lend).into(),
+                labels: labels.lend(),
+                learning_rate,
+            };
+            self.trainable.learn(ids.lend(), lesson).map(RString::into_string)
         };
-        let measured = self.trainable.learn(ctx.lend(call.ids), lesson).into_result();
-        let measured = measured.map_err(|e| self.origin.blame(e))?;
+        let measured = self.origin.enter("learn", learn)?;
+        self.origin.check_unwritten(&[&ids, &images, &labels])?;
+        adversarial
+            .iter()
+            .try_for_each(|lent| self.origin.check_unwritten(&[lent]))?;
         let measured: BTreeMap<String, f64> = serde_json::from_str(&measured)
             .with_context(|| format!("{} says badly what it measured: {measured}", self.origin))?;
         ensure!(
@@ -318,10 +362,7 @@ impl Trainable {
     /// # Errors
     /// Where the plugin fails.
     pub fn zero_gradients(&self) -> Result<()> {
-        self.trainable
-            .zero_gradients()
-            .into_result()
-            .map_err(|e| self.origin.blame(e))
+        self.origin.enter("zero_gradients", || self.trainable.zero_gradients())
     }
 
     /// The weights, as a safetensors blob.
@@ -329,11 +370,8 @@ impl Trainable {
     /// # Errors
     /// Where the plugin fails.
     pub fn save_weights(&self) -> Result<Vec<u8>> {
-        self.trainable
-            .save_weights()
-            .into_result()
-            .map(|b| b.into_vec())
-            .map_err(|e| self.origin.blame(e))
+        self.origin
+            .enter("save_weights", || self.trainable.save_weights().map(RVec::into_vec))
     }
 
     /// Replaces the weights.
@@ -341,10 +379,8 @@ impl Trainable {
     /// # Errors
     /// Where the blob does not fit the model.
     pub fn load_weights(&self, blob: &[u8]) -> Result<()> {
-        self.trainable
-            .load_weights(blob.into())
-            .into_result()
-            .map_err(|e| self.origin.blame(e))
+        self.origin
+            .enter("load_weights", || self.trainable.load_weights(blob.into()))
     }
 
     /// The optimiser's moments and step count.
@@ -352,11 +388,8 @@ impl Trainable {
     /// # Errors
     /// Where the plugin fails.
     pub fn save_state(&self) -> Result<Vec<u8>> {
-        self.trainable
-            .save_state()
-            .into_result()
-            .map(|b| b.into_vec())
-            .map_err(|e| self.origin.blame(e))
+        self.origin
+            .enter("save_state", || self.trainable.save_state().map(RVec::into_vec))
     }
 
     /// Restores the optimiser.
@@ -364,37 +397,31 @@ impl Trainable {
     /// # Errors
     /// Where the blob does not fit the optimiser.
     pub fn load_state(&self, blob: &[u8]) -> Result<()> {
-        self.trainable
-            .load_state(blob.into())
-            .into_result()
-            .map_err(|e| self.origin.blame(e))
+        self.origin
+            .enter("load_state", || self.trainable.load_state(blob.into()))
     }
 }
 
 impl Origin {
-    fn blame(&self, error: AbiError) -> anyhow::Error {
-        anyhow!(error).context(self.to_string())
+    fn copy(&self, tensor: &AbiTensor, expected: &[usize], what: &str) -> Result<Tensor> {
+        Tensor::copy_from(tensor.view(), expected, what).map_err(|e| self.blame(&e))
     }
 
-    fn copy(&self, tensor: &AbiTensor) -> Result<Tensor> {
-        Tensor::copy_from(tensor.view()).map_err(|e| self.blame(e))
-    }
-
-    fn check_shape(&self, shape: &[usize], expected: &[usize], what: &str) -> Result<()> {
-        if shape != expected {
-            let text = format!("{what} has shape {shape:?}, expected {expected:?}");
-            return Err(self.blame(AbiError::new(ErrorCode::Shape, text)));
-        }
-        Ok(())
-    }
-
-    fn check_finite(&self, call: &Call, y: &Tensor, what: &str) -> Result<()> {
-        let Some(at) = y.data.iter().position(|v| !v.is_finite()) else {
+    /// Refuses NaN and infinity in `y`, a row a sample, which came of `from` (what that is, and its rows).
+    fn check_finite(&self, call: &Call, y: &Tensor, what: &str, from: (&str, &Tensor)) -> Result<()> {
+        let Some((row, value)) = y.not_finite() else {
             return Ok(());
         };
-        let row = at / y.row_len();
-        let text = format!("its {what} for sample {} contains {}", call.ids[row], y.data[at]);
-        Err(self.blame(AbiError::new(ErrorCode::Compute, text)))
+        let (name, from) = from;
+        let largest = from.row(row).iter().fold(0f32, |largest, v| largest.max(v.abs()));
+        // Whoever gave such numbers may be at fault as much as the model.
+        let given = if largest > 1e4 {
+            format!(", of {name}s up to {largest:e}")
+        } else {
+            String::new()
+        };
+        let text = format!("its {what} for sample {} contains {value}{given}", call.ids[row]);
+        Err(self.fault(ErrorCode::Compute, text))
     }
 }
 
@@ -402,31 +429,28 @@ impl Origin {
 mod tests {
     use super::*;
 
-    fn origin() -> Origin {
-        Origin {
-            kind: Kind::Classifier,
-            name: "m".into(),
-        }
-    }
-
     #[test]
-    fn a_wrong_shape_names_both() {
-        let error = origin().check_shape(&[2, 3], &[2, 10], "an output").unwrap_err();
-        assert_eq!(
-            format!("{error:#}"),
-            "classifier 'm': an output has shape [2, 3], expected [2, 10]"
-        );
-    }
-
-    #[test]
-    fn a_nan_names_the_sample() {
+    fn a_nan_names_the_sample_and_numbers_that_overflow_are_named_too() {
+        let origin = Origin::new(Kind::Classifier, "m");
         let y = Tensor::new(vec![2, 2], vec![0., 1., f32::NAN, 2.]).unwrap();
-        let error = origin()
-            .check_finite(&Call::score(0, &[4, 9]), &y, "output")
-            .unwrap_err();
+        let said = |x: f32| {
+            let x = Tensor::new(vec![2, 1], vec![0., x]).unwrap();
+            let error = origin.check_finite(&Call::score(0, &[4, 9]), &y, "output", ("image", &x));
+            format!("{:#}", error.unwrap_err())
+        };
+        assert_eq!(said(0.5), "classifier 'm': its output for sample 9 contains NaN");
         assert_eq!(
-            format!("{error:#}"),
-            "classifier 'm': its output for sample 9 contains NaN"
+            said(-1e38),
+            "classifier 'm': its output for sample 9 contains NaN, of images up to 1e38"
         );
+    }
+
+    #[test]
+    fn probabilities_are_told_from_logits() {
+        let rows = |data: Vec<f32>| Tensor::new(vec![data.len() / 2, 2], data).unwrap();
+        assert!(looks_like_probabilities(&rows(vec![0.25, 0.75, 1., 0.])));
+        assert!(!looks_like_probabilities(&rows(vec![0.25, 0.75, 1.5, -0.5])));
+        assert!(!looks_like_probabilities(&rows(vec![0.25, 0.75, 0.9, 0.2])));
+        assert!(!looks_like_probabilities(&rows(vec![])));
     }
 }

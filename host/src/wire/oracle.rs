@@ -1,5 +1,6 @@
 //! What an attacker may ask, as the threat model's access declares it. The only thing an attack ever sees.
 
+use crate::plugin::fenv;
 use crate::terminal::cancel::Cancel;
 use crate::terminal::progress::Ticker;
 use crate::wire::pipeline::{Pipeline, PipelineTape};
@@ -11,18 +12,25 @@ use advae_abi::{
     AbiError, AbiOracle, AbiResult, AbiTape, AbiTensor, AbiTensorRef, CtxRef, ErrorCode, OracleBox, TapeBox, Taped,
 };
 use advae_abi::{AbiOracle_TO, AbiTape_TO, guard};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Largest value of a cotangent. Beyond it a backward pass in f32 overflows, and the model would be blamed.
+const LARGEST_COTANGENT: f32 = 1e30;
 
 /// What an attack asked about one sample.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Input gradients.
+    /// Gradients it asked for. One that is averaged over several draws counts once; one that the attack did not need, because the sample was
+    /// misclassified and the loss had nothing left to gain, does not count.
     pub gradients: u64,
-    /// Those of them that were zero, or asked for by a loss that did not depend on the logits any more.
+    /// Gradients that were zero in every pixel: the model's gradient was, or the attack's loss did not depend on the logits although the
+    /// sample was still classified correctly (a saturated loss).
     pub zero_gradients: u64,
-    /// Labels.
+    /// Those of them where the loss did not depend on the logits.
+    pub saturated: u64,
+    /// Images whose label it asked for.
     pub queries: u64,
 }
 
@@ -34,15 +42,21 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// Label queries so far.
+    /// What was asked about one sample so far.
+    pub fn of(&self, id: u64) -> Counts {
+        self.samples().get(&id).copied().unwrap_or_default()
+    }
+
+    /// Label queries so far, those of a threat model's preparation included.
     pub fn queries(&self) -> u64 {
         self.queries.load(Ordering::Relaxed)
     }
 
-    /// What was asked about one sample, by the id that the attack knows it by.
-    pub fn of(&self, id: u64) -> Counts {
-        let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
-        samples.get(&id).copied().unwrap_or_default()
+    /// Share of gradients that were zero, over all samples; absent where none was asked for.
+    pub fn zero_gradient_share(&self) -> Option<f64> {
+        let sum = |(all, zeros): (u64, u64), counts: &Counts| (all + counts.gradients, zeros + counts.zero_gradients);
+        let (all, zeros) = self.samples().values().fold((0, 0), sum);
+        (all > 0).then(|| zeros as f64 / all as f64)
     }
 
     /// Counts `images` queries.
@@ -63,16 +77,29 @@ impl Meter {
         }
     }
 
-    fn count(&self, ids: &[u64], add: impl Fn(usize, &mut Counts)) {
-        let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
-        (ids.iter().enumerate()).for_each(|(i, id)| add(i, samples.entry(*id).or_default()));
+    fn count_queries(&self, ids: &[u64]) {
+        let mut samples = self.samples();
+        ids.iter().for_each(|id| samples.entry(*id).or_default().queries += 1);
     }
 
-    fn count_gradients(&self, ids: &[u64], gradient: &Tensor) {
-        self.count(ids, |i, counts| {
+    /// Counts the gradients of one backward pass; `correct` says of each row whether it was still classified correctly.
+    fn count_gradients(&self, ids: &[u64], correct: &[bool], cotangent: &Tensor, gradient: &Tensor) {
+        let zero = |row: &[f32]| row.iter().all(|v| *v == 0.);
+        let mut samples = self.samples();
+        for (i, id) in ids.iter().enumerate() {
+            let no_loss = zero(cotangent.row(i));
+            if no_loss && !correct[i] {
+                continue;
+            }
+            let counts = samples.entry(*id).or_default();
             counts.gradients += 1;
-            counts.zero_gradients += u64::from(gradient.row(i).iter().all(|v| *v == 0.));
-        });
+            counts.zero_gradients += u64::from(zero(gradient.row(i)));
+            counts.saturated += u64::from(no_loss);
+        }
+    }
+
+    fn samples(&self) -> MutexGuard<'_, HashMap<u64, Counts>> {
+        self.samples.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -128,19 +155,29 @@ impl OracleState {
     }
 }
 
-/// The host's oracle.
+/// The host's oracle for one batch.
 pub struct Oracle {
     rules: Rules,
+    /// True labels of the batch, by sample id.
+    labels: BTreeMap<u64, u32>,
     state: Arc<OracleState>,
     ticker: Ticker,
 }
 
+/// What an attack asks about: as many images as ids.
+struct Question {
+    ids: Vec<u64>,
+    draw: u64,
+    x: Tensor,
+}
+
 impl Oracle {
-    /// An oracle ready to be handed to an attack, and what the host keeps of it.
-    pub fn boxed(rules: Rules, ticker: Ticker) -> (OracleBox, Arc<OracleState>) {
+    /// An oracle about the samples `ids` with true labels `labels`, ready to be handed to an attack, and what the host keeps of it.
+    pub fn boxed(rules: Rules, ids: &[u64], labels: &[u32], ticker: Ticker) -> (OracleBox, Arc<OracleState>) {
         let state = Arc::new(OracleState::default());
         let oracle = Self {
             rules,
+            labels: ids.iter().copied().zip(labels.iter().copied()).collect(),
             state: state.clone(),
             ticker,
         };
@@ -148,8 +185,7 @@ impl Oracle {
     }
 
     fn run<T>(&self, answer: impl FnOnce() -> Result<T, AbiError>) -> AbiResult<T> {
-        let checked = || self.rules.cancel.check().and_then(|()| answer());
-        self.state.remember(guard(checked))
+        answered(&self.rules, &self.state, answer)
     }
 
     fn grant(&self, granted: bool, what: &str) -> Result<(), AbiError> {
@@ -160,63 +196,77 @@ impl Oracle {
         Err(AbiError::new(ErrorCode::Denied, text))
     }
 
-    /// The images of a call; context ids and images must be as many.
-    fn receive(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> Result<Tensor, AbiError> {
-        let (x, ids) = (Tensor::copy_from(x)?, ctx.sample_ids());
-        if x.rows() != ids.len() {
+    /// Takes a question in, once and for all: the attack may change its own memory at any time.
+    fn receive(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> Result<Question, AbiError> {
+        let ids = ctx.sample_ids().to_vec();
+        if let Some(id) = ids.iter().find(|id| !self.labels.contains_key(id)) {
             let text = format!(
-                "the oracle was asked about {} images with {} sample ids",
-                x.rows(),
-                ids.len()
+                "the oracle was asked about sample {id}, which is none of the batch: ask with the sample ids that perturb is given"
             );
             return Err(AbiError::new(ErrorCode::Shape, text));
         }
+        let x = images(x, &ids, &self.rules.target)?;
         self.state.rows.fetch_add(ids.len() as u64, Ordering::Relaxed);
         self.ticker.tick(ids.len() as u64);
-        Ok(x)
+        let draw = ctx.get().draw;
+        Ok(Question { ids, draw, x })
     }
 
     /// The attack's call under the host's seed, phase and flags.
-    fn call<'a>(&self, ctx: CtxRef<'a>, repetition: u64) -> Call<'a> {
-        let call = Call::craft(self.rules.seed, ctx.sample_ids())
+    fn call<'a>(&self, question: &'a Question, repetition: u64) -> Call<'a> {
+        let call = Call::craft(self.rules.seed, &question.ids)
             .with_threads(self.rules.call_threads)
             .with_flags(self.rules.flags);
-        call.with_draw(ctx.get().draw * self.rules.eot + repetition)
+        call.with_draw(question.draw.wrapping_mul(self.rules.eot).wrapping_add(repetition))
     }
 
-    fn mean_logits(&self, ctx: CtxRef<'_>, x: &Tensor) -> Result<Tensor, AbiError> {
+    fn mean_logits(&self, question: &Question) -> Result<Tensor, AbiError> {
         let mut mean: Option<Tensor> = None;
         for repetition in 0..self.rules.eot {
-            let logits = self
-                .rules
-                .target
-                .forward(&self.call(ctx, repetition), x)
-                .map_err(to_abi)?;
+            let call = self.call(question, repetition);
+            let logits = self.rules.target.forward(&call, &question.x).map_err(to_abi)?;
             accumulate(&mut mean, logits);
         }
         scaled(mean, self.rules.eot)
     }
 
-    fn mean_tape(&self, ctx: CtxRef<'_>, x: &Tensor) -> Result<Taped, AbiError> {
+    fn mean_tape(&self, question: Question) -> Result<Taped, AbiError> {
         let (mut mean, mut draws) = (None, vec![]);
         for repetition in 0..self.rules.eot {
-            let call = self.call(ctx, repetition);
-            let (logits, tape) = self.rules.target.forward_tape(&call, x).map_err(to_abi)?;
+            let call = self.call(&question, repetition);
+            let (logits, tape) = self.rules.target.forward_tape(&call, &question.x).map_err(to_abi)?;
             accumulate(&mut mean, logits);
             draws.push((tape, call.draw));
         }
+        let logits = scaled(mean, self.rules.eot)?;
+        let label = |id: &u64| self.labels.get(id).copied();
+        let predicted = logits.argmax().into_iter().map(Some);
         let tape = OracleTape {
             draws: Mutex::new(draws),
-            ids: ctx.sample_ids().to_vec(),
+            correct: question
+                .ids
+                .iter()
+                .map(label)
+                .zip(predicted)
+                .map(|(label, said)| label == said)
+                .collect(),
+            output: logits.shape.clone(),
+            ids: question.ids,
             rules: self.rules.clone(),
             state: self.state.clone(),
         };
         let tape: TapeBox = AbiTape_TO::from_value(tape, TD_Opaque);
         Ok(Taped {
-            y: scaled(mean, self.rules.eot)?.export()?,
+            y: logits.export()?,
             tape,
         })
     }
+}
+
+/// Runs the host's code for an attack: not at all where the run is cancelled, and under the host's floating-point state.
+fn answered<T>(rules: &Rules, state: &OracleState, answer: impl FnOnce() -> Result<T, AbiError>) -> AbiResult<T> {
+    let checked = || rules.cancel.check().and_then(|()| answer());
+    state.remember(fenv::as_host(|| guard(checked)))
 }
 
 impl AbiOracle for Oracle {
@@ -238,22 +288,26 @@ impl AbiOracle for Oracle {
     fn logits(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<AbiTensor> {
         self.run(|| {
             self.grant(self.rules.access.logits || self.rules.access.gradients, "logits")?;
-            let x = self.receive(ctx, x)?;
-            self.mean_logits(ctx, &x)?.export()
+            let question = self.receive(ctx, x)?;
+            self.mean_logits(&question)?.export()
         })
     }
 
     fn labels(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<AbiTensor> {
         self.run(|| {
             self.grant(self.rules.access.labels, "labels")?;
-            let x = self.receive(ctx, x)?;
-            self.rules
-                .meter
-                .charge(x.rows() as u64, self.rules.access.query_limit)?;
-            self.rules
-                .meter
-                .count(ctx.sample_ids(), |_, counts| counts.queries += 1);
-            let logits = self.rules.labelled.forward(&self.call(ctx, 0), &x).map_err(to_abi)?;
+            let question = self.receive(ctx, x)?;
+            let Rules {
+                meter,
+                access,
+                labelled,
+                ..
+            } = &self.rules;
+            meter.charge(question.ids.len() as u64, access.query_limit)?;
+            meter.count_queries(&question.ids);
+            let logits = labelled
+                .forward(&self.call(&question, 0), &question.x)
+                .map_err(to_abi)?;
             export_labels(&logits)
         })
     }
@@ -261,8 +315,8 @@ impl AbiOracle for Oracle {
     fn forward_tape(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<Taped> {
         self.run(|| {
             self.grant(self.rules.access.gradients, "gradients")?;
-            let x = self.receive(ctx, x)?;
-            self.mean_tape(ctx, &x)
+            let question = self.receive(ctx, x)?;
+            self.mean_tape(question)
         })
     }
 }
@@ -272,20 +326,23 @@ struct OracleTape {
     // The tapes of plugins may be moved between threads but not shared.
     draws: Mutex<Vec<(PipelineTape, u64)>>,
     ids: Vec<u64>,
+    /// Which rows were classified correctly.
+    correct: Vec<bool>,
+    /// Shape of the logits.
+    output: Vec<usize>,
     rules: Rules,
     state: Arc<OracleState>,
 }
 
 impl AbiTape for OracleTape {
     fn backward(&self, _: CtxRef<'_>, cotangent: AbiTensorRef<'_>) -> AbiResult<ROption<AbiTensor>> {
-        let checked = || self.rules.cancel.check().and_then(|()| self.mean_gradient(cotangent));
-        self.state.remember(guard(checked))
+        answered(&self.rules, &self.state, || self.mean_gradient(cotangent))
     }
 }
 
 impl OracleTape {
     fn mean_gradient(&self, cotangent: AbiTensorRef<'_>) -> Result<ROption<AbiTensor>, AbiError> {
-        let cotangent = Tensor::copy_from(cotangent)?;
+        let cotangent = self.receive(cotangent)?;
         let mut mean = None;
         let draws = self.draws.lock().unwrap_or_else(PoisonError::into_inner);
         for (tape, draw) in draws.iter() {
@@ -295,8 +352,48 @@ impl OracleTape {
             accumulate(&mut mean, tape.backward(&call, &cotangent).map_err(to_abi)?);
         }
         let gradient = scaled(mean, draws.len() as u64)?;
-        self.rules.meter.count_gradients(&self.ids, &gradient);
+        let meter = &self.rules.meter;
+        meter.count_gradients(&self.ids, &self.correct, &cotangent, &gradient);
         gradient.export().map(ROption::RSome)
+    }
+
+    fn receive(&self, cotangent: AbiTensorRef<'_>) -> Result<Tensor, AbiError> {
+        let cotangent = Tensor::copy_from(cotangent, &self.output, "the cotangent given to the oracle's tape")?;
+        let bad = |v: &f32| v.is_nan() || v.abs() > LARGEST_COTANGENT;
+        let Some(at) = cotangent.data.iter().position(bad) else {
+            return Ok(cotangent);
+        };
+        let text = format!(
+            "the cotangent given to the oracle's tape is {:e} for sample {}: the loss must be finite, and its derivative \
+             {LARGEST_COTANGENT:e} at most",
+            cotangent.data[at],
+            self.ids[at / cotangent.row_len()]
+        );
+        Err(AbiError::new(ErrorCode::Compute, text))
+    }
+}
+
+/// The images of a question, a row a sample id: of the shape that the target takes, and finite. They may leave the bounds.
+///
+/// # Errors
+/// Where they are not: whoever asks is at fault.
+pub fn images(x: AbiTensorRef<'_>, ids: &[u64], target: &Pipeline) -> Result<Tensor, AbiError> {
+    let rows = x.shape()?.first().copied().unwrap_or(0);
+    if rows != ids.len() {
+        let text = format!("the oracle was asked about {rows} images with {} sample ids", ids.len());
+        return Err(AbiError::new(ErrorCode::Shape, text));
+    }
+    let [c, h, w] = target.input().map_err(to_abi)?;
+    let x = Tensor::copy_from(x, &[rows, c, h, w], "what the oracle was asked about")?;
+    match x.not_finite() {
+        None => Ok(x),
+        Some((row, value)) => {
+            let text = format!(
+                "the oracle was asked about an image that contains {value}, for sample {}",
+                ids[row]
+            );
+            Err(AbiError::new(ErrorCode::Compute, text))
+        }
     }
 }
 
@@ -363,12 +460,29 @@ mod tests {
     }
 
     #[test]
-    fn gradients_are_counted_by_sample() {
+    fn gradients_and_queries_are_counted_by_sample() {
         let meter = Meter::default();
-        let gradient = Tensor::new(vec![3, 2], vec![0., 0., 0., 0., 1., 0.]).unwrap();
-        meter.count_gradients(&[4, 9, 4], &gradient);
-        let counts = |id| (meter.of(id).gradients, meter.of(id).zero_gradients);
-        assert_eq!([counts(4), counts(9), counts(1)], [(2, 1), (1, 1), (0, 0)]);
+        let cotangent = Tensor::new(vec![4, 1], vec![1., 0., 1., 0.]).unwrap();
+        let gradient = Tensor::new(vec![4, 2], vec![0., 0., 0., 0., 1., 0., 0., 0.]).unwrap();
+        meter.count_gradients(&[3, 5, 7, 9], &[true, true, false, false], &cotangent, &gradient);
+        meter.count_gradients(&[7], &[true], &cotangent.select(&[2]), &gradient.select(&[2]));
+        meter.count_queries(&[7, 7, 5]);
+        let counts = |gradients, zero_gradients, saturated, queries| Counts {
+            gradients,
+            zero_gradients,
+            saturated,
+            queries,
+        };
+        assert_eq!(meter.of(3), counts(1, 1, 0, 0), "the model's gradient is zero");
+        assert_eq!(
+            meter.of(5),
+            counts(1, 1, 1, 1),
+            "the loss is saturated: correct, and nothing to gain"
+        );
+        assert_eq!(meter.of(7), counts(2, 0, 0, 2));
+        assert_eq!(meter.of(9), counts(0, 0, 0, 0), "broken already: it asked for nothing");
+        assert_eq!(meter.zero_gradient_share(), Some(0.5));
+        assert_eq!(Meter::default().zero_gradient_share(), None);
     }
 
     #[test]

@@ -99,12 +99,23 @@ impl Tensor {
         AbiTensorRef::from_slice(&self.data, dims)
     }
 
-    /// Copies a borrowed tensor.
+    /// Copies a borrowed tensor of that shape; `what` names it in errors. Its shape is compared before anything is read or allocated.
     ///
     /// # Errors
-    /// Where it is not a contiguous `f32` tensor on the CPU.
-    pub fn copy_from(tensor: AbiTensorRef<'_>) -> Result<Self, AbiError> {
-        Self::new(tensor.shape()?, tensor.as_slice::<f32>()?.to_vec())
+    /// Where it is not a contiguous `f32` tensor on the CPU, or has another shape.
+    pub fn copy_from(tensor: AbiTensorRef<'_>, expected: &[usize], what: &str) -> Result<Self, AbiError> {
+        let shape = tensor.shape()?;
+        if shape != expected {
+            let text = format!("{what} has shape {shape:?}, expected {expected:?}");
+            return Err(AbiError::new(ErrorCode::Shape, text));
+        }
+        Self::new(shape, tensor.as_slice::<f32>()?.to_vec())
+    }
+
+    /// The first element that is NaN or infinite, as `(row, value)`.
+    pub fn not_finite(&self) -> Option<(usize, f32)> {
+        let at = self.data.iter().position(|v| !v.is_finite())?;
+        Some((at / self.row_len().max(1), self.data[at]))
     }
 
     /// Hands the tensor over without copying.
@@ -223,7 +234,38 @@ mod tests {
     fn a_tensor_crosses_and_comes_back() {
         let t = Tensor::new(vec![1, 2], vec![1., 2.]).unwrap();
         let dims = t.dims();
-        assert_eq!(Tensor::copy_from(t.lend(&dims)).unwrap(), t);
-        assert_eq!(Tensor::copy_from(t.clone().export().unwrap().view()).unwrap(), t);
+        assert_eq!(Tensor::copy_from(t.lend(&dims), &[1, 2], "it").unwrap(), t);
+        let exported = t.clone().export().unwrap();
+        assert_eq!(Tensor::copy_from(exported.view(), &[1, 2], "it").unwrap(), t);
+    }
+
+    #[test]
+    fn a_shape_is_compared_before_anything_is_read() {
+        let mut one = [1f32];
+        // SAFETY: nothing of the memory that the shape claims is read, which is what is tested here.
+        let huge = unsafe {
+            let data = one.as_mut_ptr().cast();
+            advae_abi::AbiTensor::from_owner(
+                (),
+                data,
+                advae_abi::DLDataType::F32,
+                advae_abi::DLDevice::CPU,
+                &[1 << 38, 7],
+            )
+        };
+        let error = Tensor::copy_from(huge.view(), &[1, 7], "an output").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "an output has shape [274877906944, 7], expected [1, 7]"
+        );
+    }
+
+    #[test]
+    fn the_first_number_that_is_not_finite_is_found() {
+        let t = Tensor::new(vec![2, 2], vec![0., 1., 2., f32::INFINITY]).unwrap();
+        assert_eq!(
+            (t.not_finite(), t.select(&[0]).not_finite()),
+            (Some((1, f32::INFINITY)), None)
+        );
     }
 }

@@ -1,11 +1,14 @@
 //! Threat models of plugins, and what the host offers them while they prepare.
 
 use crate::plugin::Plugin;
+use crate::plugin::fenv::{self, Foreign};
 use crate::terminal::cancel::Cancel;
+use crate::wire::boundary::{LentCall, Origin};
+use crate::wire::info;
 use crate::wire::model::Model;
-use crate::wire::oracle::{Meter, export_labels, to_abi};
+use crate::wire::oracle::{Meter, export_labels, images, to_abi};
 use crate::wire::pipeline::Pipeline;
-use crate::wire::tensor::{Call, Tensor};
+use crate::wire::tensor::Call;
 use advae_abi::abi_stable::erased_types::TD_Opaque;
 use advae_abi::abi_stable::std_types::{RStr, Tuple2};
 use advae_abi::info::{Access, Construct, Kind, WeightSource};
@@ -14,7 +17,7 @@ use advae_abi::{
     ServicesBox, ThreatModelBox, guard,
 };
 use advae_data::Dataset;
-use anyhow::{Context, Result, anyhow};
+use anyhow::Result;
 use serde_json::{Map, Value};
 use std::sync::Arc;
 
@@ -24,8 +27,9 @@ pub struct ThreatModel(Arc<Inner>);
 
 struct Inner {
     name: String,
+    origin: Origin,
     access: Access,
-    threat_model: ThreatModelBox,
+    threat_model: Foreign<ThreatModelBox>,
 }
 
 impl ThreatModel {
@@ -36,25 +40,20 @@ impl ThreatModel {
     pub fn construct(plugin: &Plugin, config: Map<String, Value>) -> Result<Self> {
         plugin.expect_kind(Kind::ThreatModel)?;
         let name = plugin.manifest.name.clone();
-        let context = || format!("threat model '{name}'");
+        let origin = Origin::new(Kind::ThreatModel, &name);
         let request = Construct {
             config,
             device: "cpu".into(),
             ..Construct::default()
         };
         let json = serde_json::to_string(&request)?;
-        let threat_model = (plugin.root().new_threat_model())(json.as_str().into()).into_result();
-        let threat_model = threat_model.map_err(|e| anyhow!(e)).with_context(context)?;
-        let access = threat_model
-            .access()
-            .into_result()
-            .map_err(|e| anyhow!(e))
-            .with_context(context)?;
-        let access =
-            serde_json::from_str(&access).with_context(|| format!("{} declares its access badly", context()))?;
+        let new = || (plugin.root().new_threat_model())(json.as_str().into()).map(Foreign::new);
+        let threat_model = origin.enter("constructor", new)?;
+        let access = origin.enter("access", || threat_model.access().map(String::from))?;
         Ok(Self(Arc::new(Inner {
+            access: info::read(&origin, &access)?,
             name,
-            access,
+            origin,
             threat_model,
         })))
     }
@@ -74,15 +73,16 @@ impl ThreatModel {
     /// # Errors
     /// Where the plugin fails.
     pub fn prepare(&self, call: &Call, services: Services) -> Result<Option<Model>> {
-        let ctx = call.context();
+        let mut ids = LentCall::new(call);
         let services: ServicesBox = AbiServices_TO::from_value(services, TD_Opaque);
-        let prepared = self.0.threat_model.prepare(ctx.lend(call.ids), &services).into_result();
-        let prepared = prepared
-            .map_err(|e| anyhow!(e))
-            .with_context(|| format!("threat model '{}'", self.name()))?;
+        let Inner {
+            origin, threat_model, ..
+        } = &*self.0;
+        let prepare = || threat_model.prepare(ids.lend(), &services);
+        let prepared = origin.enter("prepare", prepare)?.into_option().map(Foreign::new);
+        origin.check_unwritten(&[&ids])?;
         prepared
-            .into_option()
-            .map(|model| Model::from_box(Kind::Classifier, "substitute", model))
+            .map(|model| Model::wrap(Kind::Classifier, "substitute", model))
             .transpose()
     }
 }
@@ -111,8 +111,7 @@ pub struct Services {
 
 impl AbiServices for Services {
     fn fresh_classifier(&self, name: RStr<'_>, seed: u64) -> AbiResult<ModelBox> {
-        guard(|| {
-            self.cancel.check()?;
+        self.answer(|| {
             let (plugin, config) = match name.as_str() {
                 "" => (self.architecture.clone(), self.request.config.clone()),
                 name => (Plugin::find(name).map_err(to_abi)?, Map::new()),
@@ -126,12 +125,14 @@ impl AbiServices for Services {
                 backward: None,
             };
             let json = serde_json::to_string(&request).map_err(|e| AbiError::from_error(ErrorCode::Config, &e))?;
-            (plugin.root().new_model())(json.as_str().into()).into_result()
+            let new = || (plugin.root().new_model())(json.as_str().into());
+            let origin = Origin::new(Kind::Classifier, &plugin.manifest.name);
+            origin.enter("constructor", new).map_err(to_abi)
         })
     }
 
     fn seeds(&self) -> AbiResult<Tuple2<AbiTensor, AbiTensor>> {
-        guard(|| {
+        self.answer(|| {
             let Some(seeds) = &self.seeds else {
                 let text = "this dataset has no images set aside for an attacker: use --dataset mnist-1k or mnist-test";
                 return Err(AbiError::new(ErrorCode::Unsupported, text));
@@ -144,16 +145,23 @@ impl AbiServices for Services {
     }
 
     fn labels(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<AbiTensor> {
-        guard(|| {
-            self.cancel.check()?;
-            let x = Tensor::copy_from(x)?;
-            self.meter.charge(x.rows() as u64, self.access.query_limit)?;
-            let call = Call::craft(self.seed, ctx.sample_ids()).with_draw(ctx.get().draw);
+        self.answer(|| {
+            let ids = ctx.sample_ids().to_vec();
+            let x = images(x, &ids, &self.pipeline)?;
+            self.meter.charge(ids.len() as u64, self.access.query_limit)?;
+            let call = Call::craft(self.seed, &ids).with_draw(ctx.get().draw);
             let logits = self
                 .pipeline
                 .forward(&call.with_threads(self.call_threads), &x)
                 .map_err(to_abi)?;
             export_labels(&logits)
         })
+    }
+}
+
+impl Services {
+    /// Runs the host's own code for the threat model.
+    fn answer<T>(&self, f: impl FnOnce() -> std::result::Result<T, AbiError>) -> AbiResult<T> {
+        fenv::as_host(|| guard(|| self.cancel.check().and_then(|()| f())))
     }
 }

@@ -52,9 +52,9 @@ pub fn examine(list: &mut Checklist, patient: &Patient) -> Result<()> {
 impl Trial {
     /// Attacks some of the samples, with everything granted or nothing.
     fn run(&self, seed: u64, samples: &[usize], granted: bool) -> Result<(Perturbed, Arc<OracleState>)> {
-        let (oracle, state) = Oracle::boxed(self.rules(seed, granted), Ticker::silent());
         let ids: Vec<u64> = samples.iter().map(|i| IDS[*i]).collect();
         let y: Vec<u32> = samples.iter().map(|i| self.y[*i]).collect();
+        let (oracle, state) = Oracle::boxed(self.rules(seed, granted), &ids, &y, Ticker::silent());
         let result = self
             .attack
             .perturb(&Call::craft(seed, &ids), &oracle, &self.x.select(samples), &y);
@@ -167,7 +167,7 @@ impl Trial {
 
     /// A threat model that grants nothing: whoever asks gets an error, and has to pass it on.
     fn denied(&self) -> Result<Finding> {
-        let (oracle, state) = Oracle::boxed(self.rules(5, false), Ticker::silent());
+        let (oracle, state) = Oracle::boxed(self.rules(5, false), &IDS, &self.y, Ticker::silent());
         let result = self.attack.perturb(&Call::craft(5, &IDS), &oracle, &self.x, &self.y);
         Ok(match (result, state.first_error()) {
             (_, None) => Finding::Pass("it asks the oracle nothing that could be denied".into()),

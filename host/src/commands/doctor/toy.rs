@@ -35,7 +35,7 @@ struct ToyTape {
 
 impl Toy {
     fn logits(&self, x: AbiTensorRef<'_>) -> Result<Tensor, AbiError> {
-        let x = Tensor::copy_from(x)?;
+        let x = Tensor::copy_from(x, &x.shape()?, "a batch of images")?;
         let logit = |i: usize, k: usize| x.row(i).iter().zip(self.weight.row(k)).map(|(x, w)| x * w).sum();
         let logits = (0..x.rows()).flat_map(|i| (0..CLASSES).map(move |k| (i, k)));
         Tensor::new(vec![x.rows(), CLASSES], logits.map(|(i, k)| logit(i, k)).collect())
@@ -89,7 +89,7 @@ impl AbiModel for Toy {
 impl AbiTape for ToyTape {
     fn backward(&self, _: CtxRef<'_>, cotangent: AbiTensorRef<'_>) -> RResult<ROption<AbiTensor>, AbiError> {
         guard(|| {
-            let cotangent = Tensor::copy_from(cotangent)?;
+            let cotangent = Tensor::copy_from(cotangent, &[self.samples, CLASSES], "a cotangent")?;
             let [c, h, w] = INPUT;
             let mut gradient = Tensor::zeros(&[self.samples, c, h, w]);
             for (i, row) in gradient.data.chunks_exact_mut(PIXELS).enumerate() {
