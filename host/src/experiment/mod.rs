@@ -13,7 +13,7 @@ mod workers;
 pub use budgets::{Budgets, l2_caps};
 pub use cells::{CellOutcome, Crafting, Group, Run};
 pub use images::SavedMeta;
-pub use load::{LoadedModel, OTHER_RULE, load_model};
+pub use load::{LoadedModel, OTHER_RULE, load_model, load_recorded};
 pub use score::{Batch, Distances, Limits, Scorer, Verdict};
 pub use settings::{Settings, check_device};
 pub use workers::{Layout, STACK_BYTES, for_each, for_each_batch, on_large_stack, threads};

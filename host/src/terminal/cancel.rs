@@ -1,6 +1,6 @@
 //! Ctrl-C: a flag that every oracle call looks at.
 
-use super::exit::EXIT_CANCELLED;
+use super::exit::{EXIT_CANCELLED, end};
 use advae_abi::{AbiError, ErrorCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +19,7 @@ impl Cancel {
         let flag = cancel.clone();
         ctrlc::set_handler(move || {
             if flag.0.swap(true, Ordering::SeqCst) {
-                std::process::exit(EXIT_CANCELLED);
+                end(EXIT_CANCELLED);
             }
         })?;
         Ok(cancel)

@@ -1,6 +1,7 @@
 //! Plugins as the host sees them: the only folder that names types of the contract's calls.
 
 pub mod attack;
+pub mod construct;
 pub mod model;
 pub mod oracle;
 pub mod pipeline;

@@ -1,6 +1,6 @@
 //! Classifiers and purifiers of plugins. Nothing they return is believed: shapes and values are checked here.
 
-use crate::plugin::Plugin;
+use crate::plugin::{Plugin, sealed};
 use crate::wire::tensor::{Call, Tensor};
 use advae_abi::info::{Construct, Kind, ModelInfo, TrainSettings};
 use advae_abi::{AbiError, AbiTensor, AbiTensorRef, Dims, ErrorCode, Lesson, ModelBox, TapeBox, Taped, TrainableBox};
@@ -59,16 +59,14 @@ impl Model {
                 kind.with_article()
             );
         }
-        let json = serde_json::to_string(request)?;
         let origin = Origin {
             kind,
             name: plugin.manifest.name.clone(),
         };
-        let model = (plugin.root().new_model())(json.as_str().into()).into_result();
         Self::from_box(
             kind,
             &plugin.manifest.name,
-            model.map_err(|e| anyhow!(e).context(origin.to_string()))?,
+            ask(plugin, request).map_err(|e| origin.blame(e))?,
         )
     }
 
@@ -85,8 +83,9 @@ impl Model {
             .info()
             .into_result()
             .map_err(|e| anyhow!(e).context(origin.to_string()))?;
-        let info: ModelInfo =
+        let mut info: ModelInfo =
             serde_json::from_str(&json).with_context(|| format!("{origin} describes itself badly"))?;
+        info.weights = sealed::original_names(&info.weights);
         if kind == Kind::Classifier {
             ensure!(
                 info.classes.is_some_and(|k| k >= 2),
@@ -242,6 +241,19 @@ impl Model {
         origin.check_finite(call, &y, "output")?;
         Ok(y)
     }
+}
+
+/// Asks the plugin for a model. What it says of its weights in an error names the user's file.
+pub(super) fn ask(plugin: &Plugin, request: &Construct) -> Result<ModelBox, AbiError> {
+    let json = serde_json::to_string(request).map_err(|e| AbiError::from_error(ErrorCode::Config, &e))?;
+    let model = (plugin.root().new_model())(json.as_str().into()).into_result();
+    model.map_err(|mut error| {
+        error.message = sealed::original_names(&error.message).into();
+        for cause in error.chain.iter_mut() {
+            *cause = sealed::original_names(cause).into();
+        }
+        error
+    })
 }
 
 impl Tape {

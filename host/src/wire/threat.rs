@@ -2,13 +2,14 @@
 
 use crate::plugin::Plugin;
 use crate::terminal::cancel::Cancel;
+use crate::wire::construct::fresh;
 use crate::wire::model::Model;
 use crate::wire::oracle::{Meter, export_labels, to_abi};
 use crate::wire::pipeline::Pipeline;
 use crate::wire::tensor::{Call, Tensor};
 use advae_abi::abi_stable::erased_types::TD_Opaque;
 use advae_abi::abi_stable::std_types::{RStr, Tuple2};
-use advae_abi::info::{Access, Construct, Kind, WeightSource};
+use advae_abi::info::{Access, Construct, Kind};
 use advae_abi::{
     AbiError, AbiResult, AbiServices, AbiServices_TO, AbiTensor, AbiTensorRef, CtxRef, ErrorCode, ModelBox,
     ServicesBox, ThreatModelBox, guard,
@@ -115,18 +116,10 @@ impl AbiServices for Services {
             self.cancel.check()?;
             let (plugin, config) = match name.as_str() {
                 "" => (self.architecture.clone(), self.request.config.clone()),
-                name => (Plugin::find(name).map_err(to_abi)?, Map::new()),
+                name => (Plugin::find(name, Kind::Classifier).map_err(to_abi)?, Map::new()),
             };
             plugin.expect_kind(Kind::Classifier).map_err(to_abi)?;
-            let device = self.request.device.clone();
-            let request = Construct {
-                config,
-                weights: WeightSource::Init(seed),
-                device,
-                backward: None,
-            };
-            let json = serde_json::to_string(&request).map_err(|e| AbiError::from_error(ErrorCode::Config, &e))?;
-            (plugin.root().new_model())(json.as_str().into()).into_result()
+            fresh(&plugin, config, &self.request.device, seed)
         })
     }
 
