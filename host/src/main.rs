@@ -2,8 +2,9 @@
 
 use advae_host::commands::{doctor, eval, plugins, purify, report, reproduce, score, train};
 use advae_host::experiment::on_large_stack;
-use advae_host::terminal::console;
-use advae_host::terminal::exit::EXIT_FAILED;
+use advae_host::plugin::owner;
+use advae_host::terminal::exit::{EXIT_FAILED, end, watch};
+use advae_host::terminal::{console, version};
 use advae_host::training::memory;
 use anyhow::Result;
 use clap::{ArgAction, Parser, Subcommand};
@@ -12,7 +13,7 @@ use clap::{ArgAction, Parser, Subcommand};
 ///
 /// Classifiers, purifiers, attacks and threat models are plugins; the host measures what they return.
 #[derive(Parser)]
-#[command(name = "advae-host", version)]
+#[command(name = "advae-host", version = version::LINE)]
 struct Cli {
     /// Say what is being done (-v), and how (-vv)
     #[arg(short, long, action = ArgAction::Count, global = true)]
@@ -29,7 +30,7 @@ enum Command {
     Report(report::ReportArgs),
     /// Measure and classify saved adversarial images again
     Score(score::ScoreArgs),
-    /// List every plugin that is found, with its settings
+    /// List every plugin that is found, or the settings of those that are named
     Plugins(plugins::PluginsArgs),
     /// Measure whether a plugin keeps the contract
     Doctor(doctor::DoctorArgs),
@@ -43,7 +44,12 @@ enum Command {
 
 fn main() {
     prepare_environment();
-    let cli = Cli::parse();
+    watch(owner);
+    let cli = Cli::try_parse().unwrap_or_else(|error| {
+        // A reader who has gone away is told by the exit code all the same.
+        let _ = error.print();
+        end(error.exit_code())
+    });
     console::log(cli.verbose);
     if matches!(cli.command, Command::Train(_)) {
         memory::keep();
@@ -54,7 +60,7 @@ fn main() {
         eprintln!("error: {}", console::one_line(&error));
         EXIT_FAILED
     });
-    std::process::exit(code);
+    end(code);
 }
 
 /// Variables that libraries of plugins read, and what they are where the user says nothing.

@@ -75,20 +75,26 @@ fn the_list_of_plugins_holds_whole_and_broken_ones() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::copy(fixtures::plugin("noise"), dir.path().join("libplain_noise.so")).unwrap();
     std::fs::write(dir.path().join("text.so"), "text").unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_advae-host"));
-    let output = command
-        .arg("plugins")
-        .env("ADVAE_PLUGIN_PATH", dir.path())
-        .output()
-        .unwrap();
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    let text = stdout(&output);
+    let plugins = |named: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_advae-host"));
+        let output = command
+            .arg("plugins")
+            .args(named)
+            .env("ADVAE_PLUGIN_PATH", dir.path())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        stdout(&output)
+    };
+    let text = plugins(&[]);
     assert!(text.contains("attack plain_noise 1.0.0 (contract 1.2.0"), "{text}");
-    assert!(text.contains("epsilon = 0.3   radius of the Linf ball"), "{text}");
     assert!(
         text.contains("text.so: ") && text.contains("not a shared library"),
         "{text}"
     );
+    let text = plugins(&["plain_noise"]);
+    assert!(text.contains("attack plain_noise 1.0.0 (contract 1.2.0"), "{text}");
+    assert!(text.contains("epsilon = 0.3   radius of the Linf ball"), "{text}");
 }
 
 #[test]

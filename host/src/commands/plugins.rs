@@ -2,71 +2,89 @@
 
 use crate::plugin::{Found, Inspected, Plugin, scan, search_dirs};
 use crate::terminal::console;
-use advae_abi::info::Setting;
+use advae_abi::info::{Manifest, Setting};
 use anyhow::Result;
 use clap::Args;
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Flags of `plugins`.
 #[derive(Args, Clone, Debug, Default)]
-pub struct PluginsArgs {}
+pub struct PluginsArgs {
+    /// Plugins to load, to show their settings: names or paths. Without any, all that are found are listed by what their files
+    /// say of themselves, and none is loaded
+    #[arg(value_name = "PLUGIN")]
+    plugins: Vec<String>,
+}
 
-/// Lists every plugin of the searched folders.
+/// Lists every plugin of the searched folders without loading it, or shows the settings of those that are named.
 ///
 /// # Errors
-/// Where the list cannot be printed.
-pub fn run(_: PluginsArgs) -> Result<i32> {
-    let (mut whole, mut broken) = (vec![], vec![]);
-    for Found { path, inspected } in scan() {
-        match inspected.and_then(|inspected| Ok((Plugin::open(&path)?, inspected))) {
-            Ok(found) => whole.push(found),
-            Err(error) => broken.push((path, console::one_line(&error))),
+/// Where a named plugin does not load, or the list cannot be printed.
+pub fn run(args: PluginsArgs) -> Result<i32> {
+    let text = match args.plugins.is_empty() {
+        true => listing(scan()),
+        false => {
+            let load = |name: &String| Ok(with_settings(&Plugin::find_any(name)?));
+            args.plugins.iter().map(load).collect::<Result<String>>()?
         }
-    }
-    whole.sort_by_key(|(plugin, _)| (plugin.manifest.kind, plugin.manifest.name.clone()));
-    console::print(&render(&whole, &broken))?;
+    };
+    console::print(&text)?;
     Ok(0)
 }
 
-fn render(whole: &[(Plugin, Inspected)], broken: &[(PathBuf, String)]) -> String {
-    let mut out = String::new();
-    let mut line = |text: &str| out.extend([text, "\n"]);
-    for (plugin, inspected) in whole {
-        line(&title(inspected));
-        line(&format!("  {}", plugin.path.display()));
-        if !inspected.manifest.weight_sets.is_empty() {
-            line(&format!(
-                "  weight sets: {} (the first is the default)",
-                inspected.manifest.weight_sets.join(", ")
-            ));
-        }
-        settings(&plugin.description.settings)
-            .iter()
-            .for_each(|text| line(text));
-        if !plugin.description.own.is_empty() {
-            line("  objective of its own in training:");
-            settings(&plugin.description.own).iter().for_each(|text| line(text));
+fn listing(found: Vec<Found>) -> String {
+    let (mut whole, mut broken): (Vec<Inspected>, Vec<(PathBuf, String)>) = (vec![], vec![]);
+    for Found { path, inspected } in found {
+        match inspected.and_then(|inspected| inspected.check().map(|()| inspected)) {
+            Ok(inspected) => whole.push(inspected),
+            Err(error) => broken.push((path, console::one_line(&error))),
         }
     }
-    for (path, reason) in broken {
-        line(&format!("broken: {}: {reason}", path.display()));
+    whole.sort_by_key(|plugin| (plugin.manifest.kind, plugin.manifest.name.clone()));
+    let mut out: String = whole
+        .iter()
+        .map(|plugin| head(&plugin.path, &plugin.manifest))
+        .collect();
+    for (path, reason) in &broken {
+        out += &format!("broken: {}: {reason}\n", path.display());
     }
     if whole.is_empty() && broken.is_empty() {
         let dirs: Vec<String> = search_dirs().iter().map(|dir| dir.display().to_string()).collect();
-        line(&format!("no plugins in {}: set ADVAE_PLUGIN_PATH", dirs.join(", ")));
+        return format!("no plugins in {}: set ADVAE_PLUGIN_PATH\n", dirs.join(", "));
+    }
+    out + "None of them was loaded. The settings of one: advae-host plugins NAME\n"
+}
+
+fn with_settings(plugin: &Plugin) -> String {
+    let mut out = head(&plugin.path, &plugin.manifest);
+    let mut lines = |text: &[String]| text.iter().for_each(|line| out.extend([line, "\n"]));
+    lines(&settings(&plugin.description.settings));
+    if !plugin.description.own.is_empty() {
+        lines(&["  objective of its own in training:".into()]);
+        lines(&settings(&plugin.description.own));
     }
     out
 }
 
-fn title(inspected: &Inspected) -> String {
-    let manifest = &inspected.manifest;
+fn head(path: &Path, manifest: &Manifest) -> String {
     let cuda = if manifest.cuda { ", cuda" } else { "" };
-    format!(
-        "{} {} {} (contract {}, sdk {}, {}{cuda})",
-        manifest.kind, manifest.name, manifest.version, manifest.contract, manifest.sdk, manifest.rustc
-    )
+    let mut out = format!(
+        "{} {} {} (contract {}, sdk {}, {}{cuda})\n  {}\n",
+        manifest.kind,
+        manifest.name,
+        manifest.version,
+        manifest.contract,
+        manifest.sdk,
+        manifest.rustc,
+        path.display()
+    );
+    if !manifest.weight_sets.is_empty() {
+        let sets = manifest.weight_sets.join(", ");
+        out += &format!("  weight sets: {sets} (the first is the default)\n");
+    }
+    out
 }
 
 fn settings(settings: &[Setting]) -> Vec<String> {

@@ -1,5 +1,6 @@
 //! Budgets: inline epsilon, then `--epsilon`, then the dataset's default.
 
+use crate::plugin::number;
 use advae_abi::info::NormKind;
 use anyhow::{Context, Result, bail, ensure};
 
@@ -24,10 +25,8 @@ impl Budgets {
                 Some((norm, _)) => bail!("no norm '{norm}' in --epsilon {text}: give linf or l2"),
                 None => (vec![NormKind::Linf, NormKind::L2], text.as_str()),
             };
-            let value: f64 = value
-                .parse()
-                .ok()
-                .with_context(|| format!("--epsilon {text} is no number: give 0.3, linf=0.3 or l2=2"))?;
+            let value = number(value)
+                .with_context(|| format!("--epsilon {text} is no number: give 0.3, 8/255, linf=0.3 or l2=2"))?;
             ensure!(
                 value > 0. && value.is_finite(),
                 "--epsilon {text} is no budget: give a positive number"
@@ -112,6 +111,8 @@ mod tests {
         assert_eq!(parse(&["l2=3"]).unwrap().resolve(NormKind::L2, mnist).unwrap(), 3.);
         assert_eq!(parse(&["l2=3"]).unwrap().resolve(NormKind::Linf, mnist).unwrap(), 0.3);
         assert_eq!(parse(&["0.1"]).unwrap().resolve(NormKind::Linf, mnist).unwrap(), 0.1);
+        assert_eq!(parse(&["linf=8/255"]).unwrap().resolve(NormKind::Linf, mnist).unwrap(), 8. / 255.);
+        assert!(parse(&["8/0"]).is_err());
         assert!(parse(&[]).unwrap().resolve(NormKind::Linf, [2, 4, 4]).is_err());
         assert_eq!(parse(&["2"]).unwrap().resolve(NormKind::L2, mnist).unwrap(), 2.);
         let error = parse(&["8"])

@@ -1,11 +1,11 @@
 //! Classifiers and purifiers, loaded once.
 
-use crate::plugin::{Plugin, PluginSpec, hex};
+use crate::plugin::{Plugin, PluginSpec};
 use crate::results::{ModelConfig, Named, PluginConfig, Rule};
+use crate::wire::construct::{self, Constructed, Wanted};
 use crate::wire::model::Model;
 use advae_abi::info::{BackwardRule, Construct, Kind, WeightSource};
-use anyhow::{Context, Result};
-use sha2::{Digest, Sha256};
+use anyhow::{Context, Result, bail};
 
 /// A model, and how it came to be.
 #[derive(Clone)]
@@ -43,32 +43,58 @@ impl LoadedModel {
 /// # Errors
 /// Where it does not load, or is of another kind.
 pub fn load_model(text: &str, kind: Kind, device: &str, backward: Option<BackwardRule>) -> Result<LoadedModel> {
-    let spec = PluginSpec::parse(text)?;
-    let plugin = Plugin::find(&spec.name)?;
-    plugin.expect_kind(kind)?;
-    let weights = match &spec.weights {
-        WeightSource::Default => "default".into(),
-        WeightSource::Set(set) => format!("set:{set}"),
-        WeightSource::Init(seed) => format!("init:{seed}"),
-        WeightSource::Path(path) => {
-            let bytes = std::fs::read(path).with_context(|| format!("cannot read the weights '{path}'"))?;
-            format!("file:{}", hex(&Sha256::digest(bytes)))
+    load(&PluginSpec::parse(text)?, kind, device, backward)
+}
+
+/// Loads and constructs the model that a record speaks of, if the plugin of that name is the file that it was made with.
+///
+/// Records come from anywhere: only a name of theirs is used, never a path, and nothing of a file with another hash is executed.
+/// The model has its own backward rule.
+///
+/// # Errors
+/// Where the plugin is not found by its name or is another file, or the weights came from a file.
+pub fn load_recorded(recorded: &ModelConfig, kind: Kind, device: &str) -> Result<LoadedModel> {
+    let spec = recorded_spec(recorded, kind)?;
+    Plugin::find_recorded(&spec.name, kind, &recorded.plugin.sha256)?;
+    // The name now stands for that file.
+    load(&spec, kind, device, None)
+}
+
+/// The record's model as it is named on the command line.
+fn recorded_spec(recorded: &ModelConfig, kind: Kind) -> Result<PluginSpec> {
+    let (name, config) = (&recorded.plugin.name, &recorded.plugin.config);
+    let weights = match recorded.weights.split_once(':') {
+        None => WeightSource::Default,
+        Some(("set", set)) => WeightSource::Set(set.into()),
+        Some(("init", seed)) => {
+            WeightSource::Init(seed.parse().with_context(|| format!("the seed '{seed}' of '{name}'"))?)
+        }
+        Some(_) => {
+            bail!("{kind} '{name}' ran with weights from a file: name it on the command line, {name}@FILE.safetensors")
         }
     };
+    Ok(PluginSpec::new(name, weights, config.clone()))
+}
+
+fn load(spec: &PluginSpec, kind: Kind, device: &str, backward: Option<BackwardRule>) -> Result<LoadedModel> {
+    let wanted = Wanted {
+        device,
+        backward,
+        ..Wanted::on_cpu(kind)
+    };
+    let Constructed {
+        plugin,
+        request,
+        weights,
+        model,
+    } = construct::construct(spec, &wanted)?;
     let config = ModelConfig {
-        plugin: plugin_config(&plugin, &spec),
+        plugin: plugin_config(&plugin, spec),
         weights,
         device: device.into(),
         backward: backward.map(|rule| rule.name().into()),
     };
-    let (label, named) = (spec.label(), Named::from(&spec));
-    let request = Construct {
-        config: spec.config,
-        weights: spec.weights,
-        device: device.into(),
-        backward,
-    };
-    let model = Model::construct(&plugin, &request).with_context(|| format!("'{text}'"))?;
+    let (label, named) = (spec.label(), Named::from(spec));
     if model.info().parameters > 0 && model.info().weights.starts_with("init:") {
         eprintln!(
             "warning: '{label}' is untrained, its weights are a seeded initialisation: name some, {label}@SET or {label}@FILE.safetensors"

@@ -14,7 +14,7 @@ mod settings;
 mod workers;
 
 pub use budgets::{Budgets, l2_caps};
-pub use load::{LoadedModel, load_model};
+pub use load::{LoadedModel, load_model, load_recorded};
 pub use rescore::{Rescored, Rescoring};
 pub use run::Outcome;
 pub use score::{Distances, Limits};

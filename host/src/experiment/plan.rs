@@ -164,7 +164,7 @@ fn threats(settings: &Settings, defended: bool) -> Result<Vec<LoadedThreat>> {
     };
     let load = |text: &String| {
         let spec = PluginSpec::parse(text)?;
-        let plugin = Plugin::find(&spec.name)?;
+        let plugin = Plugin::find(&spec.name, Kind::ThreatModel)?;
         let threat_model = ThreatModel::construct(&plugin, spec.config.clone())?;
         Ok(LoadedThreat {
             named: Named::from(&spec),
@@ -190,7 +190,8 @@ fn attacks(settings: &Settings, dataset: &Dataset) -> Result<Vec<LoadedAttack>> 
         if inspected.manifest.kind != Kind::Attack || known {
             continue;
         }
-        match load(&found.path.to_string_lossy()) {
+        let spec = PluginSpec::named(&found.path.to_string_lossy());
+        match load_attack(settings, dataset, &spec) {
             Ok(attack) => attacks.push(attack),
             // Nobody asked for this one: it must not keep the others from running.
             Err(error) => eprintln!("left out '{}': {error:#}", found.path.display()),
@@ -204,7 +205,7 @@ fn attacks(settings: &Settings, dataset: &Dataset) -> Result<Vec<LoadedAttack>> 
 }
 
 fn load_attack(settings: &Settings, dataset: &Dataset, spec: &PluginSpec) -> Result<LoadedAttack> {
-    let plugin = Plugin::find(&spec.name)?;
+    let plugin = Plugin::find(&spec.name, Kind::Attack)?;
     let mut spec = spec.clone();
     let mut attack = Attack::construct(&plugin, spec.config.clone())?;
     let takes_epsilon = plugin.description.settings.iter().any(|s| s.name == "epsilon");

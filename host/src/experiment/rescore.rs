@@ -2,7 +2,7 @@
 
 use super::ids::{Ids, Purpose};
 use super::images::SavedMeta;
-use super::load::{LoadedModel, load_model};
+use super::load::{LoadedModel, load_model, load_recorded};
 use super::score::{Batch, Limits, Scorer};
 use super::workers::{Layout, for_each};
 use crate::plugin::hex;
@@ -221,7 +221,7 @@ fn defence(rescoring: &Rescoring, origin: Option<&CellHeader>) -> Result<(Loaded
     let load = |spec: &str, kind| load_model(spec, kind, &rescoring.device, None);
     let classifier = match (&rescoring.classifier, origin) {
         (Some(spec), _) => load(spec, Kind::Classifier)?,
-        (None, Some(cell)) => recorded(&cell.config.classifier, Kind::Classifier, &rescoring.device)?,
+        (None, Some(cell)) => load_recorded(&cell.config.classifier, Kind::Classifier, &rescoring.device)?,
         (None, None) => bail!("it names no classifier: give --classifier"),
     };
     let purifier = match (
@@ -230,46 +230,10 @@ fn defence(rescoring: &Rescoring, origin: Option<&CellHeader>) -> Result<(Loaded
     ) {
         (Some(spec), _) if spec == "none" => None,
         (Some(spec), _) => Some(load(spec, Kind::Purifier)?),
-        (None, Some(model)) => Some(recorded(model, Kind::Purifier, &rescoring.device)?),
+        (None, Some(model)) => Some(load_recorded(model, Kind::Purifier, &rescoring.device)?),
         (None, None) => None,
     };
     Ok((classifier, purifier))
-}
-
-/// The model that a file names. A file is nobody's command: what it names is looked for by its plain name, never by a path, and
-/// must be the very file that it was crafted with.
-fn recorded(model: &ModelConfig, kind: Kind, device: &str) -> Result<LoadedModel> {
-    let spec = spec_of(model, kind)?;
-    let loaded = load_model(&spec, kind, device, None)?;
-    ensure!(
-        loaded.config.plugin.sha256 == model.plugin.sha256,
-        "{kind} '{}' is not the file that these images were crafted with (sha256 {} here, {} there): name one with --{kind}",
-        model.plugin.name,
-        &loaded.config.plugin.sha256,
-        &model.plugin.sha256
-    );
-    Ok(loaded)
-}
-
-/// The model as it is named on the command line.
-fn spec_of(model: &ModelConfig, kind: Kind) -> Result<String> {
-    let name = &model.plugin.name;
-    let plain = |c: char| c.is_alphanumeric() || "_-.".contains(c);
-    ensure!(
-        !name.is_empty() && name.chars().all(plain),
-        "it names the {kind} '{}', which is no plain name: name one with --{kind}",
-        name.escape_debug()
-    );
-    let mut spec = match model.weights.split_once(':') {
-        None => name.clone(),
-        Some(("set", set)) => format!("{name}@{set}"),
-        Some(_) => bail!("'{name}' ran with weights from a file: name it with --{kind} {name}@FILE.safetensors"),
-    };
-    for (i, (key, value)) in model.plugin.config.iter().enumerate() {
-        let value = value.as_str().map_or_else(|| value.to_string(), str::to_string);
-        spec += &format!("{}{key}={value}", if i == 0 { ':' } else { ',' });
-    }
-    Ok(spec)
 }
 
 /// What scores a file.
@@ -371,31 +335,5 @@ fn unknown(path: &Path, classifier: &ModelConfig) -> CellHeader {
         l2_caps: vec![],
         note: String::new(),
         config,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::results::tests::header;
-
-    #[test]
-    fn a_file_names_its_defence_by_plain_names_alone() {
-        let mut model = header("cw", NormKind::L2, None).config.classifier;
-        let spec = |model: &ModelConfig| spec_of(model, Kind::Classifier);
-        assert_eq!(spec(&model).unwrap(), "model_x");
-        model.weights = "set:clean".into();
-        model.plugin.config = serde_json::from_str(r#"{"a":1,"b":"c"}"#).unwrap();
-        assert_eq!(spec(&model).unwrap(), "model_x@clean:a=1,b=c");
-        model.weights = "file:00".into();
-        assert!(spec(&model).is_err());
-        model.weights = "default".into();
-        for name in ["./evil.so", "/tmp/evil.so", "../evil", "a:b", ""] {
-            model.plugin.name = name.into();
-            assert!(
-                spec(&model).unwrap_err().to_string().contains("no plain name"),
-                "{name}"
-            );
-        }
     }
 }

@@ -28,15 +28,38 @@ pub struct Inspected {
 /// # Errors
 /// One line that says why it is no plugin for this machine.
 pub fn inspect(path: &Path) -> Result<Inspected> {
+    inspect_bytes(path).map(|(inspected, _)| inspected)
+}
+
+/// The same, and the bytes that were looked at: the file itself may be another one at any time.
+pub(super) fn inspect_bytes(path: &Path) -> Result<(Inspected, Vec<u8>)> {
     let shown = path.display();
     let canonical = path.canonicalize().with_context(|| format!("cannot open '{shown}'"))?;
+    // What is no file may never end.
+    ensure!(canonical.is_file(), "'{shown}' is no plugin: it is not a file");
     let bytes = std::fs::read(&canonical).with_context(|| format!("cannot read '{shown}'"))?;
     let manifest = read_manifest(&bytes).with_context(|| format!("'{shown}' is no plugin"))?;
-    Ok(Inspected {
+    let inspected = Inspected {
         path: canonical,
         manifest,
         sha256: hex(&Sha256::digest(&bytes)),
-    })
+    };
+    Ok((inspected, bytes))
+}
+
+/// Whether a library that passed the checks wants others from the folder that it lies in (`$ORIGIN`).
+pub(super) fn names_its_folder(bytes: &[u8]) -> bool {
+    let strings = || {
+        let header = Header::parse(bytes).ok()?;
+        let endian = header.endian().ok()?;
+        let sections = header.sections(endian, bytes).ok()?;
+        let (_, section) = sections.section_by_name(endian, b".dynstr")?;
+        section.data(endian, bytes).ok()
+    };
+    let strings: &[u8] = strings().unwrap_or_default();
+    [&b"$ORIGIN"[..], b"${ORIGIN}"]
+        .iter()
+        .any(|word| strings.windows(word.len()).any(|window| window == *word))
 }
 
 /// Lowercase hex of a hash.

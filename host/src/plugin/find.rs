@@ -37,16 +37,17 @@ pub fn search_dirs() -> Vec<PathBuf> {
     dirs
 }
 
-/// The file of the plugin `name`: a path, or `advae.so`, `libadvae.so` or `advae`.
+/// The file of the plugin `name`: a path, which holds a `/`, or a name: `advae.so`, `libadvae.so` or `advae`. A name never
+/// means a file of the current folder, which may have come with somebody's data.
 ///
 /// # Errors
 /// Where it is nowhere; says where was looked.
 pub fn find(name: &str) -> Result<PathBuf> {
     let path = Path::new(name);
-    if path.is_file() {
-        return Ok(path.to_path_buf());
-    }
     if name.contains('/') {
+        if path.is_file() {
+            return Ok(path.to_path_buf());
+        }
         let library = (path.file_name()).map(|file| path.with_file_name(format!("lib{}", file.display())));
         let hint = library
             .filter(|path| path.is_file())
@@ -56,10 +57,10 @@ pub fn find(name: &str) -> Result<PathBuf> {
             hint.unwrap_or_else(|| ": give the path of a shared library, or a plugin's name".into())
         );
     }
-    find_in(name, &search_dirs())
+    find_in(name, &search_dirs(), Path::new("."))
 }
 
-fn find_in(name: &str, dirs: &[PathBuf]) -> Result<PathBuf> {
+fn find_in(name: &str, dirs: &[PathBuf], current: &Path) -> Result<PathBuf> {
     let stem = stem(name);
     let candidates = [format!("lib{stem}.so"), format!("{stem}.so")];
     let mut files = dirs
@@ -67,6 +68,16 @@ fn find_in(name: &str, dirs: &[PathBuf]) -> Result<PathBuf> {
         .flat_map(|dir| candidates.iter().map(move |file| dir.join(file)));
     if let Some(path) = files.find(|path| path.is_file()) {
         return Ok(path);
+    }
+    // `current` is written as it is to be typed.
+    let mut here = [name, &candidates[0], &candidates[1]]
+        .into_iter()
+        .map(|file| current.join(file));
+    if let Some(path) = here.find(|path| path.is_file()) {
+        let path = path.display();
+        bail!(
+            "no plugin '{name}' in $ADVAE_PLUGIN_PATH or beside the executable: for the file of the current folder write '{path}'"
+        );
     }
     let looked: Vec<String> = dirs.iter().map(|dir| format!("'{}'", dir.display())).collect();
     bail!(
@@ -136,7 +147,10 @@ mod tests {
         std::fs::write(dir.path().join("libadvae.so"), "").unwrap();
         let dirs = [dir.path().to_path_buf()];
         for name in ["advae", "advae.so", "libadvae.so"] {
-            assert_eq!(find_in(name, &dirs).unwrap(), dir.path().join("libadvae.so"));
+            assert_eq!(
+                find_in(name, &dirs, Path::new("/nowhere")).unwrap(),
+                dir.path().join("libadvae.so")
+            );
         }
     }
 
@@ -144,8 +158,24 @@ mod tests {
     fn a_near_name_is_suggested() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("libadvae.so"), "").unwrap();
-        let error = find_in("adva.so", &[dir.path().to_path_buf()]).unwrap_err().to_string();
+        let dirs = [dir.path().to_path_buf()];
+        let error = find_in("adva.so", &dirs, Path::new("/nowhere"))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("did you mean 'advae.so'?"), "{error}");
+    }
+
+    #[test]
+    fn a_name_never_means_a_file_of_the_current_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        for file in ["fgsm", "libpgd.so"] {
+            std::fs::write(dir.path().join(file), "").unwrap();
+        }
+        for (name, file) in [("fgsm", "fgsm"), ("pgd", "libpgd.so"), ("libpgd.so", "libpgd.so")] {
+            let error = find_in(name, &[], dir.path()).unwrap_err().to_string();
+            let path = dir.path().join(file);
+            assert!(error.contains(&format!("write '{}'", path.display())), "{error}");
+        }
     }
 
     #[test]
@@ -164,7 +194,8 @@ mod tests {
 
     #[test]
     fn the_error_says_where_was_looked() {
-        let error = find_in("nowhere", &[PathBuf::from("/a"), PathBuf::from("/b")])
+        let dirs = [PathBuf::from("/a"), PathBuf::from("/b")];
+        let error = find_in("nowhere", &dirs, Path::new("/nowhere"))
             .unwrap_err()
             .to_string();
         assert!(

@@ -1,19 +1,24 @@
-//! Loading: file checks, manifest, dlopen, layout check, description.
+//! Loading: file checks, manifest, dlopen of the checked bytes, layout check, description.
 
-use super::elf::{Inspected, inspect};
+use super::elf::{Inspected, inspect_bytes, names_its_folder};
 use super::fenv;
 use super::find::find;
+use super::manifest::{expect_kind, file_name};
+use super::sealed::Sealed;
 use advae_abi::info::{Description, Kind, Manifest};
 use advae_abi::load::{HEADER_SYMBOL, root_from_header};
-use advae_abi::{CONTRACT_MAJOR, CONTRACT_MINOR, RootRef};
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use advae_abi::{CONTRACT_MAJOR, RootRef};
+use anyhow::{Context, Result, anyhow, ensure};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use std::collections::HashMap;
-use std::ffi::c_void;
+use std::ffi::{CStr, OsStr, c_void};
+use std::mem::MaybeUninit;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
-/// A loaded plugin. Loading is once a file and for good: its code is never unloaded.
+/// A loaded plugin. Loading is once a file and for good: its code is never unloaded, and what is written to the file later
+/// changes nothing in this process.
 #[derive(Clone)]
 pub struct Plugin {
     /// Canonical path of the file.
@@ -27,15 +32,50 @@ pub struct Plugin {
     root: RootRef,
 }
 
+/// What is loaded, by the names it was asked for and by canonical path.
 static LOADED: LazyLock<Mutex<HashMap<PathBuf, Plugin>>> = LazyLock::new(Mutex::default);
 
+/// Libraries under the path they were opened by, and the plugin's file name.
+static OPENED: Mutex<Vec<(PathBuf, String)>> = Mutex::new(vec![]);
+
 impl Plugin {
-    /// Loads the plugin of that name or path.
+    /// Loads the plugin of that name or path, if its manifest says that it is of this kind.
+    ///
+    /// # Errors
+    /// Where it is not found, is of another kind (nothing of it is executed then) or does not load.
+    pub fn find(name: &str, kind: Kind) -> Result<Self> {
+        Self::named(name, |inspected| inspected.expect_kind(kind))
+    }
+
+    /// Loads the plugin of a name that stands in a record, if it is the file that the record was made with.
+    ///
+    /// # Errors
+    /// Where the name is a path, or the file has another hash or kind. Nothing of the file is executed then.
+    pub fn find_recorded(name: &str, kind: Kind, sha256: &str) -> Result<Self> {
+        ensure!(
+            !name.contains('/'),
+            "the {kind} is recorded as '{name}': a path out of a file is never loaded: name the {kind} on the command line"
+        );
+        Self::named(name, |inspected| {
+            inspected.expect_kind(kind)?;
+            ensure!(
+                inspected.sha256 == sha256,
+                "{kind} '{name}' is another file than the recorded one: '{}' has the sha256 {}, recorded is {}: \
+                 name the {kind} on the command line if this one is meant",
+                inspected.path.display(),
+                inspected.sha256,
+                sha256.escape_debug()
+            );
+            Ok(())
+        })
+    }
+
+    /// Loads the plugin of that name or path, whatever its kind.
     ///
     /// # Errors
     /// Where it is not found or does not load.
-    pub fn find(name: &str) -> Result<Self> {
-        Self::open(&find(name)?)
+    pub fn find_any(name: &str) -> Result<Self> {
+        Self::named(name, |_| Ok(()))
     }
 
     /// Loads a file.
@@ -43,14 +83,28 @@ impl Plugin {
     /// # Errors
     /// One line that names the file and what does not fit.
     pub fn open(path: &Path) -> Result<Self> {
-        let inspected = inspect(path)?;
         let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(plugin) = loaded.get(&inspected.path) {
+        open(&mut loaded, path, |_| Ok(()))
+    }
+
+    /// A name stands for one file as long as the process lives, also where a better one appears later.
+    fn named(name: &str, accept: impl FnOnce(&Inspected) -> Result<()>) -> Result<Self> {
+        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(plugin) = loaded.get(Path::new(name)) {
+            accept(&plugin.inspected())?;
             return Ok(plugin.clone());
         }
-        let plugin = load(inspected)?;
-        loaded.insert(plugin.path.clone(), plugin.clone());
+        let plugin = open(&mut loaded, &find(name)?, accept)?;
+        loaded.insert(name.into(), plugin.clone());
         Ok(plugin)
+    }
+
+    fn inspected(&self) -> Inspected {
+        Inspected {
+            path: self.path.clone(),
+            manifest: self.manifest.clone(),
+            sha256: self.sha256.clone(),
+        }
     }
 
     /// File name, as it is shown in messages.
@@ -68,16 +122,7 @@ impl Plugin {
     /// # Errors
     /// Where the kind is not `expected`.
     pub fn expect_kind(&self, expected: Kind) -> Result<()> {
-        let kind = self.manifest.kind;
-        ensure!(
-            kind == expected,
-            "plugin '{}' is {}, not {}: {}",
-            self.file_name(),
-            kind.with_article(),
-            expected.with_article(),
-            remedy(kind)
-        );
-        Ok(())
+        expect_kind(&self.path, self.manifest.kind, expected)
     }
 }
 
@@ -90,27 +135,28 @@ impl std::fmt::Debug for Plugin {
     }
 }
 
-fn remedy(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Classifier => "give it with --classifier",
-        Kind::Purifier => "give it with --purifier",
-        Kind::Attack => "give it with --attack",
-        Kind::ThreatModel => "give it with --threat-model",
+fn open(
+    loaded: &mut HashMap<PathBuf, Plugin>,
+    path: &Path,
+    accept: impl FnOnce(&Inspected) -> Result<()>,
+) -> Result<Plugin> {
+    let canonical = path.canonicalize();
+    if let Some(plugin) = canonical.ok().and_then(|path| loaded.get(&path)) {
+        accept(&plugin.inspected())?;
+        return Ok(plugin.clone());
     }
+    let (inspected, bytes) = inspect_bytes(path)?;
+    accept(&inspected)?;
+    inspected.check()?;
+    let plugin = load(inspected, &bytes)?;
+    loaded.insert(plugin.path.clone(), plugin.clone());
+    Ok(plugin)
 }
 
-fn file_name(path: &Path) -> String {
-    path.file_name()
-        .unwrap_or(path.as_os_str())
-        .to_string_lossy()
-        .into_owned()
-}
-
-fn load(inspected: Inspected) -> Result<Plugin> {
+fn load(inspected: Inspected, bytes: &[u8]) -> Result<Plugin> {
     let Inspected { path, manifest, sha256 } = inspected;
     let file = file_name(&path);
-    check_manifest(&file, &manifest)?;
-    let root = fenv::kept(|| open_root(&path)).with_context(|| format!("plugin '{file}' does not load"))?;
+    let root = fenv::kept(|| open_root(&path, bytes)).with_context(|| format!("plugin '{file}' does not load"))?;
     let described =
         fenv::kept(|| root.describe()().into_result()).map_err(|e| anyhow!(e).context(format!("plugin '{file}'")))?;
     let description =
@@ -131,30 +177,9 @@ fn load(inspected: Inspected) -> Result<Plugin> {
     })
 }
 
-fn check_manifest(file: &str, manifest: &Manifest) -> Result<()> {
-    let mut numbers = manifest.contract.split('.');
-    let (major, minor) = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or("0"));
-    if major.parse() != Ok(CONTRACT_MAJOR) {
-        bail!(
-            "plugin '{file}' needs contract {major}.{minor}, this host speaks {CONTRACT_MAJOR}.{CONTRACT_MINOR}: \
-             rebuild it with advae-sdk {CONTRACT_MAJOR}.x"
-        );
-    }
-    ensure!(
-        manifest.panic == "unwind",
-        "plugin '{file}' was built with panic={}, which would end the host at its first panic: \
-         rebuild it with panic=unwind",
-        manifest.panic
-    );
-    Ok(())
-}
-
-fn open_root(path: &Path) -> Result<RootRef> {
-    // SAFETY: the file was checked to be a whole shared library with a manifest of this contract. Its initialisers
-    // run here: loading a plugin is trusting its code, not its results.
-    let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }?;
+fn open_root(path: &Path, bytes: &[u8]) -> Result<RootRef> {
     // Leaked at once: objects and function pointers of the plugin live as long as the process.
-    let library: &'static Library = Box::leak(Box::new(library));
+    let library: &'static Library = Box::leak(Box::new(open_library(path, bytes)?));
     // SAFETY: the symbol is only used as an address.
     let symbol = unsafe { library.get::<*const c_void>(HEADER_SYMBOL.as_bytes()) };
     let name = HEADER_SYMBOL.trim_end_matches('\0');
@@ -164,36 +189,73 @@ fn open_root(path: &Path) -> Result<RootRef> {
     unsafe { root_from_header(*symbol) }.map_err(|e| anyhow!("{e}: rebuild it with advae-sdk {CONTRACT_MAJOR}.x"))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn manifest(contract: &str, panic: &str) -> Manifest {
-        Manifest {
-            contract: contract.into(),
-            kind: Kind::Attack,
-            name: "pgd".into(),
-            version: "0.1.0".into(),
-            sdk: "none".into(),
-            rustc: "rustc".into(),
-            panic: panic.into(),
-            cuda: false,
-            weight_sets: vec![],
+/// Opens the bytes that were checked and hashed, not the file, which may have changed since or may change.
+fn open_library(path: &Path, bytes: &[u8]) -> Result<Library> {
+    let sealed = match Sealed::new(bytes) {
+        // Leaked: the linker and backtraces know the library by this path.
+        Ok(sealed) => &*Box::leak(Box::new(sealed)),
+        Err(error) => {
+            let shown = path.display();
+            tracing::warn!(
+                "'{shown}' is opened in place, as there are no sealed files here ({error}): leave it as it is"
+            );
+            return dlopen(path, path);
+        }
+    };
+    if !names_its_folder(bytes) {
+        return dlopen(sealed.path(), path);
+    }
+    // The linker takes $ORIGIN for the folder of the path that it is given.
+    let beside = path.with_file_name(format!(".{}.{}", file_name(path), std::process::id()));
+    match std::os::unix::fs::symlink(sealed.path(), &beside) {
+        Ok(()) => {
+            let library = dlopen(&beside, path);
+            if let Err(error) = std::fs::remove_file(&beside) {
+                tracing::warn!("cannot remove the link '{}': {error}", beside.display());
+            }
+            library
+        }
+        Err(error) => {
+            let shown = path.display();
+            tracing::warn!(
+                "'{shown}' looks for libraries beside itself and is opened in place ({error}): leave it as it is"
+            );
+            dlopen(path, path)
         }
     }
+}
 
-    #[test]
-    fn another_major_is_refused_and_any_minor_accepted() {
-        let error = check_manifest("pgd.so", &manifest("2.0.0", "unwind")).unwrap_err();
-        let line = "plugin 'pgd.so' needs contract 2.0, this host speaks 1.2: rebuild it with advae-sdk 1.x";
-        assert_eq!(error.to_string(), line);
-        assert!(check_manifest("pgd.so", &manifest("1.7.0", "unwind")).is_ok());
-        assert!(check_manifest("pgd.so", &manifest("", "unwind")).is_err());
-    }
+fn dlopen(opened: &Path, plugin: &Path) -> Result<Library> {
+    let mut all = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+    all.push((opened.into(), file_name(plugin)));
+    drop(all);
+    // SAFETY: the file was checked to be a whole shared library with a manifest of this contract. Its initialisers
+    // run here: loading a plugin is trusting its code, not its results.
+    let library = unsafe { Library::open(Some(opened), RTLD_NOW | RTLD_LOCAL) };
+    library.map_err(|error| {
+        let text = error.to_string();
+        anyhow!(text.replace(&opened.display().to_string(), &file_name(plugin)))
+    })
+}
 
-    #[test]
-    fn aborting_on_panic_is_refused() {
-        let error = check_manifest("pgd.so", &manifest("1.0.0", "abort")).unwrap_err();
-        assert!(error.to_string().contains("panic=abort"));
+/// File name of the plugin whose code lies at this address, if it is a plugin's.
+pub fn owner(address: *const c_void) -> Option<String> {
+    let mut found = MaybeUninit::<libc::Dl_info>::uninit();
+    // SAFETY: the struct is written where the answer is not 0; the address is only compared.
+    if unsafe { libc::dladdr(address, found.as_mut_ptr()) } == 0 {
+        return None;
     }
+    // SAFETY: it was written.
+    let found = unsafe { found.assume_init() };
+    if found.dli_fname.is_null() {
+        return None;
+    }
+    // SAFETY: the linker's own name of a library that is loaded.
+    let library = unsafe { CStr::from_ptr(found.dli_fname) };
+    let library = Path::new(OsStr::from_bytes(library.to_bytes()));
+    // Whoever holds the lock may be the thread that asks, but then it is not inside a plugin.
+    let all = OPENED.try_lock().ok()?;
+    all.iter()
+        .find(|(opened, _)| opened == library)
+        .map(|(_, file)| file.clone())
 }

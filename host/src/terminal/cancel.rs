@@ -1,7 +1,7 @@
 //! Ctrl-C: a flag that every oracle call looks at.
 
 use super::console;
-use super::exit::EXIT_CANCELLED;
+use super::exit::{EXIT_CANCELLED, end};
 use super::waiting;
 use advae_abi::{AbiError, ErrorCode};
 use std::sync::Arc;
@@ -22,7 +22,7 @@ impl Cancel {
         ctrlc::set_handler(move || match flag.0.swap(true, Ordering::SeqCst) {
             // On a thread of its own: whoever does not read the error stream must not keep the second from being heard.
             false => drop(std::thread::spawn(|| console::say(&stopping(waiting::in_progress())))),
-            true => end(),
+            true => end(EXIT_CANCELLED),
         })?;
         Ok(cancel)
     }
@@ -54,17 +54,6 @@ fn stopping(calls: Option<String>) -> String {
         .map(|calls| format!("waiting for {calls} to return; "))
         .unwrap_or_default();
     format!("stopping: {waits}Ctrl-C again ends at once")
-}
-
-/// Ends the process without what plugins registered for its end: a handler of theirs might wait, or change the code.
-fn end() -> ! {
-    #[cfg(unix)]
-    // SAFETY: ends the process; nothing of it is used afterwards.
-    unsafe {
-        libc::_exit(EXIT_CANCELLED)
-    }
-    #[cfg(not(unix))]
-    std::process::exit(EXIT_CANCELLED)
 }
 
 #[cfg(test)]

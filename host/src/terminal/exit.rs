@@ -1,6 +1,87 @@
-//! Exit codes.
+//! Exit codes, which are the host's alone: a plugin that calls `exit` does not choose one.
+
+use std::ffi::c_void;
+use std::io::Write;
+use std::sync::OnceLock;
 
 /// A cell failed, an image was refused, or nothing could be run.
 pub const EXIT_FAILED: i32 = 2;
 /// The run was interrupted.
 pub const EXIT_CANCELLED: i32 = 130;
+
+/// The plugin whose code lies at an address, if it is one's.
+pub type Owner = fn(*const c_void) -> Option<String>;
+
+/// What is looked at where the process ends without the host's consent.
+struct Watch {
+    process: u32,
+    owner: Owner,
+}
+
+static WATCH: OnceLock<Watch> = OnceLock::new();
+
+/// Frames that are searched for the plugin that called `exit`.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const FRAMES: usize = 256;
+
+/// Ends the process. What libraries registered with `atexit` does not run: it could change the code or never return.
+pub fn end(code: i32) -> ! {
+    // A reader who has gone away is no reason to stay.
+    let _ = std::io::stdout().flush();
+    let _ = std::io::stderr().flush();
+    // SAFETY: takes a number.
+    unsafe { libc::_exit(code) }
+}
+
+/// From here on, whoever calls `exit` instead of [`end`] gets a line that says so, and exit code 2.
+///
+/// What cannot be seen from inside the process stays so: `_exit`, `abort`, signals, and handlers that a plugin registers with
+/// `atexit` itself, which run before this one when the plugin exits.
+pub fn watch(owner: Owner) {
+    let watch = Watch {
+        process: std::process::id(),
+        owner,
+    };
+    if WATCH.set(watch).is_ok() {
+        // SAFETY: the handler is a function of the host, which is never unloaded.
+        let refused = unsafe { libc::atexit(left) } != 0;
+        if refused {
+            tracing::warn!("no handler for exits could be registered: a plugin that exits will choose the exit code");
+        }
+    }
+}
+
+extern "C" fn left() {
+    let Some(watch) = WATCH.get() else { return };
+    // A child that a plugin forked may end as it likes.
+    if watch.process != std::process::id() {
+        return;
+    }
+    let who = stack().into_iter().find_map(watch.owner);
+    let who = who.map_or("a library".into(), |file| format!("plugin '{file}'"));
+    let line = format!(
+        "error: {who} ended the process by calling exit, where it should return an error: the run is not complete; \
+         results written so far are kept\n"
+    );
+    // Not by `eprintln`: another thread may hold that lock for good.
+    // SAFETY: the pointer and the length are those of a string.
+    unsafe { libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), line.len()) };
+    // SAFETY: takes a number.
+    unsafe { libc::_exit(EXIT_FAILED) }
+}
+
+/// Addresses of the calls that led here, the last one first.
+fn stack() -> Vec<*const c_void> {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        let mut frames = [std::ptr::null_mut::<c_void>(); FRAMES];
+        // SAFETY: the array has room for as many addresses.
+        let count = unsafe { libc::backtrace(frames.as_mut_ptr(), FRAMES as libc::c_int) };
+        frames[..count.max(0) as usize]
+            .iter()
+            .map(|frame| frame.cast_const())
+            .collect()
+    }
+    #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+    vec![]
+}

@@ -11,7 +11,7 @@ use crate::wire::oracle::{Oracle, Rules};
 use crate::wire::pipeline::Pipeline;
 use crate::wire::tensor::{Call, Tensor};
 use advae_abi::flags::BATCH_STATISTICS;
-use advae_abi::info::{Access, Label, Target};
+use advae_abi::info::{Access, Kind, Label, Target};
 use advae_data::Dataset;
 use anyhow::{Context, Result};
 use std::fs::{File, OpenOptions};
@@ -36,7 +36,7 @@ impl Attacker {
     pub fn new(text: &str, epsilon: f64) -> Result<Self> {
         let spec = PluginSpec::parse(text)?;
         let attacker = Self {
-            plugin: Plugin::find(&spec.name)?,
+            plugin: Plugin::find(&spec.name, Kind::Attack)?,
             epsilon: spec.config.get("epsilon").and_then(|v| v.as_f64()).unwrap_or(epsilon),
             spec,
         };

@@ -8,12 +8,13 @@ use super::objective::{Joint, Loss, Measured, Terms};
 use super::recipe::{CraftOn, Keep, Objective, Recipe, Statistics};
 use super::schedule::Schedule;
 use crate::experiment::{self as workers, Layout};
-use crate::plugin::{Plugin, PluginSpec};
+use crate::plugin::PluginSpec;
+use crate::wire::construct::{self, Wanted};
 use crate::wire::model::{Model, Trainable};
 use crate::wire::pipeline::Pipeline;
 use crate::wire::tensor::{Call, Tensor};
 use advae_abi::flags::{ACCUMULATE_PARAMS, TRAIN};
-use advae_abi::info::TrainSettings;
+use advae_abi::info::{Kind, TrainSettings};
 use advae_data::Dataset;
 use anyhow::{Result, ensure};
 use rand::SeedableRng;
@@ -109,10 +110,13 @@ impl Trainer {
     /// Where a plugin cannot be loaded, has nothing to train, or images and networks do not fit.
     pub fn new(recipe: Recipe, training: Dataset, validation: Dataset, threads: usize) -> Result<Self> {
         let purifier = (recipe.purifier.as_deref())
-            .map(|spec| construct(spec, Some(recipe.seed)))
+            .map(|spec| construct(spec, Kind::Purifier, Some(recipe.seed)))
             .transpose()?;
         let initialise = purifier.is_none().then_some(recipe.seed);
-        let classifiers = recipe.classifier.iter().map(|spec| construct(spec, initialise));
+        let classifiers = recipe
+            .classifier
+            .iter()
+            .map(|spec| construct(spec, Kind::Classifier, initialise));
         let classifiers = classifiers.collect::<Result<Vec<_>>>()?;
         let trainee = purifier.as_ref().unwrap_or(&classifiers[0]).clone();
         let settings = TrainSettings {
@@ -457,20 +461,12 @@ fn chosen(examples: &[Examples], indices: &[usize], shape: [usize; 3]) -> Vec<Te
 }
 
 /// A model from `plugin.so@weights:settings`. What is trained starts from a seeded initialisation unless weights are named.
-fn construct(text: &str, initialise: Option<u64>) -> Result<Model> {
-    use advae_abi::info::{Construct, WeightSource};
-    let spec = PluginSpec::parse(text)?;
-    let weights = match (spec.weights, initialise) {
-        (WeightSource::Default, Some(seed)) => WeightSource::Init(seed),
-        (named, _) => named,
+fn construct(text: &str, kind: Kind, initialise: Option<u64>) -> Result<Model> {
+    let wanted = Wanted {
+        initialise,
+        ..Wanted::on_cpu(kind)
     };
-    let request = Construct {
-        config: spec.config,
-        weights,
-        device: "cpu".into(),
-        backward: None,
-    };
-    Model::construct(&Plugin::find(&spec.name)?, &request)
+    Ok(construct::construct(&PluginSpec::parse(text)?, &wanted)?.model)
 }
 
 fn hash(text: &str) -> String {

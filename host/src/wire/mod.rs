@@ -2,6 +2,7 @@
 
 pub mod attack;
 pub mod boundary;
+pub mod construct;
 pub mod info;
 pub mod model;
 pub mod oracle;

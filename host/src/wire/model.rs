@@ -1,7 +1,7 @@
 //! Classifiers and purifiers of plugins. Nothing they return is believed: shapes and values are checked here.
 
-use crate::plugin::Plugin;
 use crate::plugin::fenv::Foreign;
+use crate::plugin::{Plugin, sealed};
 use crate::wire::boundary::{LentCall, LentTensor, Origin};
 use crate::wire::info;
 use crate::wire::tensor::{Call, Tensor};
@@ -64,9 +64,8 @@ impl Model {
                 kind.with_article()
             );
         }
-        let json = serde_json::to_string(request)?;
         let name = &plugin.manifest.name;
-        let new = || (plugin.root().new_model())(json.as_str().into()).map(Foreign::new);
+        let new = || ask(plugin, request).map(Foreign::new).into();
         let model = Origin::new(kind, name).enter("constructor", new)?;
         Self::wrap(kind, name, model)
     }
@@ -82,7 +81,8 @@ impl Model {
     pub(super) fn wrap(kind: Kind, name: &str, model: Foreign<ModelBox>) -> Result<Self> {
         let origin = Origin::new(kind, name);
         let json = origin.enter("info", || model.info().map(String::from))?;
-        let info = info::model(&origin, kind, &json)?;
+        let mut info = info::model(&origin, kind, &json)?;
+        info.weights = sealed::original_names(&info.weights);
         let name = name.to_string();
         let model = Self(Arc::new(Inner {
             kind,
@@ -275,6 +275,19 @@ impl Model {
         }
         Ok(())
     }
+}
+
+/// Asks the plugin for a model. What it says of its weights in an error names the user's file.
+pub(super) fn ask(plugin: &Plugin, request: &Construct) -> Result<ModelBox, AbiError> {
+    let json = serde_json::to_string(request).map_err(|e| AbiError::from_error(ErrorCode::Config, &e))?;
+    let model = (plugin.root().new_model())(json.as_str().into()).into_result();
+    model.map_err(|mut error| {
+        error.message = sealed::original_names(&error.message).into();
+        for cause in error.chain.iter_mut() {
+            *cause = sealed::original_names(cause).into();
+        }
+        error
+    })
 }
 
 impl Tape {

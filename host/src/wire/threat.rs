@@ -4,6 +4,7 @@ use crate::plugin::Plugin;
 use crate::plugin::fenv::{self, Foreign};
 use crate::terminal::cancel::Cancel;
 use crate::wire::boundary::{LentCall, Origin};
+use crate::wire::construct::fresh;
 use crate::wire::info;
 use crate::wire::model::Model;
 use crate::wire::oracle::{Meter, export_labels, images, to_abi};
@@ -11,7 +12,7 @@ use crate::wire::pipeline::Pipeline;
 use crate::wire::tensor::Call;
 use advae_abi::abi_stable::erased_types::TD_Opaque;
 use advae_abi::abi_stable::std_types::{RStr, Tuple2};
-use advae_abi::info::{Access, Construct, Kind, WeightSource};
+use advae_abi::info::{Access, Construct, Kind};
 use advae_abi::{
     AbiError, AbiResult, AbiServices, AbiServices_TO, AbiTensor, AbiTensorRef, CtxRef, ErrorCode, ModelBox,
     ServicesBox, ThreatModelBox, guard,
@@ -114,19 +115,11 @@ impl AbiServices for Services {
         self.answer(|| {
             let (plugin, config) = match name.as_str() {
                 "" => (self.architecture.clone(), self.request.config.clone()),
-                name => (Plugin::find(name).map_err(to_abi)?, Map::new()),
+                name => (Plugin::find(name, Kind::Classifier).map_err(to_abi)?, Map::new()),
             };
             plugin.expect_kind(Kind::Classifier).map_err(to_abi)?;
-            let device = self.request.device.clone();
-            let request = Construct {
-                config,
-                weights: WeightSource::Init(seed),
-                device,
-                backward: None,
-            };
-            let json = serde_json::to_string(&request).map_err(|e| AbiError::from_error(ErrorCode::Config, &e))?;
-            let new = || (plugin.root().new_model())(json.as_str().into());
             let origin = Origin::new(Kind::Classifier, &plugin.manifest.name);
+            let new = || fresh(&plugin, config, &self.request.device, seed).into();
             origin.enter("constructor", new).map_err(to_abi)
         })
     }

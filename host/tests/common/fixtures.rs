@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 /// Folder of the built fixtures: `libplain_linear.so`, `libplain_noise.so`, `libplain_white_box.so`,
-/// `libplain_headless.so`.
+/// `libplain_headless.so`, `libplain_probe.so`.
 pub fn dir() -> &'static Path {
     static DIR: OnceLock<PathBuf> = OnceLock::new();
     DIR.get_or_init(|| {
@@ -20,6 +20,28 @@ pub fn aborting() -> PathBuf {
     let args = ["rustc", "--package", "aborting", "--manifest-path", &manifest()];
     cargo(&[&args[..], &["--", "-C", "panic=abort"]].concat());
     target().join("debug/libplain_aborting.so")
+}
+
+/// The classifier that wants the helper from its own folder, and that helper; both in [`dir`].
+pub fn beside() -> [PathBuf; 2] {
+    let helper = plugin("helper");
+    let args = ["rustc", "--package", "beside", "--manifest-path", &manifest(), "--"];
+    let search = format!("link-arg=-L{}", dir().display());
+    cargo(
+        &[
+            &args[..],
+            &[
+                "-C",
+                &search,
+                "-C",
+                "link-arg=-lplain_helper",
+                "-C",
+                "link-arg=-Wl,-rpath,$ORIGIN",
+            ],
+        ]
+        .concat(),
+    );
+    [plugin("beside"), helper]
 }
 
 /// Path of a built fixture: `plugin("linear")`.

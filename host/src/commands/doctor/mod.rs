@@ -15,6 +15,7 @@ use crate::experiment::check_device;
 use crate::plugin::{Plugin, PluginSpec, find, inspect};
 use crate::terminal::console;
 use crate::terminal::exit::EXIT_FAILED;
+use crate::wire::construct::{Wanted, request};
 use advae_abi::info::{Construct, Kind};
 use anyhow::Result;
 use checklist::{Checklist, Finding};
@@ -51,12 +52,11 @@ pub fn run(args: DoctorArgs) -> Result<i32> {
     let spec = PluginSpec::parse(&args.plugin)?;
     let mut list = Checklist::default();
     if let Some(plugin) = open(&mut list, &spec)? {
-        let request = Construct {
-            config: spec.config,
-            weights: spec.weights,
-            device: args.device,
-            backward: None,
+        let wanted = Wanted {
+            device: &args.device,
+            ..Wanted::on_cpu(plugin.manifest.kind)
         };
+        let (request, _) = request(&spec, &wanted)?;
         examine(&mut list, &Patient { plugin, request })?;
     }
     console::print(&list.summary())?;

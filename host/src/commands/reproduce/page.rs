@@ -2,8 +2,8 @@
 
 use super::tables::{Column, Table};
 use crate::report::{Share, Summary, with_interval};
+use crate::terminal::version;
 use std::fmt::Write;
-use std::process::Command;
 
 /// Where and how a table was measured.
 pub struct Run {
@@ -19,22 +19,12 @@ impl Run {
     pub fn here(samples: usize, seed: u64, dataset: &str) -> Self {
         Self {
             date: jiff::Timestamp::now().strftime("%Y-%m-%d").to_string(),
-            commit: commit().unwrap_or_else(|| "not in a git checkout".into()),
+            commit: version::COMMIT.into(),
             machine: machine(),
             command: command(),
             data: format!("{samples} of {dataset}, seed {seed}"),
         }
     }
-}
-
-/// The revision of the checkout in the current folder, if it is one.
-fn commit() -> Option<String> {
-    let output = Command::new("git")
-        .args(["describe", "--always", "--dirty"])
-        .output()
-        .ok()?;
-    let text = String::from_utf8(output.stdout).ok()?.trim().to_string();
-    (output.status.success() && !text.is_empty()).then_some(text)
 }
 
 fn machine() -> String {

@@ -1,0 +1,112 @@
+//! The one place where classifiers and purifiers are constructed: for eval, score, purify, train, threat models and the doctor.
+//!
+//! Weights out of a file are read here, once: the plugin is given the bytes that were hashed, not the user's file.
+
+use crate::plugin::{Plugin, PluginSpec, hex, sealed};
+use crate::wire::model::{Model, ask};
+use advae_abi::info::{BackwardRule, Construct, Kind, WeightSource};
+use advae_abi::{AbiError, ModelBox};
+use anyhow::{Context, Result};
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+/// What is asked of a model beside its spec.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// Classifier or purifier.
+    pub kind: Kind,
+    /// `cpu` or `cuda:N`.
+    pub device: &'a str,
+    /// Backward rule of a purifier; absent: its own first.
+    pub backward: Option<BackwardRule>,
+    /// Seed of an initialisation where the spec names no weights; absent: the plugin's default weights.
+    pub initialise: Option<u64>,
+}
+
+impl Wanted<'static> {
+    /// A model of this kind on the CPU, with what is default.
+    pub fn on_cpu(kind: Kind) -> Self {
+        Self {
+            kind,
+            device: "cpu",
+            backward: None,
+            initialise: None,
+        }
+    }
+}
+
+/// A model, and how it came to be.
+#[derive(Clone)]
+pub struct Constructed {
+    /// Its file.
+    pub plugin: Plugin,
+    /// The request that the plugin was given.
+    pub request: Construct,
+    /// Its weights, for records: `default`, `set:NAME`, `init:SEED` or `file:SHA256`.
+    pub weights: String,
+    /// The model.
+    pub model: Model,
+}
+
+/// Finds, loads and constructs a model.
+///
+/// # Errors
+/// Where the plugin is not found, is of another kind, does not load or refuses the request, or its weights cannot be read.
+pub fn construct(spec: &PluginSpec, wanted: &Wanted) -> Result<Constructed> {
+    let plugin = Plugin::find(&spec.name, wanted.kind)?;
+    let (request, weights) = request(spec, wanted)?;
+    let model = Model::construct(&plugin, &request).with_context(|| format!("'{spec}'"))?;
+    Ok(Constructed {
+        plugin,
+        request,
+        weights,
+        model,
+    })
+}
+
+/// The request for a model, and its weights as records name them. May be used again: its weights do not change.
+///
+/// # Errors
+/// Where the weights cannot be read.
+pub fn request(spec: &PluginSpec, wanted: &Wanted) -> Result<(Construct, String)> {
+    let (weights, recorded) = match (&spec.weights, wanted.initialise) {
+        (WeightSource::Init(seed), _) => (WeightSource::Init(*seed), format!("init:{seed}")),
+        (WeightSource::Default, Some(seed)) => (WeightSource::Init(seed), format!("init:{seed}")),
+        (WeightSource::Default, None) => (WeightSource::Default, "default".into()),
+        (WeightSource::Set(set), _) => (WeightSource::Set(set.clone()), format!("set:{set}")),
+        (WeightSource::Path(path), _) => read_weights(path)?,
+    };
+    let request = Construct {
+        config: spec.config.clone(),
+        weights,
+        device: wanted.device.into(),
+        backward: wanted.backward,
+    };
+    Ok((request, recorded))
+}
+
+/// A classifier on a seeded initialisation as a threat model gets it: the plugin's own, not looked at by the host.
+///
+/// # Errors
+/// Where the plugin is no classifier or refuses the request.
+pub fn fresh(plugin: &Plugin, config: Map<String, Value>, device: &str, seed: u64) -> Result<ModelBox, AbiError> {
+    let request = Construct {
+        config,
+        weights: WeightSource::Init(seed),
+        device: device.into(),
+        backward: None,
+    };
+    ask(plugin, &request)
+}
+
+fn read_weights(path: &str) -> Result<(WeightSource, String)> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read the weights '{path}'"))?;
+    let sha256 = hex(&Sha256::digest(&bytes));
+    let given = sealed::copy(path, &sha256, &bytes).unwrap_or_else(|error| {
+        tracing::warn!(
+            "the plugin reads '{path}' itself, as there are no sealed files here ({error}): leave it as it is"
+        );
+        path.into()
+    });
+    Ok((WeightSource::Path(given), format!("file:{sha256}")))
+}
