@@ -73,7 +73,7 @@ impl ThreatModel {
     ///
     /// # Errors
     /// Where the plugin fails.
-    pub fn prepare(&self, call: &Call, services: Services) -> Result<Option<Model>> {
+    pub fn prepare(&self, call: &Call, services: impl AbiServices + 'static) -> Result<Option<Model>> {
         let ctx = call.context();
         let services: ServicesBox = AbiServices_TO::from_value(services, TD_Opaque);
         let prepared = self.0.threat_model.prepare(ctx.lend(call.ids), &services).into_result();

@@ -1,6 +1,7 @@
 //! Attacks, tried on a linear classifier inside the host.
 
 use super::checklist::{Checklist, Finding};
+use super::lending::{self, Lent};
 use super::model::same_rows;
 use super::sample::{IDS, difference, images, scale};
 use super::{Patient, toy};
@@ -32,6 +33,15 @@ pub fn examine(list: &mut Checklist, patient: &Patient) -> Result<()> {
     let y = model.forward(&Call::score(0, &IDS), &x)?.argmax();
     let trial = Trial { attack, model, x, y };
     list.check("description", || Ok(trial.description()))?;
+    let mut whole = true;
+    list.check(lending::CHECK, || {
+        let written = trial.written()?;
+        whole = written.is_none();
+        Ok(lending::finding(written))
+    })?;
+    if !whole {
+        return Ok(());
+    }
     let mut perturbed = None;
     list.check("images", || {
         let (found, state) = trial.run(5, &[0, 1, 2, 3, 4, 5, 6], true)?;
@@ -43,6 +53,8 @@ pub fn examine(list: &mut Checklist, patient: &Patient) -> Result<()> {
         return Ok(());
     };
     list.check("success", || trial.success(&perturbed))?;
+    list.check("targets", || trial.targets(&perturbed))?;
+    list.check("found", || trial.found(&perturbed))?;
     list.check("passes", || Ok(trial.passes(&state)))?;
     list.check("determinism", || trial.determinism(&perturbed))?;
     list.check("batch", || trial.batch(&perturbed))?;
@@ -50,6 +62,17 @@ pub fn examine(list: &mut Checklist, patient: &Patient) -> Result<()> {
 }
 
 impl Trial {
+    /// What the attack wrote into, of what it was lent.
+    fn written(&self) -> Result<Option<String>> {
+        let lent = Lent::new(&self.x, &IDS);
+        let (oracle, _) = Oracle::boxed(self.rules(5, true), Ticker::silent());
+        let done = (self.attack).perturb(&Call::craft(5, &lent.ids), &oracle, &lent.x, &self.y);
+        match lent.written() {
+            Some(what) => Ok(Some(format!("{what} that perturb was lent"))),
+            None => done.map(|_| None),
+        }
+    }
+
     /// Attacks some of the samples, with everything granted or nothing.
     fn run(&self, seed: u64, samples: &[usize], granted: bool) -> Result<(Perturbed, Arc<OracleState>)> {
         let (oracle, state) = Oracle::boxed(self.rules(seed, granted), Ticker::silent());
@@ -120,14 +143,83 @@ impl Trial {
 
     /// Not a matter of the contract, but an attack that breaks no linear model has a mistake somewhere.
     fn success(&self, perturbed: &Perturbed) -> Result<Finding> {
-        let labels = self.model.forward(&Call::score(5, &IDS), &perturbed.x_adv)?.argmax();
-        let reached = |i: usize| match &perturbed.targets {
-            Some(targets) => labels[i] == targets[i],
-            None => labels[i] != self.y[i],
-        };
-        let broken = (0..labels.len()).filter(|i| reached(*i)).count();
-        let text = format!("{broken} of {} samples of an undefended linear model", labels.len());
+        let reached = self.reached(perturbed)?;
+        let broken = reached.iter().filter(|reached| **reached).count();
+        let text = format!("{broken} of {} samples of an undefended linear model", reached.len());
         Ok(Finding::hope(broken > 0, text, "check the direction of the steps"))
+    }
+
+    /// Which samples end where the attack wanted them: at their target, which is not the true label, or anywhere but there.
+    fn reached(&self, perturbed: &Perturbed) -> Result<Vec<bool>> {
+        let labels = self.model.forward(&Call::score(5, &IDS), &perturbed.x_adv)?.argmax();
+        let aimed = |i: usize| perturbed.targets.as_ref().is_none_or(|targets| labels[i] == targets[i]);
+        Ok((0..labels.len()).map(|i| labels[i] != self.y[i] && aimed(i)).collect())
+    }
+
+    /// Targets: there where it is declared, classes of the model, and never the true label. Asked once more of samples that are
+    /// misclassified to begin with, since a target may be chosen by the prediction.
+    fn targets(&self, perturbed: &Perturbed) -> Result<Finding> {
+        let wrong = Self {
+            attack: self.attack.clone(),
+            model: self.model.clone(),
+            x: self.x.clone(),
+            y: self.y.iter().map(|y| (y + 1) % toy::CLASSES as u32).collect(),
+        };
+        let (of_wrong, _) = wrong.run(5, &[0, 1, 2, 3, 4, 5, 6], true)?;
+        let pairs = [(perturbed, &self.y), (&of_wrong, &wrong.y)];
+        let declared = self.attack.info().targeted;
+        let problem = pairs.iter().find_map(|(perturbed, y)| {
+            let Some(targets) = &perturbed.targets else {
+                let text = "it declares itself targeted and returns no targets: return one a sample";
+                return declared.then(|| text.to_string());
+            };
+            if !declared {
+                return Some("it returns targets and declares itself untargeted: set `targeted` in its info".into());
+            }
+            let mut both = targets.iter().zip(y.iter());
+            both.find_map(|(target, y)| {
+                if *target as usize >= toy::CLASSES {
+                    return Some(format!(
+                        "the target {target} is none of the model's {} classes: return 0 to {}",
+                        toy::CLASSES,
+                        toy::CLASSES - 1
+                    ));
+                }
+                (target == y).then(|| {
+                    format!("the target {target} is the sample's true label: choose another class, or it counts as no success")
+                })
+            })
+        });
+        Ok(match (problem, declared) {
+            (Some(problem), _) => Finding::Fail(problem),
+            (None, true) => Finding::Pass("one a sample, never the true label".into()),
+            (None, false) => Finding::Pass("none, as it says".into()),
+        })
+    }
+
+    /// Whether it knows what it found: a sample that it gives up counts as unbroken, whatever its image.
+    fn found(&self, perturbed: &Perturbed) -> Result<Finding> {
+        let Some(found) = &perturbed.found else {
+            return Ok(Finding::Pass("it does not say: every image is scored".into()));
+        };
+        let reached = self.reached(perturbed)?;
+        let count = |claimed: bool, real: bool| {
+            let pairs = found.iter().zip(&reached);
+            pairs.filter(|pair| *pair == (&claimed, &real)).count()
+        };
+        let (claimed, denied) = (count(true, false), count(false, true));
+        let text = format!("{} of {} found", found.iter().filter(|f| **f).count(), found.len());
+        Ok(if claimed > 0 {
+            Finding::Fail(format!(
+                "{text}, {claimed} of which are not adversarial: claim only images that the attacked model gets wrong"
+            ))
+        } else if denied > 0 {
+            Finding::Fail(format!(
+                "{text}, but {denied} of the images given up are adversarial: they are scored as robust, claim them"
+            ))
+        } else {
+            Finding::Pass(format!("{text}, as the model says too"))
+        })
     }
 
     fn passes(&self, state: &OracleState) -> Finding {

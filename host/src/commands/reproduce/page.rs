@@ -2,6 +2,7 @@
 
 use super::tables::{Column, Table};
 use crate::report::{Share, Summary, with_interval};
+use crate::results::PluginConfig;
 use std::fmt::Write;
 use std::process::Command;
 
@@ -75,9 +76,10 @@ impl<'a> Page<'a> {
         }
     }
 
-    /// Adds the cells of a column, one an attack, in the table's order; the last ones may be missing.
-    pub fn add(&mut self, column: &Column, cells: &[Summary]) {
-        if let Some(first) = cells.first() {
+    /// Adds the cells of a column, found by their attacks' configurations; an attack without a cell was not measured and has
+    /// no line.
+    pub fn add(&mut self, column: &Column, cells: &[(PluginConfig, Summary)]) {
+        if let Some((_, first)) = cells.iter().find(|(_, cell)| cell.failed.is_none()) {
             if column.most.is_some() {
                 self.notes.push(format!(
                     "- {}: {} images, each scored once, under the first attacks alone, for it is costly.",
@@ -89,11 +91,23 @@ impl<'a> Page<'a> {
             }
             self.line(column, "none", first.clean_accuracy, column.paper[0], "");
         }
-        for (attack, cell) in self.table.attacks.iter().zip(cells) {
+        for attack in self.table.attacks {
+            let Some((_, cell)) = cells.iter().find(|(config, _)| attack.is(config)) else {
+                continue;
+            };
             let paper = attack.paper.and_then(|i| column.paper[i]);
-            self.line(column, attack.title, cell.robust_accuracy, paper, &detail(cell));
+            match &cell.failed {
+                Some(reason) => self.failure(column, attack.title, paper, reason),
+                None => self.line(column, attack.title, cell.robust_accuracy, paper, &detail(cell)),
+            }
             self.note(column, cell);
         }
+    }
+
+    /// A cell without figures.
+    fn failure(&mut self, column: &Column, attack: &str, paper: Option<f64>, reason: &str) {
+        self.push([column.title, attack, "failed", &figure(paper), "-", ""]);
+        self.notes.push(format!("- {}, {attack}: failed: {reason}", column.title));
     }
 
     /// Notes that a column could not be measured.
@@ -102,13 +116,20 @@ impl<'a> Page<'a> {
     }
 
     fn line(&mut self, column: &Column, attack: &str, ours: Share, paper: Option<f64>, detail: &str) {
-        let theirs = paper.map_or("-".into(), |paper| format!("{paper:.1}"));
         let difference = paper.map_or("-".into(), |paper| format!("{:+.1}", 100. * ours.value - paper));
-        self.lines.push(format!(
-            "| {} | {attack} | {} | {theirs} | {difference} | {detail} |",
+        self.push([
             column.title,
-            with_interval(ours)
-        ));
+            attack,
+            &with_interval(ours),
+            &figure(paper),
+            &difference,
+            detail,
+        ]);
+    }
+
+    fn push(&mut self, cells: [&str; 6]) {
+        let cells = cells.map(|cell| cell.replace('|', "\\|"));
+        self.lines.push(format!("| {} |", cells.join(" | ")));
     }
 
     /// What the black box's attacker paid and got: once, since the attacks share a substitute.
@@ -151,6 +172,11 @@ impl<'a> Page<'a> {
     }
 }
 
+/// What the paper prints.
+fn figure(paper: Option<f64>) -> String {
+    paper.map_or("-".into(), |paper| format!("{paper:.1}"))
+}
+
 /// How far an attack without a budget had to go.
 fn detail(cell: &Summary) -> String {
     if cell.caps.is_empty() {
@@ -175,13 +201,25 @@ mod tests {
     use crate::results::tests::{header, row};
     use advae_abi::info::NormKind;
 
-    fn cell(attack: &str, norm: NormKind, epsilon: Option<f64>, robust: u64) -> Summary {
+    fn cell(attack: &str, norm: NormKind, epsilon: Option<f64>, robust: u64) -> (PluginConfig, Summary) {
+        outcome(attack, norm, epsilon, robust, None)
+    }
+
+    fn outcome(
+        attack: &str,
+        norm: NormKind,
+        epsilon: Option<f64>,
+        robust: u64,
+        error: Option<&str>,
+    ) -> (PluginConfig, Summary) {
         let header = header(attack, norm, epsilon);
-        let rows = (0..20).map(|id| row(&header.key, id, id < 19, id < robust)).collect();
-        Summary::of(&CellOutcome {
+        let scored = if error.is_some() { 0 } else { 20 };
+        let rows = (0..scored).map(|id| row(&header.key, id, id < 19, id < robust)).collect();
+        let config = header.config.attack.clone();
+        let outcome = CellOutcome {
             header,
             rows,
-            error: None,
+            error: error.map(String::from),
             zero_gradients: None,
             queries: 0,
             substitute: (attack == "cw").then_some(Substitute {
@@ -191,14 +229,13 @@ mod tests {
             }),
             passes: 1,
             shape: [1, 28, 28],
-        })
+        };
+        (config, Summary::of(&outcome))
     }
 
-    #[test]
-    fn the_page_as_a_person_sees_it() {
-        let table = table1();
-        let mut page = Page::new(
-            &table,
+    fn page(table: &Table) -> Page<'_> {
+        Page::new(
+            table,
             Run {
                 date: "2026-01-02".into(),
                 commit: "abc1234".into(),
@@ -206,7 +243,31 @@ mod tests {
                 command: "advae-host reproduce table1".into(),
                 data: "20 of mnist-1k, seed 0".into(),
             },
-        );
+        )
+    }
+
+    #[test]
+    fn a_missing_cell_moves_no_other_to_its_line_and_a_failed_one_has_no_figure() {
+        let table = table1();
+        let mut page = page(&table);
+        let failed = outcome("pgd", NormKind::Linf, Some(0.3), 0, Some("plugin panicked: a | b"));
+        let cells = [failed, cell("cw", NormKind::L2, None, 3)];
+        page.add(&table.columns[0], &cells);
+        let text = page.text();
+        for line in [
+            "| no defence | PGD-40 | failed | 1.6 | - |  |",
+            "- no defence, PGD-40: failed: plugin panicked: a | b",
+        ] {
+            assert!(text.lines().any(|said| said == line), "no '{line}' in:\n{text}");
+        }
+        assert!(text.contains("| no defence | CW | 15.0 ["), "{text}");
+        assert!(!text.contains("| FGSM |") && !text.contains("0.0 [0.0"), "{text}");
+    }
+
+    #[test]
+    fn the_page_as_a_person_sees_it() {
+        let table = table1();
+        let mut page = page(&table);
         let linf = |attack: &str, robust| cell(attack, NormKind::Linf, Some(0.3), robust);
         let cells = [linf("fgsm", 9), linf("pgd", 1), cell("cw", NormKind::L2, None, 0)];
         page.add(&table.columns[0], &cells);
