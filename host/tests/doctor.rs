@@ -139,8 +139,16 @@ fn targets_and_claims_of_success_are_checked() {
     targets("target_is_label", "is the sample's true label");
     targets("target_is_no_class", "the target 10 is none of the model's 10 classes");
     targets("no_targets", "returns no targets");
-    finds("plain_noise:mode=claims", "found", "7 of 7 found, 7 of which are not adversarial");
-    finds("plain_noise:mode=denies", "found", "0 of 7 found, but 3 of the images given up are adversarial");
+    finds(
+        "plain_noise:mode=claims",
+        "found",
+        "7 of 7 found, 7 of which are not adversarial",
+    );
+    finds(
+        "plain_noise:mode=denies",
+        "found",
+        "0 of 7 found, but 3 of the images given up are adversarial",
+    );
     let (_, said) = doctor("plain_noise");
     for line in [
         "pass  targets                none, as it says",
@@ -154,8 +162,14 @@ fn targets_and_claims_of_success_are_checked() {
 fn logits_that_saturate_cross_entropy_are_warned_of_on_real_images() {
     let (code, said) = doctor("plain_linear:mode=loud");
     assert_eq!(code, Some(0), "{said}");
-    let line = said.lines().find(|line| line.starts_with("warn  logits")).unwrap_or_else(|| panic!("{said}"));
-    assert!(line.contains("of 100 digits") && line.contains("--attack pgd:loss=margin"), "{line}");
+    let line = said
+        .lines()
+        .find(|line| line.starts_with("warn  logits"))
+        .unwrap_or_else(|| panic!("{said}"));
+    assert!(
+        line.contains("on 100 digits") && line.contains("--attack pgd:loss=margin"),
+        "{line}"
+    );
     assert!(doctor("plain_linear").1.contains("pass  logits "));
 }
 

@@ -18,7 +18,9 @@ fn doctor(settings: &str) -> (Option<i32>, String) {
 }
 
 fn line<'a>(said: &'a str, check: &str) -> &'a str {
-    let line = said.lines().find(|line| line.get(6..).is_some_and(|rest| rest.starts_with(check)));
+    let line = said
+        .lines()
+        .find(|line| line.get(6..).is_some_and(|rest| rest.starts_with(check)));
     line.unwrap_or_else(|| panic!("no '{check}' in:\n{said}"))
 }
 
@@ -31,7 +33,10 @@ fn a_gate_without_its_gradient_fails_and_the_right_one_passes() {
         let (code, said) = doctor(&format!(":candle=true,sharpness={sharpness}"));
         assert_eq!(code, Some(2), "{said}");
         let line = line(&said, "gradient, exact");
-        assert!(line.starts_with("FAIL") && line.contains("candle's softmax_last_dim"), "{line}");
+        assert!(
+            line.starts_with("FAIL") && line.contains("candle's softmax_last_dim"),
+            "{line}"
+        );
     }
 }
 
@@ -39,7 +44,8 @@ fn a_gate_without_its_gradient_fails_and_the_right_one_passes() {
 fn untrained_weights_are_told() {
     let (_, said) = doctor("");
     assert!(
-        line(&said, "untrained").starts_with("warn  untrained              its weights are a seeded initialisation (init:0)"),
+        line(&said, "untrained")
+            .starts_with("warn  untrained              its weights are a seeded initialisation (init:0)"),
         "{said}"
     );
 }

@@ -54,7 +54,11 @@ impl Scene {
 
     fn draws(&self, args: &[&str]) -> String {
         let output = self.purify_to("p.png", args);
-        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{args:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         String::from_utf8(output.stdout).unwrap()
     }
 
@@ -93,7 +97,10 @@ fn a_picture_of_more_than_a_hundred_megapixels_is_refused_before_it_is_made() {
     scene.refused(&["--zoom", &u64::MAX.to_string()], &[remedy]);
     scene.refused(
         &["--noise", "--samples", "4000000000"],
-        &["a picture of 2 rows with 4000000000 images each", "give fewer --samples"],
+        &[
+            "a picture of 2 rows with 4000000000 images each",
+            "give fewer --samples",
+        ],
     );
     scene.draws(&["--zoom", "79"]);
     assert_eq!(size(&scene.path("p.png")), (280 * 79 + 22, 56 * 79 + 6));

@@ -78,9 +78,18 @@ impl PurifyArgs {
             files().collect::<Vec<_>>().join(", ")
         );
         let out = self.out.display();
-        let png = self.out.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("png"));
-        ensure!(png, "the picture '{out}' does not end in .png: it is a PNG, name it FILE.png");
-        ensure!(!self.out.is_dir(), "the picture '{out}' is a folder: name a file, FILE.png");
+        let png = self
+            .out
+            .extension()
+            .is_some_and(|ending| ending.eq_ignore_ascii_case("png"));
+        ensure!(
+            png,
+            "the picture '{out}' does not end in .png: it is a PNG, name it FILE.png"
+        );
+        ensure!(
+            !self.out.is_dir(),
+            "the picture '{out}' is a folder: name a file, FILE.png"
+        );
         ensure!(
             self.overwrite || !self.out.exists(),
             "the picture '{out}' is there already: name another file, or give --overwrite"
@@ -101,8 +110,12 @@ impl PurifyArgs {
         if pixels(self.zoom) <= LARGEST {
             return Ok(());
         }
-        let fits = (1..self.zoom.min(LARGEST as usize)).take_while(|zoom| pixels(*zoom) <= LARGEST).last();
-        let remedy = fits.map_or("give fewer --samples".into(), |zoom| format!("give --zoom {zoom} or less, or fewer --samples"));
+        let fits = (1..self.zoom.min(LARGEST as usize))
+            .take_while(|zoom| pixels(*zoom) <= LARGEST)
+            .last();
+        let remedy = fits.map_or("give fewer --samples".into(), |zoom| {
+            format!("give --zoom {zoom} or less, or fewer --samples")
+        });
         bail!(
             "a picture of {rows} rows with {n} images each would have {:.1} megapixels at --zoom {}, at most {} are drawn: {remedy}",
             pixels(self.zoom) as f64 / 1e6,
@@ -189,13 +202,20 @@ fn given(args: &PurifyArgs, purifiers: &[Option<LoadedModel>]) -> Result<Given> 
     };
     let few = |n: usize, of: &dyn std::fmt::Display| {
         if n < args.samples {
-            eprintln!("note: '{of}' holds {n} images: all of them are drawn, not {}", args.samples);
+            eprintln!(
+                "note: '{of}' holds {n} images: all of them are drawn, not {}",
+                args.samples
+            );
         }
     };
     if let Some(path) = args.file.first() {
         let saved = Saved::read(path)?;
         let n = args.samples.min(saved.ids.len());
-        ensure!(n > 0, "'{}' holds no images: save some with eval --save-adversarial", path.display());
+        ensure!(
+            n > 0,
+            "'{}' holds no images: save some with eval --save-adversarial",
+            path.display()
+        );
         few(n, &path.display());
         args.check_size(n, 1 + usize::from(saved.originals.is_some()), saved.shape)?;
         check_pixels(path, &saved, n)?;

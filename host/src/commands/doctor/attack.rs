@@ -14,6 +14,7 @@ use crate::wire::model::Model;
 use crate::wire::oracle::{Meter, Oracle, OracleState, Rules};
 use crate::wire::pipeline::Pipeline;
 use crate::wire::tensor::{Call, Tensor};
+use advae_abi::OracleBox;
 use advae_abi::info::{Access, AttackInfo, Target};
 use anyhow::Result;
 use std::sync::Arc;
@@ -65,7 +66,7 @@ impl Trial {
     /// What the attack wrote into, of what it was lent.
     fn written(&self) -> Result<Option<String>> {
         let lent = Lent::new(&self.x, &IDS);
-        let (oracle, _) = Oracle::boxed(self.rules(5, true), Ticker::silent());
+        let (oracle, _) = self.oracle(5, true);
         let done = (self.attack).perturb(&Call::craft(5, &lent.ids), &oracle, &lent.x, &self.y);
         match lent.written() {
             Some(what) => Ok(Some(format!("{what} that perturb was lent"))),
@@ -75,7 +76,7 @@ impl Trial {
 
     /// Attacks some of the samples, with everything granted or nothing.
     fn run(&self, seed: u64, samples: &[usize], granted: bool) -> Result<(Perturbed, Arc<OracleState>)> {
-        let (oracle, state) = Oracle::boxed(self.rules(seed, granted), Ticker::silent());
+        let (oracle, state) = self.oracle(seed, granted);
         let ids: Vec<u64> = samples.iter().map(|i| IDS[*i]).collect();
         let y: Vec<u32> = samples.iter().map(|i| self.y[*i]).collect();
         let result = self
@@ -87,9 +88,9 @@ impl Trial {
         }
     }
 
-    fn rules(&self, seed: u64, granted: bool) -> Rules {
+    fn oracle(&self, seed: u64, granted: bool) -> (OracleBox, Arc<OracleState>) {
         let target = Pipeline::undefended(self.model.clone());
-        Rules {
+        let rules = Rules {
             labelled: target.clone(),
             target,
             access: Access {
@@ -106,7 +107,8 @@ impl Trial {
             flags: 0,
             meter: Arc::new(Meter::default()),
             cancel: Cancel::default(),
-        }
+        };
+        Oracle::boxed(rules, Ticker::silent())
     }
 
     fn description(&self) -> Finding {
@@ -156,44 +158,28 @@ impl Trial {
         Ok((0..labels.len()).map(|i| labels[i] != self.y[i] && aimed(i)).collect())
     }
 
-    /// Targets: there where it is declared, classes of the model, and never the true label. Asked once more of samples that are
+    /// Targets where they are declared, classes of the model, and never the true label. Asked once more of samples that are
     /// misclassified to begin with, since a target may be chosen by the prediction.
     fn targets(&self, perturbed: &Perturbed) -> Result<Finding> {
-        let wrong = Self {
+        match (self.attack.info().targeted, &perturbed.targets) {
+            (false, None) => return Ok(Finding::Pass("none, as it says".into())),
+            (false, Some(_)) => {
+                let text = "it returns targets and declares itself untargeted: set `targeted` in its info";
+                return Ok(Finding::Fail(text.into()));
+            }
+            (true, _) => {}
+        }
+        let misclassified = Self {
             attack: self.attack.clone(),
             model: self.model.clone(),
             x: self.x.clone(),
             y: self.y.iter().map(|y| (y + 1) % toy::CLASSES as u32).collect(),
         };
-        let (of_wrong, _) = wrong.run(5, &[0, 1, 2, 3, 4, 5, 6], true)?;
-        let pairs = [(perturbed, &self.y), (&of_wrong, &wrong.y)];
-        let declared = self.attack.info().targeted;
-        let problem = pairs.iter().find_map(|(perturbed, y)| {
-            let Some(targets) = &perturbed.targets else {
-                let text = "it declares itself targeted and returns no targets: return one a sample";
-                return declared.then(|| text.to_string());
-            };
-            if !declared {
-                return Some("it returns targets and declares itself untargeted: set `targeted` in its info".into());
-            }
-            let mut both = targets.iter().zip(y.iter());
-            both.find_map(|(target, y)| {
-                if *target as usize >= toy::CLASSES {
-                    return Some(format!(
-                        "the target {target} is none of the model's {} classes: return 0 to {}",
-                        toy::CLASSES,
-                        toy::CLASSES - 1
-                    ));
-                }
-                (target == y).then(|| {
-                    format!("the target {target} is the sample's true label: choose another class, or it counts as no success")
-                })
-            })
-        });
-        Ok(match (problem, declared) {
-            (Some(problem), _) => Finding::Fail(problem),
-            (None, true) => Finding::Pass("one a sample, never the true label".into()),
-            (None, false) => Finding::Pass("none, as it says".into()),
+        let (others, _) = misclassified.run(5, &[0, 1, 2, 3, 4, 5, 6], true)?;
+        let problem = mistaken_target(perturbed, &self.y).or_else(|| mistaken_target(&others, &misclassified.y));
+        Ok(match problem {
+            Some(problem) => Finding::Fail(problem),
+            None => Finding::Pass("one per sample, never the true label".into()),
         })
     }
 
@@ -258,7 +244,7 @@ impl Trial {
 
     /// A threat model that grants nothing: whoever asks gets an error, and has to pass it on.
     fn denied(&self) -> Result<Finding> {
-        let (oracle, state) = Oracle::boxed(self.rules(5, false), Ticker::silent());
+        let (oracle, state) = self.oracle(5, false);
         let result = self.attack.perturb(&Call::craft(5, &IDS), &oracle, &self.x, &self.y);
         Ok(match (result, state.first_error()) {
             (_, None) => Finding::Pass("it asks the oracle nothing that could be denied".into()),
@@ -266,4 +252,21 @@ impl Trial {
             (Ok(_), Some(error)) => Finding::Fail(format!("swallowed ({error}): return it, or the cell is void")),
         })
     }
+}
+
+/// What is wrong with the targets for samples with true labels `y`.
+fn mistaken_target(perturbed: &Perturbed, y: &[u32]) -> Option<String> {
+    let Some(targets) = &perturbed.targets else {
+        return Some("it declares itself targeted and returns no targets: return one per sample".into());
+    };
+    targets.iter().zip(y).find_map(|(target, y)| {
+        if *target as usize >= toy::CLASSES {
+            let (classes, last) = (toy::CLASSES, toy::CLASSES - 1);
+            return Some(format!(
+                "the target {target} is none of the model's {classes} classes: return 0 to {last}"
+            ));
+        }
+        let text = "is the sample's true label: choose another class, reaching this one is no success";
+        (target == y).then(|| format!("the target {target} {text}"))
+    })
 }

@@ -261,6 +261,9 @@ mod tests {
         assert!(matches!(judge(at(1e-4, 0.), at(5e-2, 0.), None), Finding::Warn(_)));
         assert!(matches!(judge(at(1e-4, 0.), at(5e-2, 4e-2), None), Finding::Fail(_)));
         assert!(matches!(judge(at(2e-2, 2e-2), at(1e-4, 0.), None), Finding::Fail(_)));
-        assert!(matches!(judge(at(1., 1.), at(1., 1.), Some("custom")), Finding::Warn(_)));
+        assert!(matches!(
+            judge(at(1., 1.), at(1., 1.), Some("custom")),
+            Finding::Warn(_)
+        ));
     }
 }

@@ -22,7 +22,8 @@ pub fn examine(list: &mut Checklist, patient: &Patient) -> Result<()> {
                 backward: (model.kind() == Kind::Purifier).then_some(rule),
                 ..patient.request.clone()
             };
-            let checked = Model::construct(&patient.plugin, &request).and_then(|model| check_rule(&model, rule, default));
+            let checked =
+                Model::construct(&patient.plugin, &request).and_then(|model| check_rule(&model, rule, default));
             Ok(advised(checked, model.kind(), rule, default))
         })?;
     }

@@ -39,7 +39,9 @@ pub fn examine(patient: &Patient, model: &Model) -> Result<Finding> {
             }
         }
     }
-    Ok(Finding::Pass("the output follows the image, whatever its id was seen with before".into()))
+    Ok(Finding::Pass(
+        "the output follows the image, whatever its id was seen with before".into(),
+    ))
 }
 
 fn call(phase: CallPhase, ids: &[u64]) -> Call<'_> {

@@ -33,16 +33,47 @@ fn lead(logits: &[f32]) -> f64 {
     f64::from(sorted[0]) - f64::from(sorted[1])
 }
 
+/// A warning where most images saturate, or any leaves cross-entropy without a gradient.
 fn judge(mut leads: Vec<f64>, what: &str) -> Finding {
     leads.sort_by(f64::total_cmp);
     let n = leads.len();
     let beyond = |limit: f64| leads.iter().filter(|lead| **lead > limit).count();
     let (rounds, underflows) = (beyond(ROUNDS), beyond(UNDERFLOWS));
     let text = format!(
-        "on {n} {what} the largest leads by {:.1} (median), {:.1} at most",
+        "on {n} {what} the largest logit leads by {:.1} (median), {:.1} at most",
         leads[n / 2],
         leads[n - 1]
     );
-    if rounds == 0 { return Finding::Pass(text) }
-    Finding::Warn(format!("{text}, {rounds} {underflows}"))
+    let advice = format!(
+        "in f32 its probability rounds to 1 on {rounds} of them, and the others underflow on {underflows}: a cross-entropy's \
+         gradient is noise there, or zero, and attacks on it flatter the model: run --attack pgd:loss=margin too"
+    );
+    Finding::hope(2 * rounds <= n && underflows == 0, text, &advice)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limits_are_where_f32_rounds_and_underflows() {
+        let others = |lead: f64| (-lead).exp() as f32;
+        let label = |lead: f64| 1. / (1. + others(lead));
+        assert_eq!(label(ROUNDS + 0.001), 1.);
+        assert!(label(ROUNDS - 0.001) < 1.);
+        assert!(!others(UNDERFLOWS + 0.01).is_normal() && others(UNDERFLOWS - 0.01).is_normal());
+    }
+
+    #[test]
+    fn a_lead_is_that_of_the_largest_logit() {
+        assert_eq!(lead(&[1., -3., 7., 2.5]), 4.5);
+        assert_eq!(lead(&[7., 7.]), 0.);
+    }
+
+    #[test]
+    fn most_images_rounded_or_one_without_a_gradient_is_a_warning() {
+        assert!(matches!(judge(vec![1., 15., 20.], "digits"), Finding::Pass(_)));
+        assert!(matches!(judge(vec![1., 17., 20.], "digits"), Finding::Warn(_)));
+        assert!(matches!(judge(vec![1., 2., 90.], "digits"), Finding::Warn(_)));
+    }
 }

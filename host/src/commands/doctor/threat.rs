@@ -52,12 +52,18 @@ fn prepared(target: Target, substitute: Option<&Model>, cost: &str) -> Finding {
     };
     let (input, classes) = (substitute.info().input, substitute.info().classes);
     let of = |input: Option<[usize; 3]>, classes: Option<usize>| {
-        format!("images {:?} of {} classes", input.unwrap_or_default(), classes.unwrap_or_default())
+        format!(
+            "images {:?} of {} classes",
+            input.unwrap_or_default(),
+            classes.unwrap_or_default()
+        )
     };
     let text = format!("a substitute for {}, {cost}", of(input, classes));
     if (input, classes) != (Some(toy::INPUT), Some(toy::CLASSES)) {
         let needed = of(Some(toy::INPUT), Some(toy::CLASSES));
-        return Finding::Fail(format!("{text}: the model under attack takes {needed}, train one that takes the same"));
+        return Finding::Fail(format!(
+            "{text}: the model under attack takes {needed}, train one that takes the same"
+        ));
     }
     let advice = "its access names another target, so that nobody attacks it: declare the target `substitute`";
     Finding::hope(target == Target::Substitute, text, advice)

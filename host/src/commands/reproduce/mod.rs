@@ -108,8 +108,15 @@ fn chosen<'a>(table: &'a Table, wanted: &[String]) -> Result<Vec<&'a Column>> {
         true => column.title == text,
         false => column.title.contains(text),
     };
-    if let Some(text) = wanted.iter().find(|text| !table.columns.iter().any(|column| has(text, column))) {
-        let titles: Vec<String> = table.columns.iter().map(|column| format!("'{}'", column.title)).collect();
+    if let Some(text) = wanted
+        .iter()
+        .find(|text| !table.columns.iter().any(|column| has(text, column)))
+    {
+        let titles: Vec<String> = table
+            .columns
+            .iter()
+            .map(|column| format!("'{}'", column.title))
+            .collect();
         bail!("no column has '{text}' in its title: choose of {}", titles.join(", "));
     }
     let asked = |column: &&Column| wanted.is_empty() || wanted.iter().any(|text| has(text, column));
@@ -159,7 +166,10 @@ mod tests {
     fn a_whole_title_is_one_column_and_a_part_all_that_hold_it() {
         assert_eq!(titles(&["no defence"]), ["no defence"]);
         assert_eq!(titles(&["AdvAE, white box"]), ["AdvAE, white box"]);
-        assert_eq!(titles(&["HGD", "AdvAE, black box"]), ["AdvAE, black box", "HGD, oblivious", "HGD, white box"]);
+        assert_eq!(
+            titles(&["HGD", "AdvAE, black box"]),
+            ["AdvAE, black box", "HGD, oblivious", "HGD, white box"]
+        );
         assert_eq!(titles(&[]).len(), tables::table1().columns.len());
     }
 
@@ -167,6 +177,9 @@ mod tests {
     fn a_title_that_is_not_there_is_refused_beside_one_that_is() {
         let table = tables::table1();
         let error = chosen(&table, &["HGD".into(), "hgd".into()]).err().unwrap().to_string();
-        assert!(error.starts_with("no column has 'hgd' in its title: choose of 'no defence', 'AdvAE, oblivious', "), "{error}");
+        assert!(
+            error.starts_with("no column has 'hgd' in its title: choose of 'no defence', 'AdvAE, oblivious', "),
+            "{error}"
+        );
     }
 }

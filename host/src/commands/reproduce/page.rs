@@ -107,7 +107,8 @@ impl<'a> Page<'a> {
     /// A cell without figures.
     fn failure(&mut self, column: &Column, attack: &str, paper: Option<f64>, reason: &str) {
         self.push([column.title, attack, "failed", &figure(paper), "-", ""]);
-        self.notes.push(format!("- {}, {attack}: failed: {reason}", column.title));
+        self.notes
+            .push(format!("- {}, {attack}: failed: {reason}", column.title));
     }
 
     /// Notes that a column could not be measured.
@@ -214,7 +215,9 @@ mod tests {
     ) -> (PluginConfig, Summary) {
         let header = header(attack, norm, epsilon);
         let scored = if error.is_some() { 0 } else { 20 };
-        let rows = (0..scored).map(|id| row(&header.key, id, id < 19, id < robust)).collect();
+        let rows = (0..scored)
+            .map(|id| row(&header.key, id, id < 19, id < robust))
+            .collect();
         let config = header.config.attack.clone();
         let outcome = CellOutcome {
             header,

@@ -29,7 +29,9 @@ pub struct Attack {
 impl Attack {
     /// Whether this is the attack of a cell: the same plugin and settings, a budget apart, which `eval` fills in.
     pub fn is(&self, cell: &PluginConfig) -> bool {
-        let Ok(spec) = PluginSpec::parse(self.spec) else { return false };
+        let Ok(spec) = PluginSpec::parse(self.spec) else {
+            return false;
+        };
         let mut config = cell.config.clone();
         if !spec.config.contains_key("epsilon") {
             config.remove("epsilon");
