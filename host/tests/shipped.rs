@@ -256,6 +256,7 @@ fn a_picture_shows_what_a_purifier_makes_of_images() {
             "3",
             "--zoom",
             "1",
+            "--overwrite",
             "--out",
         ];
         let args = [&flags[..], &[png.to_str().unwrap(), input]].concat();

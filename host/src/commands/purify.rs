@@ -1,28 +1,34 @@
 //! `purify`: what purifiers make of images, as a picture.
 
 use crate::commands::doctor::sample;
-use crate::experiment::{Distances, Layout, LoadedModel, check_device, for_each, load_model, threads};
+use crate::experiment::{Distances, Layout, Limits, LoadedModel, check_device, for_each, load_model, threads};
 use crate::terminal::console;
 use crate::wire::model::Model;
 use crate::wire::tensor::{Call, Tensor};
-use advae_abi::info::Kind;
+use advae_abi::info::{Kind, NormKind};
 use advae_data::npz::Saved;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// White pixels between images.
 const GAP: usize = 2;
+/// Pixels of a picture at most: a hundred megapixels.
+const LARGEST: u128 = 100_000_000;
+/// In place of a purifier: the images as they are.
+const NONE: &str = "none";
 
 /// Flags of `purify`.
 #[derive(Args, Clone, Debug)]
 pub struct PurifyArgs {
-    /// Images that `eval --save-adversarial` wrote [default: clean ones of --dataset]
+    /// Images that `eval --save-adversarial` wrote, one file [default: clean ones of --dataset]
     #[arg(value_name = "FILE.npz")]
-    file: Option<PathBuf>,
-    /// Purifier; repeatable, a row of the picture each
+    file: Vec<PathBuf>,
+    /// Purifier, or `none`: the images as they are; repeatable, a row of the picture each
     #[arg(long, required = true, value_name = "PLUGIN")]
     purifier: Vec<String>,
     /// Purify noise: what comes out shows what the purifier can draw at all
@@ -47,12 +53,76 @@ pub struct PurifyArgs {
     /// Threads [default: all cores]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// Pixels of the picture a pixel of an image, a side
+    /// Side of the square in the picture that shows one pixel of an image
     #[arg(long, value_name = "N", default_value_t = 3)]
     zoom: usize,
     /// The picture
     #[arg(long, value_name = "FILE.png")]
     out: PathBuf,
+    /// Replace a picture that is there already
+    #[arg(long)]
+    overwrite: bool,
+}
+
+impl PurifyArgs {
+    /// Refuses what cannot be drawn or written, before anything is loaded.
+    fn check(&self) -> Result<()> {
+        check_device(&self.device)?;
+        ensure!(self.samples > 0, "--samples is 0: give 1 or more");
+        ensure!(self.zoom > 0, "--zoom is 0: give 1 or more");
+        let files = || self.file.iter().map(|file| format!("'{}'", file.display()));
+        ensure!(
+            self.file.len() < 2,
+            "{} files were given ({}): a picture shows one, run purify once for each with an --out of its own",
+            self.file.len(),
+            files().collect::<Vec<_>>().join(", ")
+        );
+        let out = self.out.display();
+        let png = self
+            .out
+            .extension()
+            .is_some_and(|ending| ending.eq_ignore_ascii_case("png"));
+        ensure!(
+            png,
+            "the picture '{out}' does not end in .png: it is a PNG, name it FILE.png"
+        );
+        ensure!(
+            !self.out.is_dir(),
+            "the picture '{out}' is a folder: name a file, FILE.png"
+        );
+        ensure!(
+            self.overwrite || !self.out.exists(),
+            "the picture '{out}' is there already: name another file, or give --overwrite"
+        );
+        Ok(())
+    }
+
+    /// Refuses a picture that would be too large, before anything of its size is made. `rows`: those above the purifiers'.
+    fn check_size(&self, n: usize, rows: usize, [_, h, w]: [usize; 3]) -> Result<()> {
+        let rows = rows + self.purifier.len();
+        let pixels = |zoom: usize| {
+            let side = |count: usize, len: usize| {
+                let image = (len as u128).saturating_mul(zoom as u128).saturating_add(GAP as u128);
+                image.saturating_mul(count as u128).saturating_add(GAP as u128)
+            };
+            side(n, w).saturating_mul(side(rows, h))
+        };
+        if pixels(self.zoom) <= LARGEST {
+            return Ok(());
+        }
+        let fits = (1..self.zoom.min(LARGEST as usize))
+            .take_while(|zoom| pixels(*zoom) <= LARGEST)
+            .last();
+        let remedy = fits.map_or("give fewer --samples".into(), |zoom| {
+            format!("give --zoom {zoom} or less, or fewer --samples")
+        });
+        bail!(
+            "a picture of {rows} rows with {n} images each would have {:.1} megapixels at --zoom {}, at most {} are drawn: {remedy}",
+            pixels(self.zoom) as f64 / 1e6,
+            self.zoom,
+            LARGEST / 1_000_000
+        )
+    }
 }
 
 /// Images without an object.
@@ -98,36 +168,57 @@ struct Given {
 /// # Errors
 /// Where images or plugins cannot be read or do not fit each other, or the picture cannot be written.
 pub fn run(args: PurifyArgs) -> Result<i32> {
-    check_device(&args.device)?;
-    ensure!(args.samples > 0, "--samples is 0: give 1 or more");
-    ensure!(args.zoom > 0, "--zoom is 0: give 1 or more");
-    let load = |spec: &String| load_model(spec, Kind::Purifier, &args.device, None);
-    let purifiers: Vec<LoadedModel> = args.purifier.iter().map(load).collect::<Result<_>>()?;
+    args.check()?;
+    let load = |spec: &String| match spec.as_str() {
+        NONE => Ok(None),
+        spec => load_model(spec, Kind::Purifier, &args.device, None).map(Some),
+    };
+    let purifiers: Vec<Option<LoadedModel>> = args.purifier.iter().map(load).collect::<Result<_>>()?;
     let Given { ids, mut rows } = given(&args, &purifiers)?;
     let clean = (rows.len() > 1).then(|| rows[0].x.clone());
     let input = rows[rows.len() - 1].x.clone();
-    for LoadedModel { label, model, .. } in purifiers {
-        let x = purify(&args, &model, &ids, &input)?;
-        rows.push(Row { name: label, x });
+    for purifier in purifiers {
+        rows.push(match purifier {
+            Some(LoadedModel { label, model, .. }) => Row {
+                x: purify(&args, &model, &ids, &input)?,
+                name: label,
+            },
+            None => Row {
+                x: input.clone(),
+                name: NONE.into(),
+            },
+        });
     }
     let picture = Picture::of(&rows, args.zoom)?;
-    picture.write(&args.out)?;
+    picture.write(&args.out, args.overwrite)?;
     console::print(&legend(&args.out, &rows, &input, clean.as_ref()))?;
     Ok(0)
 }
 
-fn given(args: &PurifyArgs, purifiers: &[LoadedModel]) -> Result<Given> {
+fn given(args: &PurifyArgs, purifiers: &[Option<LoadedModel>]) -> Result<Given> {
     let row = |name: &str, data: &[f32], n: usize, [c, h, w]: [usize; 3]| {
         let x = Tensor::new(vec![n, c, h, w], data[..n * c * h * w].to_vec())?;
         anyhow::Ok(Row { name: name.into(), x })
     };
-    if let Some(path) = &args.file {
+    let few = |n: usize, of: &dyn std::fmt::Display| {
+        if n < args.samples {
+            eprintln!(
+                "note: '{of}' holds {n} images: all of them are drawn, not {}",
+                args.samples
+            );
+        }
+    };
+    if let Some(path) = args.file.first() {
         let saved = Saved::read(path)?;
         let n = args.samples.min(saved.ids.len());
-        ensure!(n > 0, "'{}' holds no images", path.display());
-        if n < args.samples {
-            eprintln!("note: '{}' holds {n} images", path.display());
-        }
+        ensure!(
+            n > 0,
+            "'{}' holds no images: save some with eval --save-adversarial",
+            path.display()
+        );
+        few(n, &path.display());
+        args.check_size(n, 1 + usize::from(saved.originals.is_some()), saved.shape)?;
+        check_pixels(path, &saved, n)?;
         let clean = saved.originals.iter().map(|x| row("clean", x, n, saved.shape));
         let adversarial = [row("adversarial", &saved.images, n, saved.shape)];
         return Ok(Given {
@@ -138,8 +229,10 @@ fn given(args: &PurifyArgs, purifiers: &[LoadedModel]) -> Result<Given> {
     if let Some(noise) = args.noise {
         let shape = purifiers
             .iter()
+            .flatten()
             .find_map(|p| p.model.info().input)
             .unwrap_or(sample::ANY);
+        args.check_size(args.samples, 1, shape)?;
         let [c, h, w] = shape;
         return Ok(Given {
             ids: (0..args.samples as u64).collect(),
@@ -150,10 +243,35 @@ fn given(args: &PurifyArgs, purifiers: &[LoadedModel]) -> Result<Given> {
         });
     }
     let dataset = advae_data::load(&args.dataset, args.data_dir.as_deref())?.random_subset(args.samples, args.seed);
+    few(dataset.len(), &dataset.name);
+    args.check_size(dataset.len(), 1, dataset.shape)?;
     Ok(Given {
         rows: vec![row("clean", &dataset.images, dataset.len(), dataset.shape)?],
         ids: dataset.ids,
     })
+}
+
+/// Refuses images that are no images: of the first `n` samples, those that are drawn.
+fn check_pixels(path: &Path, saved: &Saved, n: usize) -> Result<()> {
+    let limits = Limits {
+        bounds: [0., 1.],
+        norm: NormKind::Linf,
+        epsilon: None,
+    };
+    let arrays = [("x", saved.originals.as_ref()), ("x_adv", Some(&saved.images))];
+    let size: usize = saved.shape.iter().product();
+    for (array, images) in arrays.into_iter().filter_map(|(array, images)| Some((array, images?))) {
+        for (i, image) in images.chunks(size.max(1)).take(n).enumerate() {
+            if let Some(reason) = limits.refuse(image, image) {
+                bail!(
+                    "'{}' holds no images at {array}[{i}]: {reason}: scale pixels to [0, 1] (divide by 255, or undo a \
+                     normalisation) and save them again",
+                    path.display()
+                );
+            }
+        }
+    }
+    Ok(())
 }
 
 fn purify(args: &PurifyArgs, purifier: &Model, ids: &[u64], x: &Tensor) -> Result<Tensor> {
@@ -244,7 +362,8 @@ impl Picture {
         })
     }
 
-    fn write(&self, path: &Path) -> Result<()> {
+    /// `overwrite`: whether a file that is there already may be replaced.
+    fn write(&self, path: &Path, overwrite: bool) -> Result<()> {
         let mut bytes = vec![];
         let mut encoder = png::Encoder::new(&mut bytes, self.width as u32, self.height as u32);
         encoder.set_color(match self.channels {
@@ -255,7 +374,10 @@ impl Picture {
         let mut writer = encoder.write_header()?;
         writer.write_image_data(&self.pixels)?;
         writer.finish()?;
-        std::fs::write(path, bytes).with_context(|| format!("cannot write '{}'", path.display()))
+        let mut options = File::options();
+        options.write(true).create_new(!overwrite).create(true).truncate(true);
+        let written = options.open(path).and_then(|mut file| file.write_all(&bytes));
+        written.with_context(|| format!("cannot write '{}'", path.display()))
     }
 }
 

@@ -73,7 +73,7 @@ impl ThreatModel {
     ///
     /// # Errors
     /// Where the plugin fails.
-    pub fn prepare(&self, call: &Call, services: Services) -> Result<Option<Model>> {
+    pub fn prepare(&self, call: &Call, services: impl AbiServices + 'static) -> Result<Option<Model>> {
         let mut ids = LentCall::new(call);
         let services: ServicesBox = AbiServices_TO::from_value(services, TD_Opaque);
         let Inner {

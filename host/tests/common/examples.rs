@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// The templates.
 pub const NAMES: [&str; 4] = ["classifier", "purifier", "attack", "threat_model"];
@@ -12,7 +12,7 @@ pub const NAMES: [&str; 4] = ["classifier", "purifier", "attack", "threat_model"
 pub fn dir() -> &'static Path {
     static DIR: OnceLock<PathBuf> = OnceLock::new();
     DIR.get_or_init(|| {
-        NAMES.iter().for_each(|name| build(name));
+        NAMES.iter().for_each(|name| build(&examples().join(name)));
         target().join("debug")
     })
 }
@@ -34,9 +34,18 @@ fn examples() -> PathBuf {
     workspace().join("examples")
 }
 
-/// Builds a copy of a template with the versions of the workspace's lock file.
-fn build(name: &str) {
-    let (from, to) = (examples().join(name), target().join("sources").join(name));
+/// Path of the library of a crate in `fixtures` that needs candle, built likewise: `candle_fixture("gated")`.
+pub fn candle_fixture(name: &str) -> PathBuf {
+    static BUILDING: Mutex<()> = Mutex::new(());
+    let _building = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
+    build(&Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures")).join(name));
+    target().join("debug").join(format!("lib{name}.so"))
+}
+
+/// Builds a copy of a crate with the versions of the workspace's lock file.
+fn build(from: &Path) {
+    let name = from.file_name().unwrap_or_default();
+    let to = target().join("sources").join(name);
     std::fs::create_dir_all(to.join("src")).expect("the target folder can be written");
     for entry in std::fs::read_dir(from.join("src"))
         .expect("a template has a folder src")
@@ -44,10 +53,11 @@ fn build(name: &str) {
     {
         std::fs::copy(entry.path(), to.join("src").join(entry.file_name())).expect("a file can be copied");
     }
-    let sdk = workspace().join("core/sdk").canonicalize().expect("the sdk is there");
     let manifest = std::fs::read_to_string(from.join("Cargo.toml")).expect("a template has a manifest");
-    let manifest = manifest.replace("../../core/sdk", &sdk.display().to_string());
-    std::fs::write(to.join("Cargo.toml"), manifest).expect("a manifest can be written");
+    let mut manifest: toml::Table = manifest.parse().expect("a manifest is TOML");
+    let sdk = workspace().join("core/sdk").canonicalize().expect("the sdk is there");
+    manifest["dependencies"]["advae-sdk"]["path"] = sdk.display().to_string().into();
+    std::fs::write(to.join("Cargo.toml"), manifest.to_string()).expect("a manifest can be written");
     std::fs::copy(workspace().join("Cargo.lock"), to.join("Cargo.lock")).expect("a file can be copied");
     let output = Command::new(env!("CARGO"))
         .args(["build", "--target-dir"])
@@ -58,7 +68,8 @@ fn build(name: &str) {
         .expect("cargo does not start");
     assert!(
         output.status.success(),
-        "{name}: {}",
+        "{}: {}",
+        from.display(),
         String::from_utf8_lossy(&output.stderr)
     );
 }

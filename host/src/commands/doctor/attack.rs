@@ -1,6 +1,7 @@
 //! Attacks, tried on a linear classifier inside the host.
 
 use super::checklist::{Checklist, Finding};
+use super::lending::{self, Lent};
 use super::model::same_rows;
 use super::sample::{IDS, difference, images, scale};
 use super::{Patient, toy};
@@ -13,6 +14,7 @@ use crate::wire::model::Model;
 use crate::wire::oracle::{Meter, Oracle, OracleState, Rules};
 use crate::wire::pipeline::Pipeline;
 use crate::wire::tensor::{Call, Tensor};
+use advae_abi::OracleBox;
 use advae_abi::info::{Access, AttackInfo, Target};
 use anyhow::Result;
 use std::sync::Arc;
@@ -32,6 +34,15 @@ pub fn examine(list: &mut Checklist, patient: &Patient) -> Result<()> {
     let y = model.forward(&Call::score(0, &IDS), &x)?.argmax();
     let trial = Trial { attack, model, x, y };
     list.check("description", || Ok(trial.description()))?;
+    let mut whole = true;
+    list.check(lending::CHECK, || {
+        let written = trial.written()?;
+        whole = written.is_none();
+        Ok(lending::finding(written))
+    })?;
+    if !whole {
+        return Ok(());
+    }
     let mut perturbed = None;
     list.check("images", || {
         let (found, state) = trial.run(5, &[0, 1, 2, 3, 4, 5, 6], true)?;
@@ -43,6 +54,8 @@ pub fn examine(list: &mut Checklist, patient: &Patient) -> Result<()> {
         return Ok(());
     };
     list.check("success", || trial.success(&perturbed))?;
+    list.check("targets", || trial.targets(&perturbed))?;
+    list.check("found", || trial.found(&perturbed))?;
     list.check("passes", || Ok(trial.passes(&state)))?;
     list.check("determinism", || trial.determinism(&perturbed))?;
     list.check("batch", || trial.batch(&perturbed))?;
@@ -50,11 +63,22 @@ pub fn examine(list: &mut Checklist, patient: &Patient) -> Result<()> {
 }
 
 impl Trial {
+    /// What the attack wrote into, of what it was lent.
+    fn written(&self) -> Result<Option<String>> {
+        let lent = Lent::new(&self.x, &IDS);
+        let (oracle, _) = self.oracle(5, true, &IDS, &self.y);
+        let done = (self.attack).perturb(&Call::craft(5, &lent.ids), &oracle, &lent.x, &self.y);
+        match lent.written() {
+            Some(what) => Ok(Some(format!("{what} that perturb was lent"))),
+            None => done.map(|_| None),
+        }
+    }
+
     /// Attacks some of the samples, with everything granted or nothing.
     fn run(&self, seed: u64, samples: &[usize], granted: bool) -> Result<(Perturbed, Arc<OracleState>)> {
         let ids: Vec<u64> = samples.iter().map(|i| IDS[*i]).collect();
         let y: Vec<u32> = samples.iter().map(|i| self.y[*i]).collect();
-        let (oracle, state) = Oracle::boxed(self.rules(seed, granted), &ids, &y, Ticker::silent());
+        let (oracle, state) = self.oracle(seed, granted, &ids, &y);
         let result = self
             .attack
             .perturb(&Call::craft(seed, &ids), &oracle, &self.x.select(samples), &y);
@@ -64,9 +88,9 @@ impl Trial {
         }
     }
 
-    fn rules(&self, seed: u64, granted: bool) -> Rules {
+    fn oracle(&self, seed: u64, granted: bool, ids: &[u64], y: &[u32]) -> (OracleBox, Arc<OracleState>) {
         let target = Pipeline::undefended(self.model.clone());
-        Rules {
+        let rules = Rules {
             labelled: target.clone(),
             target,
             access: Access {
@@ -83,7 +107,8 @@ impl Trial {
             flags: 0,
             meter: Arc::new(Meter::default()),
             cancel: Cancel::default(),
-        }
+        };
+        Oracle::boxed(rules, Ticker::silent())
     }
 
     fn description(&self) -> Finding {
@@ -121,14 +146,67 @@ impl Trial {
 
     /// Not a matter of the contract, but an attack that breaks no linear model has a mistake somewhere.
     fn success(&self, perturbed: &Perturbed) -> Result<Finding> {
-        let labels = self.model.forward(&Call::score(5, &IDS), &perturbed.x_adv)?.argmax();
-        let reached = |i: usize| match &perturbed.targets {
-            Some(targets) => labels[i] == targets[i],
-            None => labels[i] != self.y[i],
-        };
-        let broken = (0..labels.len()).filter(|i| reached(*i)).count();
-        let text = format!("{broken} of {} samples of an undefended linear model", labels.len());
+        let reached = self.reached(perturbed)?;
+        let broken = reached.iter().filter(|reached| **reached).count();
+        let text = format!("{broken} of {} samples of an undefended linear model", reached.len());
         Ok(Finding::hope(broken > 0, text, "check the direction of the steps"))
+    }
+
+    /// Which samples end where the attack wanted them: at their target, which is not the true label, or anywhere but there.
+    fn reached(&self, perturbed: &Perturbed) -> Result<Vec<bool>> {
+        let labels = self.model.forward(&Call::score(5, &IDS), &perturbed.x_adv)?.argmax();
+        let aimed = |i: usize| perturbed.targets.as_ref().is_none_or(|targets| labels[i] == targets[i]);
+        Ok((0..labels.len()).map(|i| labels[i] != self.y[i] && aimed(i)).collect())
+    }
+
+    /// Targets where they are declared, classes of the model, and never the true label. Asked once more of samples that are
+    /// misclassified to begin with, since a target may be chosen by the prediction.
+    fn targets(&self, perturbed: &Perturbed) -> Result<Finding> {
+        match (self.attack.info().targeted, &perturbed.targets) {
+            (false, None) => return Ok(Finding::Pass("none, as it says".into())),
+            (false, Some(_)) => {
+                let text = "it returns targets and declares itself untargeted: set `targeted` in its info";
+                return Ok(Finding::Fail(text.into()));
+            }
+            (true, _) => {}
+        }
+        let misclassified = Self {
+            attack: self.attack.clone(),
+            model: self.model.clone(),
+            x: self.x.clone(),
+            y: self.y.iter().map(|y| (y + 1) % toy::CLASSES as u32).collect(),
+        };
+        let (others, _) = misclassified.run(5, &[0, 1, 2, 3, 4, 5, 6], true)?;
+        let problem = mistaken_target(perturbed, &self.y).or_else(|| mistaken_target(&others, &misclassified.y));
+        Ok(match problem {
+            Some(problem) => Finding::Fail(problem),
+            None => Finding::Pass("one per sample, never the true label".into()),
+        })
+    }
+
+    /// Whether it knows what it found: a sample that it gives up counts as unbroken, whatever its image.
+    fn found(&self, perturbed: &Perturbed) -> Result<Finding> {
+        let Some(found) = &perturbed.found else {
+            return Ok(Finding::Pass("it does not say: every image is scored".into()));
+        };
+        let reached = self.reached(perturbed)?;
+        let count = |claimed: bool, real: bool| {
+            let pairs = found.iter().zip(&reached);
+            pairs.filter(|pair| *pair == (&claimed, &real)).count()
+        };
+        let (claimed, denied) = (count(true, false), count(false, true));
+        let text = format!("{} of {} found", found.iter().filter(|f| **f).count(), found.len());
+        Ok(if claimed > 0 {
+            Finding::Fail(format!(
+                "{text}, {claimed} of which are not adversarial: claim only images that the attacked model gets wrong"
+            ))
+        } else if denied > 0 {
+            Finding::Fail(format!(
+                "{text}, but {denied} of the images given up are adversarial: they are scored as robust, claim them"
+            ))
+        } else {
+            Finding::Pass(format!("{text}, as the model says too"))
+        })
     }
 
     fn passes(&self, state: &OracleState) -> Finding {
@@ -167,7 +245,7 @@ impl Trial {
 
     /// A threat model that grants nothing: whoever asks gets an error, and has to pass it on.
     fn denied(&self) -> Result<Finding> {
-        let (oracle, state) = Oracle::boxed(self.rules(5, false), &IDS, &self.y, Ticker::silent());
+        let (oracle, state) = self.oracle(5, false, &IDS, &self.y);
         let result = self.attack.perturb(&Call::craft(5, &IDS), &oracle, &self.x, &self.y);
         Ok(match (result, state.first_error()) {
             (_, None) => Finding::Pass("it asks the oracle nothing that could be denied".into()),
@@ -175,4 +253,21 @@ impl Trial {
             (Ok(_), Some(error)) => Finding::Fail(format!("swallowed ({error}): return it, or the cell is void")),
         })
     }
+}
+
+/// What is wrong with the targets for samples with true labels `y`.
+fn mistaken_target(perturbed: &Perturbed, y: &[u32]) -> Option<String> {
+    let Some(targets) = &perturbed.targets else {
+        return Some("it declares itself targeted and returns no targets: return one per sample".into());
+    };
+    targets.iter().zip(y).find_map(|(target, y)| {
+        if *target as usize >= toy::CLASSES {
+            let (classes, last) = (toy::CLASSES, toy::CLASSES - 1);
+            return Some(format!(
+                "the target {target} is none of the model's {classes} classes: return 0 to {last}"
+            ));
+        }
+        let text = "is the sample's true label: choose another class, reaching this one is no success";
+        (target == y).then(|| format!("the target {target} {text}"))
+    })
 }

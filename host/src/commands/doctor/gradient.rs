@@ -1,9 +1,11 @@
 //! Gradients through the plugin's tapes.
 
 use super::checklist::{Checklist, Finding};
+use super::differences::OPERATORS;
 use super::model::{input, same_rows};
 use super::sample::{IDS, difference, images, scale, signed};
 use super::{Patient, differences};
+use crate::terminal::console;
 use crate::wire::model::{Model, Tape};
 use crate::wire::tensor::{Call, Tensor};
 use advae_abi::info::{BackwardRule, Construct, Kind};
@@ -20,7 +22,9 @@ pub fn examine(list: &mut Checklist, patient: &Patient) -> Result<()> {
                 backward: (model.kind() == Kind::Purifier).then_some(rule),
                 ..patient.request.clone()
             };
-            check_rule(&Model::construct(&patient.plugin, &request)?, rule, default)
+            let checked =
+                Model::construct(&patient.plugin, &request).and_then(|model| check_rule(&model, rule, default));
+            Ok(advised(checked, model.kind(), rule, default))
         })?;
     }
     list.check("gradient, batch", || batch(&model))?;
@@ -40,6 +44,24 @@ fn rules(model: &Model) -> Vec<BackwardRule> {
         }
     }
     rules
+}
+
+/// What was found, with what an author of such a model can do about a failure.
+fn advised(checked: Result<Finding>, kind: Kind, rule: BackwardRule, default: Option<&str>) -> Finding {
+    let failed = match checked {
+        Ok(Finding::Fail(text)) => text,
+        Ok(other) => return other,
+        // The differences name the operators themselves.
+        Err(error) if kind == Kind::Classifier => format!("{}: {OPERATORS}", console::one_line(&error)),
+        Err(error) => console::one_line(&error),
+    };
+    if (kind, rule, default) != (Kind::Purifier, BackwardRule::Exact, None) {
+        return Finding::Fail(failed);
+    }
+    Finding::Fail(format!(
+        "{failed}; a purifier that is not differentiable declares `Identity` (BPDA), `Custom` or `None` in its backward rules \
+         (the sdk's `BACKWARD`, whose default is `Exact`)"
+    ))
 }
 
 /// `default`: the purifier's own rule, where that is another.

@@ -4,8 +4,11 @@ mod attack;
 mod checklist;
 mod differences;
 mod gradient;
+mod lending;
+mod memory;
 mod model;
 pub(crate) mod sample;
+mod saturation;
 mod settings;
 mod threat;
 mod toy;
@@ -93,7 +96,9 @@ fn examine(list: &mut Checklist, patient: &Patient) -> Result<()> {
     }
     match patient.kind() {
         Kind::Classifier | Kind::Purifier => {
-            model::examine(list, patient)?;
+            if !model::examine(list, patient)? {
+                return Ok(());
+            }
             gradient::examine(list, patient)?;
             training::examine(list, patient)
         }

@@ -1,8 +1,8 @@
 //! Forward passes of classifiers and purifiers.
 
-use super::Patient;
 use super::checklist::{Checklist, Finding};
 use super::sample::{ANY, IDS, difference, images, scale};
+use super::{Patient, lending, memory, saturation};
 use crate::wire::model::Model;
 use crate::wire::tensor::{Call, Tensor};
 use advae_abi::ErrorCode;
@@ -12,22 +12,37 @@ use anyhow::{Result, anyhow};
 /// Relative deviation up to which two sums of the same numbers in another order are the same.
 const ROUNDING: f64 = 1e-5;
 
+/// What a purifier has to list.
+const BACKWARD_RULES: &str = "it lists no backward rules: list `Exact` where it is differentiable, else `Identity` (BPDA), `Custom` or `None`, the \
+     default first";
+
 /// Shape of the images a model is tried on.
 pub fn input(model: &Model) -> [usize; 3] {
     model.info().input.unwrap_or(ANY)
 }
 
-/// Checks what can be seen without gradients.
-pub fn examine(list: &mut Checklist, patient: &Patient) -> Result<()> {
+/// Checks what can be seen without gradients. False where nothing else can be tried with this model.
+pub fn examine(list: &mut Checklist, patient: &Patient) -> Result<bool> {
     let model = Model::construct(&patient.plugin, &patient.request)?;
+    if !lending::examine(list, &model)? {
+        return Ok(false);
+    }
     list.check("description", || Ok(description(&model)))?;
+    if model.info().parameters > 0 && model.info().weights.starts_with("init:") {
+        list.check("untrained", || Ok(untrained(&model)))?;
+    }
     list.check("shapes", || shapes(&model))?;
     list.check("values", || values(&model))?;
+    if model.kind() == Kind::Classifier {
+        list.check("logits", || saturation::examine(&model))?;
+    }
     list.check("determinism", || determinism(&model))?;
     list.check("random flag", || random_flag(&model))?;
     list.check("batch", || batch(&model))?;
     list.check("threads", || threads(&model))?;
-    list.check("wrong input", || wrong_input(patient, input(&model)))
+    list.check("memory", || memory::examine(patient, &model))?;
+    list.check("wrong input", || wrong_input(patient, input(&model)))?;
+    Ok(true)
 }
 
 fn description(model: &Model) -> Finding {
@@ -41,6 +56,7 @@ fn description(model: &Model) -> Finding {
         ..
     } = model.info();
     let classes = classes.map(|k| format!(", {k} classes")).unwrap_or_default();
+    let weights = if weights.is_empty() { "none" } else { weights };
     let text = format!(
         "images {:?}{classes}, {parameters} parameters, weights {weights}, threading {threading:?}",
         input(model)
@@ -49,7 +65,16 @@ fn description(model: &Model) -> Finding {
         return Finding::Fail(format!("{text}, bounds {bounds:?}: this host's pixels lie in [0, 1]"));
     }
     let ruled = model.kind() == Kind::Classifier || !backward_rules.is_empty();
-    Finding::expect(ruled, text, "a purifier has to list its backward rules")
+    Finding::expect(ruled, text, BACKWARD_RULES)
+}
+
+fn untrained(model: &Model) -> Finding {
+    let name = model.name();
+    Finding::Warn(format!(
+        "its weights are a seeded initialisation ({}): a trained network may behave otherwise, its gradient above all; \
+         name weights, {name}@SET or {name}@FILE.safetensors",
+        model.info().weights
+    ))
 }
 
 fn shapes(model: &Model) -> Result<Finding> {

@@ -1,6 +1,7 @@
 //! What plugins are tried on: images of noise, keyed so that every run sees the same.
 
 use crate::wire::tensor::Tensor;
+use anyhow::Result;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -13,6 +14,23 @@ pub const IDS: [u64; 7] = [3, 17, 4, 100, 41, 8, 260];
 /// Images in `[0.2, 0.8]`, away from the bounds, where a clamp would bend the gradient.
 pub fn images(n: usize, shape: [usize; 3]) -> Tensor {
     uniform(&[n, shape[0], shape[1], shape[2]], 1, 0.2, 0.8)
+}
+
+/// Handwritten digits `[N, 1, 28, 28]`, the first of the embedded mnist-1k; none where images have another shape.
+///
+/// # Errors
+/// Where the embedded images cannot be read.
+pub fn digits(n: usize, shape: [usize; 3]) -> Result<Option<Tensor>> {
+    let digits = advae_data::load("mnist-1k", None)?;
+    if digits.shape != shape {
+        return Ok(None);
+    }
+    let [c, h, w] = shape;
+    let n = n.min(digits.len());
+    Ok(Some(Tensor::new(
+        vec![n, c, h, w],
+        digits.images[..n * c * h * w].to_vec(),
+    )?))
 }
 
 /// Numbers in `[-1, 1]`.

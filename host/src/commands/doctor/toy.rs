@@ -1,45 +1,90 @@
-//! A linear classifier inside the host: what attacks are tried on.
+//! A linear classifier inside the host: what attacks and threat models are tried on.
 
 use crate::wire::model::Model;
 use crate::wire::tensor::Tensor;
 use advae_abi::abi_stable::erased_types::TD_Opaque;
-use advae_abi::abi_stable::std_types::{RErr, ROk, ROption, RResult, RStr, RString};
+use advae_abi::abi_stable::std_types::{RErr, ROk, ROption, RResult, RSlice, RStr, RString, RVec};
 use advae_abi::info::{BackwardRule, Kind, ModelInfo, Threading};
 use advae_abi::{
-    AbiError, AbiModel, AbiModel_TO, AbiResult, AbiTape, AbiTape_TO, AbiTensor, AbiTensorRef, CtxRef, ErrorCode, Taped,
-    TrainableBox, guard, not_trainable,
+    AbiError, AbiModel, AbiModel_TO, AbiResult, AbiTape, AbiTape_TO, AbiTensor, AbiTensorRef, AbiTrainable,
+    AbiTrainable_TO, CtxRef, ErrorCode, ModelBox, Taped, TrainableBox, flags, guard,
 };
 use anyhow::Result;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Shape of an image.
 pub const INPUT: [usize; 3] = [1, 28, 28];
 const PIXELS: usize = INPUT[0] * INPUT[1] * INPUT[2];
-const CLASSES: usize = 10;
+/// Number of classes.
+pub const CLASSES: usize = 10;
 
 /// Logits `z = W x`, with random rows `W [10, 784]`.
 pub fn model() -> Result<Model> {
-    let weight = Arc::new(super::sample::signed(&[CLASSES, PIXELS], 8));
-    let boxed = AbiModel_TO::from_value(Toy { weight }, TD_Opaque);
-    Model::from_box(Kind::Classifier, "toy", boxed)
+    Model::from_box(Kind::Classifier, "toy", boxed(8))
 }
 
-struct Toy {
-    weight: Arc<Tensor>,
+/// The same from another seed, to be trained by gradient descent.
+pub fn boxed(seed: u64) -> ModelBox {
+    let network = Network {
+        weight: super::sample::signed(&[CLASSES, PIXELS], seed),
+        gradient: Tensor::zeros(&[CLASSES, PIXELS]),
+    };
+    AbiModel_TO::from_value(Toy(Shared(Arc::new(Mutex::new(network)))), TD_Opaque)
 }
+
+/// The weights `[10, 784]`, and the sum of their gradients.
+struct Network {
+    weight: Tensor,
+    gradient: Tensor,
+}
+
+#[derive(Clone)]
+struct Shared(Arc<Mutex<Network>>);
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Network> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Toy(Shared);
 
 struct ToyTape {
-    weight: Arc<Tensor>,
-    samples: usize,
+    network: Shared,
+    x: Tensor,
 }
 
-impl Toy {
-    fn logits(&self, x: AbiTensorRef<'_>) -> Result<Tensor, AbiError> {
-        let x = Tensor::copy_from(x, &x.shape()?, "a batch of images")?;
+impl Network {
+    fn logits(&self, x: &Tensor) -> Result<Tensor, AbiError> {
         let logit = |i: usize, k: usize| x.row(i).iter().zip(self.weight.row(k)).map(|(x, w)| x * w).sum();
         let logits = (0..x.rows()).flat_map(|i| (0..CLASSES).map(move |k| (i, k)));
         Tensor::new(vec![x.rows(), CLASSES], logits.map(|(i, k)| logit(i, k)).collect())
     }
+
+    /// The images' gradient `[N,1,28,28]` for a cotangent `[N,10]`.
+    fn images_gradient(&self, cotangent: &Tensor) -> Tensor {
+        let [c, h, w] = INPUT;
+        let mut gradient = Tensor::zeros(&[cotangent.rows(), c, h, w]);
+        for (i, row) in gradient.data.chunks_exact_mut(PIXELS).enumerate() {
+            for (k, factor) in cotangent.row(i).iter().enumerate() {
+                add(row, *factor, self.weight.row(k));
+            }
+        }
+        gradient
+    }
+
+    /// Adds the weights' gradient to the sum.
+    fn accumulate(&mut self, x: &Tensor, cotangent: &Tensor) {
+        for i in 0..x.rows() {
+            for (k, row) in self.gradient.data.chunks_exact_mut(PIXELS).enumerate() {
+                add(row, cotangent.row(i)[k], x.row(i));
+            }
+        }
+    }
+}
+
+fn add(sum: &mut [f32], factor: f32, term: &[f32]) {
+    sum.iter_mut().zip(term).for_each(|(s, t)| *s += factor * t);
 }
 
 impl AbiModel for Toy {
@@ -52,7 +97,7 @@ impl AbiModel for Toy {
             random: false,
             threading: Threading::Caller,
             batch: None,
-            parameters: 0,
+            parameters: CLASSES * PIXELS,
             weights: "fixed".into(),
             note: String::new(),
         };
@@ -63,43 +108,70 @@ impl AbiModel for Toy {
     }
 
     fn forward(&self, _: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<AbiTensor> {
-        guard(|| self.logits(x)?.export())
+        guard(|| self.0.lock().logits(&Tensor::copy_from(x)?)?.export())
     }
 
     fn forward_tape(&self, _: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<Taped> {
         guard(|| {
-            let logits = self.logits(x)?;
-            let tape = ToyTape {
-                weight: self.weight.clone(),
-                samples: logits.rows(),
-            };
-            let tape = AbiTape_TO::from_value(tape, TD_Opaque);
-            Ok(Taped {
-                y: logits.export()?,
-                tape,
-            })
+            let x = Tensor::copy_from(x)?;
+            let y = self.0.lock().logits(&x)?.export()?;
+            let network = self.0.clone();
+            let tape = AbiTape_TO::from_value(ToyTape { network, x }, TD_Opaque);
+            Ok(Taped { y, tape })
         })
     }
 
     fn trainable(&self, _: RStr<'_>) -> AbiResult<TrainableBox> {
-        not_trainable()
+        ROk(AbiTrainable_TO::from_value(self.0.clone(), TD_Opaque))
     }
 }
 
 impl AbiTape for ToyTape {
-    fn backward(&self, _: CtxRef<'_>, cotangent: AbiTensorRef<'_>) -> RResult<ROption<AbiTensor>, AbiError> {
+    fn backward(&self, ctx: CtxRef<'_>, cotangent: AbiTensorRef<'_>) -> RResult<ROption<AbiTensor>, AbiError> {
         guard(|| {
-            let cotangent = Tensor::copy_from(cotangent, &[self.samples, CLASSES], "a cotangent")?;
-            let [c, h, w] = INPUT;
-            let mut gradient = Tensor::zeros(&[self.samples, c, h, w]);
-            for (i, row) in gradient.data.chunks_exact_mut(PIXELS).enumerate() {
-                for (k, factor) in cotangent.row(i).iter().enumerate() {
-                    row.iter_mut()
-                        .zip(self.weight.row(k))
-                        .for_each(|(g, w)| *g += factor * w);
-                }
+            let cotangent = Tensor::copy_from(cotangent, &[self.x.rows(), CLASSES], "a cotangent")?;
+            let mut network = self.network.lock();
+            if ctx.get().flags & flags::ACCUMULATE_PARAMS == 0 {
+                return network.images_gradient(&cotangent).export().map(ROption::RSome);
             }
-            gradient.export().map(ROption::RSome)
+            network.accumulate(&self.x, &cotangent);
+            Ok(ROption::RNone)
         })
     }
+}
+
+impl AbiTrainable for Shared {
+    fn step(&self, learning_rate: f64) -> AbiResult<()> {
+        let mut network = self.lock();
+        let Network { weight, gradient } = &mut *network;
+        add(&mut weight.data, -learning_rate as f32, &gradient.data);
+        gradient.data.fill(0.);
+        ROk(())
+    }
+
+    fn zero_gradients(&self) -> AbiResult<()> {
+        self.lock().gradient.data.fill(0.);
+        ROk(())
+    }
+
+    fn save_weights(&self) -> AbiResult<RVec<u8>> {
+        keeps_nothing()
+    }
+
+    fn load_weights(&self, _: RSlice<'_, u8>) -> AbiResult<()> {
+        keeps_nothing()
+    }
+
+    fn save_state(&self) -> AbiResult<RVec<u8>> {
+        keeps_nothing()
+    }
+
+    fn load_state(&self, _: RSlice<'_, u8>) -> AbiResult<()> {
+        keeps_nothing()
+    }
+}
+
+fn keeps_nothing<T>() -> AbiResult<T> {
+    let text = "the host's linear classifier saves and loads no weights";
+    RErr(AbiError::new(ErrorCode::Unsupported, text))
 }

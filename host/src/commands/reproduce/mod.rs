@@ -30,7 +30,7 @@ pub struct ReproduceArgs {
     /// Number of test images, the same ones for every cell; costly columns take fewer, the first of them
     #[arg(long, value_name = "N", default_value_t = 1000)]
     samples: usize,
-    /// Only the columns whose title has this in it; repeatable
+    /// Only the column of this title, or those whose title has this in it; repeatable
     #[arg(long, value_name = "TEXT")]
     column: Vec<String>,
     /// Seed of all randomness
@@ -99,18 +99,25 @@ pub fn run(args: ReproduceArgs) -> Result<i32> {
     Ok(code)
 }
 
+/// The columns asked for, in the table's order: a whole title names its column, anything else all whose titles hold it.
 fn chosen<'a>(table: &'a Table, wanted: &[String]) -> Result<Vec<&'a Column>> {
-    let has = |column: &&Column| wanted.is_empty() || wanted.iter().any(|text| column.title.contains(text.as_str()));
-    let columns: Vec<&Column> = table.columns.iter().filter(has).collect();
-    if columns.is_empty() {
-        let titles: Vec<&str> = table.columns.iter().map(|column| column.title).collect();
-        bail!(
-            "no column has '{}' in its title: there are {}",
-            wanted.join("', '"),
-            titles.join(", ")
-        );
+    let has = |text: &str, column: &Column| match table.columns.iter().any(|column| column.title == text) {
+        true => column.title == text,
+        false => column.title.contains(text),
+    };
+    if let Some(text) = wanted
+        .iter()
+        .find(|text| !table.columns.iter().any(|column| has(text, column)))
+    {
+        let titles: Vec<String> = table
+            .columns
+            .iter()
+            .map(|column| format!("'{}'", column.title))
+            .collect();
+        bail!("no column has '{text}' in its title: choose of {}", titles.join(", "));
     }
-    Ok(columns)
+    let asked = |column: &&Column| wanted.is_empty() || wanted.iter().any(|text| has(text, column));
+    Ok(table.columns.iter().filter(asked).collect())
 }
 
 fn dataset(args: &ReproduceArgs) -> &'static str {
@@ -137,5 +144,39 @@ fn settings(args: &ReproduceArgs, table: &Table, column: &Column) -> Settings {
         resume: true,
         keep_seeds_out: true,
         ..Settings::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn titles(wanted: &[&str]) -> Vec<&'static str> {
+        let wanted: Vec<String> = wanted.iter().map(|text| text.to_string()).collect();
+        let table = tables::table1();
+        let columns = chosen(&table, &wanted).unwrap();
+        let titles = columns.iter().map(|column| column.title);
+        titles.collect()
+    }
+
+    #[test]
+    fn a_whole_title_is_one_column_and_a_part_all_that_hold_it() {
+        assert_eq!(titles(&["no defence"]), ["no defence"]);
+        assert_eq!(titles(&["AdvAE, white box"]), ["AdvAE, white box"]);
+        assert_eq!(
+            titles(&["HGD", "AdvAE, black box"]),
+            ["AdvAE, black box", "HGD, oblivious", "HGD, white box"]
+        );
+        assert_eq!(titles(&[]).len(), tables::table1().columns.len());
+    }
+
+    #[test]
+    fn a_title_that_is_not_there_is_refused_beside_one_that_is() {
+        let table = tables::table1();
+        let error = chosen(&table, &["HGD".into(), "hgd".into()]).err().unwrap().to_string();
+        assert!(
+            error.starts_with("no column has 'hgd' in its title: choose of 'no defence', 'AdvAE, oblivious', "),
+            "{error}"
+        );
     }
 }

@@ -65,9 +65,10 @@ impl<'a> Page<'a> {
         }
     }
 
-    /// Adds the cells of a column, one an attack, in the table's order; the last ones may be missing.
+    /// Adds the cells of a column, found by their attacks' configurations; an attack without a cell was not measured and has
+    /// no line.
     pub fn add(&mut self, column: &Column, cells: &[Summary]) {
-        if let Some(first) = cells.first() {
+        if let Some(first) = cells.iter().find(|cell| cell.failed.is_none()) {
             if column.most.is_some() {
                 self.notes.push(format!(
                     "- {}: {} images, each scored once, under the first attacks alone, for it is costly.",
@@ -81,13 +82,24 @@ impl<'a> Page<'a> {
                 self.line(column, "none", clean, column.paper[0], "");
             }
         }
-        for (attack, cell) in self.table.attacks.iter().zip(cells) {
+        for attack in self.table.attacks {
+            let Some(cell) = cells.iter().find(|cell| attack.is(&cell.cell.header.config.attack)) else {
+                continue;
+            };
             let paper = attack.paper.and_then(|i| column.paper[i]);
-            if let Some(robust) = cell.robust_accuracy {
-                self.line(column, attack.title, robust, paper, &detail(cell));
+            match (&cell.failed, cell.robust_accuracy) {
+                (None, Some(robust)) => self.line(column, attack.title, robust, paper, &detail(cell)),
+                (reason, _) => self.failure(column, attack.title, paper, reason.as_deref().unwrap_or("no samples")),
             }
             self.note(column, cell);
         }
+    }
+
+    /// A cell without figures.
+    fn failure(&mut self, column: &Column, attack: &str, paper: Option<f64>, reason: &str) {
+        self.push([column.title, attack, "failed", &figure(paper), "-", ""]);
+        self.notes
+            .push(format!("- {}, {attack}: failed: {reason}", column.title));
     }
 
     /// Notes that a column could not be measured.
@@ -96,13 +108,20 @@ impl<'a> Page<'a> {
     }
 
     fn line(&mut self, column: &Column, attack: &str, ours: Share, paper: Option<f64>, detail: &str) {
-        let theirs = paper.map_or("-".into(), |paper| format!("{paper:.1}"));
         let difference = paper.map_or("-".into(), |paper| format!("{:+.1}", 100. * ours.value - paper));
-        self.lines.push(format!(
-            "| {} | {attack} | {} | {theirs} | {difference} | {detail} |",
+        self.push([
             column.title,
-            with_interval(ours)
-        ));
+            attack,
+            &with_interval(ours),
+            &figure(paper),
+            &difference,
+            detail,
+        ]);
+    }
+
+    fn push(&mut self, cells: [&str; 6]) {
+        let cells = cells.map(|cell| cell.replace('|', "\\|"));
+        self.lines.push(format!("| {} |", cells.join(" | ")));
     }
 
     /// What the black box's attacker paid and got: once, since the attacks share a substitute.
@@ -145,6 +164,11 @@ impl<'a> Page<'a> {
     }
 }
 
+/// What the paper prints.
+fn figure(paper: Option<f64>) -> String {
+    paper.map_or("-".into(), |paper| format!("{paper:.1}"))
+}
+
 /// How far an attack without a budget had to go.
 fn detail(cell: &Summary) -> String {
     if cell.caps.is_empty() {
@@ -169,9 +193,14 @@ mod tests {
     use advae_abi::info::NormKind;
 
     fn cell(attack: &str, norm: NormKind, epsilon: Option<f64>, robust: u64) -> Summary {
+        outcome(attack, norm, epsilon, robust, None)
+    }
+
+    fn outcome(attack: &str, norm: NormKind, epsilon: Option<f64>, robust: u64, error: Option<&str>) -> Summary {
         let mut cell = Cell::new(header(attack, norm, epsilon));
-        let key = cell.header.key.clone();
-        cell.rows = (0..20).map(|id| (id, row(&key, id, id < 19, id < robust))).collect();
+        let (key, scored) = (cell.header.key.clone(), if error.is_some() { 0 } else { 20 });
+        cell.rows = (0..scored).map(|id| (id, row(&key, id, id < 19, id < robust))).collect();
+        cell.failed = error.map(String::from);
         cell.substitute = (attack == "cw").then_some(Substitute {
             queries: 4800,
             agreeing: 19,
@@ -180,11 +209,9 @@ mod tests {
         Summary::all(&[cell]).remove(0)
     }
 
-    #[test]
-    fn the_page_as_a_person_sees_it() {
-        let table = table1();
-        let mut page = Page::new(
-            &table,
+    fn page(table: &Table) -> Page<'_> {
+        Page::new(
+            table,
             Run {
                 date: "2026-01-02".into(),
                 commit: "abc1234".into(),
@@ -192,7 +219,31 @@ mod tests {
                 command: "advae-host reproduce table1".into(),
                 data: "20 of mnist-1k, seed 0".into(),
             },
-        );
+        )
+    }
+
+    #[test]
+    fn a_missing_cell_moves_no_other_to_its_line_and_a_failed_one_has_no_figure() {
+        let table = table1();
+        let mut page = page(&table);
+        let failed = outcome("pgd", NormKind::Linf, Some(0.3), 0, Some("plugin panicked: a | b"));
+        let cells = [failed, cell("cw", NormKind::L2, None, 3)];
+        page.add(&table.columns[0], &cells);
+        let text = page.text();
+        for line in [
+            "| no defence | PGD-40 | failed | 1.6 | - |  |",
+            "- no defence, PGD-40: failed: plugin panicked: a | b",
+        ] {
+            assert!(text.lines().any(|said| said == line), "no '{line}' in:\n{text}");
+        }
+        assert!(text.contains("| no defence | CW | 15.0 ["), "{text}");
+        assert!(!text.contains("| FGSM |") && !text.contains("0.0 [0.0"), "{text}");
+    }
+
+    #[test]
+    fn the_page_as_a_person_sees_it() {
+        let table = table1();
+        let mut page = page(&table);
         let linf = |attack: &str, robust| cell(attack, NormKind::Linf, Some(0.3), robust);
         let cells = [linf("fgsm", 9), linf("pgd", 1), cell("cw", NormKind::L2, None, 0)];
         page.add(&table.columns[0], &cells);

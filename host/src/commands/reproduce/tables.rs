@@ -1,5 +1,7 @@
 //! What the tables of the paper (Li et al. 2019) hold, and how each figure is measured here.
 
+use crate::plugin::PluginSpec;
+use crate::results::PluginConfig;
 use advae_abi::info::BackwardRule;
 
 /// A table.
@@ -22,6 +24,20 @@ pub struct Attack {
     pub spec: &'static str,
     /// Where the paper's figure stands among those of a column; absent: the paper has none.
     pub paper: Option<usize>,
+}
+
+impl Attack {
+    /// Whether this is the attack of a cell: the same plugin and settings, a budget apart, which `eval` fills in.
+    pub fn is(&self, cell: &PluginConfig) -> bool {
+        let Ok(spec) = PluginSpec::parse(self.spec) else {
+            return false;
+        };
+        let mut config = cell.config.clone();
+        if !spec.config.contains_key("epsilon") {
+            config.remove("epsilon");
+        }
+        cell.name == spec.name && config == spec.config
+    }
 }
 
 /// A defence under a threat model.
