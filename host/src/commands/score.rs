@@ -240,7 +240,7 @@ impl<'a> Images<'a> {
         Ok(Self {
             saved,
             originals,
-            layout: Layout::of(pipeline.models(), threads(args.threads), None),
+            layout: Layout::of(pipeline.models(), threads(args.threads)?, None),
             samples: (0..saved.ids.len()).collect(),
         })
     }

@@ -10,7 +10,7 @@ mod score;
 mod settings;
 mod workers;
 
-pub use budgets::{Budgets, l2_caps};
+pub use budgets::{Budgets, l2_caps, within_range};
 pub use cells::{CellOutcome, Crafting, Group, Run};
 pub use images::SavedMeta;
 pub use load::{LoadedModel, OTHER_RULE, load_model};

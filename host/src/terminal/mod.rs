@@ -1,6 +1,8 @@
-//! The terminal: output, logs, progress, Ctrl-C and exit codes.
+//! The terminal: output, logs, progress, Ctrl-C, exit codes, and configuration files.
 
 pub mod cancel;
+pub mod config;
 pub mod console;
 pub mod exit;
+pub mod pace;
 pub mod progress;
