@@ -6,6 +6,7 @@ mod plugins;
 
 use advae_abi::info::Label;
 use advae_data::Dataset;
+use advae_host::terminal::cancel::Cancel;
 use advae_host::training::{
     CraftOn, EpochLog, Folder, Keep, Objective, Observer, Outcome, Position, Recipe, Stage, Statistics, Trainer,
 };
@@ -31,6 +32,41 @@ impl Observer for Watch {
     fn epoch(&mut self, log: &EpochLog) -> Result<()> {
         self.logs.push(log.clone());
         Ok(())
+    }
+
+    fn note(&mut self, text: &str) {
+        panic!("{text}");
+    }
+}
+
+/// Asks to stop shortly after a step: while the next one's examples are crafted, or the validation images'.
+struct CancelAfter {
+    step: u64,
+    cancel: Cancel,
+}
+
+impl Observer for CancelAfter {
+    fn crafted(&mut self, _: usize, _: usize) -> bool {
+        true
+    }
+
+    fn step(&mut self, position: &Position, _: usize, _: f64) -> bool {
+        if position.step == self.step {
+            let cancel = self.cancel.clone();
+            std::thread::spawn(move || {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+                cancel.cancel();
+            });
+        }
+        true
+    }
+
+    fn epoch(&mut self, _: &EpochLog) -> Result<()> {
+        Ok(())
+    }
+
+    fn note(&mut self, text: &str) {
+        panic!("{text}");
     }
 }
 
@@ -150,6 +186,51 @@ fn a_resumed_run_is_the_uninterrupted_run() {
         assert_eq!(losses(&resumed), losses(&logs));
         let weights = |folder: &Folder| std::fs::read(folder.file("weights.safetensors")).unwrap();
         assert!(weights(&whole) == weights(&parts), "the weights differ");
+    }
+}
+
+/// An attack in progress stops, its step is not counted, and the resumed run gives the very weights of an undisturbed one.
+#[test]
+fn a_step_or_a_validation_that_is_cancelled_is_made_again() {
+    let slow = |name: &str| format!("{}:steps=100,relative_step_size=0.05", path(name));
+    let cancelled_while_crafting = (adversarial(), 1, (1, 1));
+    let mut validated_slowly = adversarial();
+    (validated_slowly.validation_attack, validated_slowly.epochs) = (Some(slow("pgd")), 1);
+    let cancelled_in_validation = (validated_slowly, 2, (2, 2));
+    for (mut recipe, step, (steps, batch)) in [cancelled_while_crafting, cancelled_in_validation] {
+        recipe.epochs = 1;
+        if recipe.validation_attack.is_none() {
+            recipe.attack = Some(slow("pgd"));
+            recipe.validation_attack = Some(path("fgsm"));
+        }
+        let (training, validation) = digits(96);
+        let trainer = || Trainer::new(recipe.clone(), training.clone(), validation.clone(), 2).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let folders = ["whole", "parts"].map(|name| Folder::open(&dir.path().join(name)).unwrap());
+        let mut watch = Watch {
+            logs: vec![],
+            stop_after: None,
+        };
+        let outcome = trainer().run(&folders[0], false, &mut watch).unwrap();
+        assert_eq!(outcome, Outcome::Finished);
+
+        let cancel = Cancel::default();
+        let mut observer = CancelAfter {
+            step,
+            cancel: cancel.clone(),
+        };
+        let stopped = trainer().with_cancel(&cancel).run(&folders[1], false, &mut observer);
+        assert_eq!(stopped.unwrap(), Outcome::Interrupted);
+        let position = folders[1].load().unwrap().unwrap().position;
+        assert_eq!((position.epoch, position.step, position.batch), (0, steps, batch));
+        let mut resumed = Watch {
+            logs: vec![],
+            stop_after: None,
+        };
+        trainer().run(&folders[1], true, &mut resumed).unwrap();
+        assert_eq!(losses(&resumed.logs), losses(&watch.logs));
+        let [whole, parts] = folders.map(|folder| std::fs::read(folder.file("weights.safetensors")).unwrap());
+        assert!(whole == parts, "the weights differ");
     }
 }
 
@@ -279,6 +360,12 @@ fn another_recipe_cannot_resume_a_run() {
         )
         .unwrap_err();
     assert!(error.to_string().contains("another recipe"), "{error:#}");
+    assert!(
+        error
+            .to_string()
+            .contains("learning_rate is 0.5, it was started with 0.001"),
+        "{error:#}"
+    );
 }
 
 #[test]
@@ -293,6 +380,23 @@ fn what_cannot_be_trained_says_so() {
         ..own()
     });
     assert!(error.contains("no objective of its own"), "{error}");
+    let (training, _) = digits(64);
+    let error = Trainer::new(adversarial(), training.clone(), training.take(0), 1)
+        .err()
+        .unwrap();
+    assert!(
+        error.to_string().contains("64 training and 0 validation images"),
+        "{error}"
+    );
+    let mut mislabelled = training.clone();
+    mislabelled.labels[3] = 10;
+    let error = Trainer::new(adversarial(), mislabelled, training, 1).err().unwrap();
+    assert!(error.to_string().contains("the label 10, expected 0..10"), "{error}");
+    let error = refusal(Recipe {
+        classifier: vec![],
+        ..adversarial()
+    });
+    assert!(error.contains("no classifier"), "{error}");
     let table = serde_json::json!({"contents": 1});
     let error = refusal(Recipe {
         own: table.as_object().cloned(),

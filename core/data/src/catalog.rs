@@ -35,6 +35,14 @@ pub fn names() -> &'static [(&'static str, &'static str)] {
     NAMES
 }
 
+/// Whether the named dataset holds test images: those of its set that models are evaluated on and must not be trained on.
+pub fn is_test_set(name: &str) -> bool {
+    matches!(
+        name,
+        "mnist-1k" | "mnist-1k-seeds" | "mnist-test" | "fashion-mnist-test"
+    )
+}
+
 const NAMES: &[(&str, &str)] = &[
     (
         "mnist-1k",

@@ -18,6 +18,6 @@ pub mod idx;
 pub mod mnist_1k;
 pub mod npz;
 
-pub use catalog::{DATA_DIR, load, names};
+pub use catalog::{DATA_DIR, is_test_set, load, names};
 pub use dataset::Dataset;
 pub use error::DataError;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::{env, fs};
 
 use advae_data::idx::encode;
-use advae_data::{DATA_DIR, DataError, load, names};
+use advae_data::{DATA_DIR, DataError, is_test_set, load, names};
 use tempfile::TempDir;
 
 #[test]
@@ -27,6 +27,14 @@ fn every_listed_name_is_known() {
             "{name}: {answer:?}"
         );
     }
+}
+
+#[test]
+fn a_dataset_of_test_images_is_known_as_one() {
+    for (name, about) in names() {
+        assert_eq!(is_test_set(name), about.contains("test"), "{name}: {about}");
+    }
+    assert!(!is_test_set("mnist-train") && is_test_set("mnist-1k"));
 }
 
 #[test]

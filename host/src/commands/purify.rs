@@ -282,7 +282,7 @@ fn purify(args: &PurifyArgs, purifier: &Model, ids: &[u64], x: &Tensor) -> Resul
         purifier.name(),
         &x.shape[1..]
     );
-    let layout = Layout::of([purifier].into_iter(), threads(args.threads), None);
+    let layout = Layout::of([purifier].into_iter(), threads(args.threads)?, None);
     let samples: Vec<usize> = (0..ids.len()).collect();
     let batches = layout.cut(&samples);
     let parts = for_each(layout.workers, batches.len(), |i| {

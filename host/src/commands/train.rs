@@ -3,13 +3,20 @@
 use crate::experiment::threads as all_threads;
 use crate::terminal::cancel::Cancel;
 use crate::terminal::exit::EXIT_CANCELLED;
-use crate::training::{EpochLog, Folder, Observer, Outcome, Position, Recipe, Sums, Trainer};
+use crate::terminal::pace::Pace;
+use crate::training::{EpochLog, Folder, LOG, Observer, Outcome, Position, Recipe, Sums, Trainer, WEIGHTS, number};
+use advae_data::Dataset;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+use serde_json::Value;
+use std::fs::{File, OpenOptions};
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// The longest time left that is shown: a hundred years.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// Train a classifier or a purifier.
 #[derive(Args, Clone, Debug)]
@@ -26,8 +33,8 @@ pub struct TrainArgs {
     /// Attack that crafts the examples; none for clean training.
     #[arg(long, value_name = "PLUGIN[:KEY=VALUE,..]")]
     pub attack: Option<String>,
-    /// Radius of the attack's ball.
-    #[arg(long)]
+    /// Radius of the attack's ball: 0.3, or a fraction such as 8/255.
+    #[arg(long, value_parser = number)]
     pub epsilon: Option<f64>,
     /// Dataset to train on.
     #[arg(long)]
@@ -83,6 +90,12 @@ impl TrainArgs {
         recipe.samples = self.samples.unwrap_or(recipe.samples);
         recipe.seed = self.seed.unwrap_or(recipe.seed);
         recipe.check()?;
+        if let Some(epsilon) = self.epsilon {
+            ensure!(
+                recipe.validation_attack().is_some(),
+                "--epsilon is {epsilon}, but there is no attack: add --attack, or leave --epsilon out"
+            );
+        }
         Ok(recipe)
     }
 }
@@ -93,47 +106,78 @@ impl TrainArgs {
 /// Where recipe, data, plugins or files do not allow it.
 pub fn run(args: &TrainArgs) -> Result<i32> {
     Ok(match train(args, &Cancel::on_ctrl_c()?)? {
-        Outcome::Finished => 0,
+        Outcome::Finished | Outcome::NothingLeft { .. } => 0,
         Outcome::Interrupted => EXIT_CANCELLED,
     })
 }
 
-/// Runs the subcommand, on a thread with a deep stack. `cancel` is looked at after every step.
+/// Runs the subcommand, on a thread with a deep stack.
 fn train(args: &TrainArgs, cancel: &Cancel) -> Result<Outcome> {
-    let recipe = args.recipe()?;
-    let folder = Folder::open(&args.out)?;
-    ensure!(
-        args.resume || !folder.file("checkpoint.json").exists(),
-        "'{}' holds a run already: add --resume to go on with it, or choose another --out",
-        args.out.display()
-    );
-    let data = advae_data::load(&recipe.dataset, args.data_dir.as_deref())?;
-    let (mut training, mut validation) = data.split_last(recipe.validation);
-    if recipe.samples > 0 {
-        training = training.take(recipe.samples);
-    }
-    if recipe.validation_samples > 0 {
-        validation = validation.take(recipe.validation_samples);
-    }
-    let threads = all_threads(args.threads);
-    folder.write("recipe.toml", toml::to_string(&recipe)?.as_bytes())?;
+    let (recipe, threads) = (args.recipe()?, all_threads(args.threads)?);
+    Folder::refuse(&args.out, args.resume)?;
+    let (training, validation) = data(args, &recipe)?;
     let epochs = recipe.epochs;
-    let trainer = Trainer::new(recipe, training, validation, threads)?;
+    let trainer = Trainer::new(recipe, training, validation, threads)?.with_cancel(cancel);
+    let folder = Folder::open(&args.out)?;
     let (name, parameters) = trainer.trainee();
     println!("training {name} ({parameters} parameters) into {}", args.out.display());
-    let mut console = Console::open(&folder, epochs, args.resume, cancel)?;
+    let mut console = Console::new(&folder, epochs, cancel)?;
     let outcome = trainer.run(&folder, args.resume, &mut console)?;
+    let weights = folder.file(WEIGHTS);
     match outcome {
-        Outcome::Finished => println!("done: {}", folder.file("weights.safetensors").display()),
-        Outcome::Interrupted => println!("interrupted: the same command with --resume goes on from here"),
+        Outcome::Finished => println!("done: {}", weights.display()),
+        Outcome::Interrupted => {
+            println!("interrupted, the checkpoint is written: the same command with --resume goes on from there")
+        }
+        Outcome::NothingLeft { epochs, early } => {
+            let why = match early {
+                true => "it stopped early, when the validation loss no longer fell",
+                false => "raise --epochs to train longer",
+            };
+            println!(
+                "nothing to do: the run ended after epoch {epochs} ({why}): {}",
+                weights.display()
+            );
+        }
     }
     Ok(outcome)
 }
 
+/// Images for training and for validation.
+fn data(args: &TrainArgs, recipe: &Recipe) -> Result<(Dataset, Dataset)> {
+    let data = advae_data::load(&recipe.dataset, args.data_dir.as_deref())?;
+    if advae_data::is_test_set(&recipe.dataset) {
+        eprintln!(
+            "warning: dataset '{}' holds test images: what is trained on them cannot be evaluated on them: train on mnist-train or \
+             fashion-mnist-train",
+            recipe.dataset
+        );
+    }
+    let (training, validation) = data.split_last(recipe.validation);
+    Ok((
+        first(training, recipe.samples, "samples"),
+        first(validation, recipe.validation_samples, "validation_samples"),
+    ))
+}
+
+/// The first images, as many as the key says; all for 0.
+fn first(data: Dataset, wanted: usize, key: &str) -> Dataset {
+    if wanted > data.len() {
+        let (name, n) = (&data.name, data.len());
+        eprintln!("warning: {key} is {wanted}, but there are {n} such images in '{name}': all of them are taken");
+    }
+    match wanted {
+        0 => data,
+        n => data.take(n),
+    }
+}
+
 /// Progress on a terminal, a line an epoch everywhere, and the JSONL log.
 struct Console<'a> {
-    log: std::fs::File,
+    log: Log<'a>,
     bar: ProgressBar,
+    /// Lines of progress where there is no terminal for the bar.
+    pace: Option<Pace>,
     epochs: usize,
     /// What the last epoch came to, as the bar shows it.
     robust: String,
@@ -141,14 +185,9 @@ struct Console<'a> {
 }
 
 impl<'a> Console<'a> {
-    fn open(folder: &Folder, epochs: usize, resume: bool, cancel: &'a Cancel) -> Result<Self> {
-        let path = folder.file("log.jsonl");
-        let mut options = std::fs::OpenOptions::new();
-        options.create(true).write(true).append(resume).truncate(!resume);
-        let log = options
-            .open(&path)
-            .with_context(|| format!("cannot write '{}'", path.display()))?;
-        let bar = if std::io::stderr().is_terminal() {
+    fn new(folder: &'a Folder, epochs: usize, cancel: &'a Cancel) -> Result<Self> {
+        let terminal = std::io::stderr().is_terminal();
+        let bar = if terminal {
             ProgressBar::new(0)
         } else {
             ProgressBar::hidden()
@@ -156,49 +195,103 @@ impl<'a> Console<'a> {
         let style = ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len} {msg}")?;
         bar.set_style(style.progress_chars("=> "));
         Ok(Self {
-            log,
+            log: Log { folder, open: None },
             bar,
+            pace: (!terminal).then(|| Pace::new(Instant::now())),
             epochs,
             robust: String::new(),
             cancel,
         })
+    }
+
+    /// Shows how far the work is.
+    fn show(&mut self, what: &str, done: usize, of: usize, message: String) {
+        if self.bar.length() != Some(of as u64) || self.bar.position() > done as u64 {
+            self.bar.reset();
+            self.bar.set_length(of as u64);
+        }
+        if self.pace.as_mut().is_some_and(|pace| pace.due(Instant::now())) {
+            eprintln!("{what} {done}/{of} {message}");
+        }
+        self.bar.set_prefix(what.to_string());
+        self.bar.set_message(message);
+        self.bar.set_position(done as u64);
+    }
+}
+
+/// The JSONL log: a line an epoch, written once, however often the epoch is trained.
+struct Log<'a> {
+    folder: &'a Folder,
+    /// The file, and the last epoch that is in it.
+    open: Option<(File, usize)>,
+}
+
+impl Log<'_> {
+    fn add(&mut self, log: &EpochLog) -> Result<()> {
+        if self.open.is_none() {
+            self.open = Some(self.continued()?);
+        }
+        // After a kill between the log and the checkpoint the last epoch is trained again, to the same numbers.
+        match &mut self.open {
+            Some((file, last)) if *last < log.epoch => {
+                writeln!(file, "{}", serde_json::to_string(log)?).context("cannot write the log")?;
+                *last = log.epoch;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Opens the log behind its last whole line.
+    fn continued(&self) -> Result<(File, usize)> {
+        let path = self.folder.file(LOG);
+        let open = || -> std::io::Result<_> {
+            let file = OpenOptions::new().create(true).append(true).open(&path)?;
+            let text = std::fs::read(&path)?;
+            let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+            file.set_len(whole as u64)?;
+            Ok((file, text[..whole].to_vec()))
+        };
+        let (file, text) = open().with_context(|| format!("cannot write '{}'", path.display()))?;
+        let lines = text.split(|byte| *byte == b'\n');
+        let epochs = lines.filter_map(|line| serde_json::from_slice::<Value>(line).ok()?["epoch"].as_u64());
+        Ok((file, epochs.max().unwrap_or(0) as usize))
     }
 }
 
 /// Time that the steps still to come will take at the pace of this epoch's, up to the last epoch.
 fn time_left(position: &Position, steps: usize, epochs: usize) -> Duration {
     let done = position.batch.max(1) as f64;
-    let to_come = ((epochs - position.epoch.min(epochs)) * steps).saturating_sub(position.batch);
-    Duration::from_secs_f64(position.sums.seconds / done * to_come as f64)
+    let to_come = epochs.saturating_sub(position.epoch) as f64 * steps as f64 - position.batch as f64;
+    let seconds = position.sums.seconds / done * to_come.max(0.);
+    Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST).min(LONGEST)
 }
 
 impl Observer for Console<'_> {
     fn crafted(&mut self, done: usize, of: usize) -> bool {
-        self.bar.set_prefix("crafting the examples");
-        self.bar.set_length(of as u64);
-        self.bar.set_position(done as u64);
+        self.show("crafting the examples", done, of, String::new());
         !self.cancel.is_cancelled()
     }
 
     fn step(&mut self, position: &Position, steps: usize, loss: f64) -> bool {
-        if self.bar.length() != Some(steps as u64) || self.bar.position() > position.batch as u64 {
-            self.bar.reset();
-            self.bar.set_length(steps as u64);
-        }
         let Sums { images, seconds, .. } = position.sums;
         let (rate, left) = (images as f64 / seconds, time_left(position, steps, self.epochs));
         let (epoch, robust) = (position.epoch + 1, &self.robust);
-        self.bar.set_prefix(format!("epoch {epoch}/{}", self.epochs));
-        self.bar.set_message(format!(
+        let message = format!(
             "loss {loss:.4}{robust}, {rate:.0} images/s, {} left at the most",
             HumanDuration(left)
-        ));
-        self.bar.set_position(position.batch as u64);
+        );
+        self.show(
+            &format!("epoch {epoch}/{}", self.epochs),
+            position.batch,
+            steps,
+            message,
+        );
         !self.cancel.is_cancelled()
     }
 
     fn epoch(&mut self, log: &EpochLog) -> Result<()> {
-        writeln!(self.log, "{}", serde_json::to_string(log)?).context("cannot write the log")?;
+        self.log.add(log)?;
         let robust = log
             .robust_accuracy
             .map(|r| format!(", robust {:.2} %", 100. * r))
@@ -215,6 +308,10 @@ impl Observer for Console<'_> {
         );
         self.bar.suspend(|| println!("{line}"));
         Ok(())
+    }
+
+    fn note(&mut self, text: &str) {
+        self.bar.suspend(|| eprintln!("warning: {text}"));
     }
 }
 
@@ -238,5 +335,7 @@ mod tests {
         };
         // Two seconds a step: five are to come in this epoch of ten, and ten in the last.
         assert_eq!(time_left(&position, 10, 3), Duration::from_secs(30));
+        assert_eq!(time_left(&position, 10, usize::MAX), LONGEST);
+        assert_eq!(time_left(&position, 10, 0), Duration::ZERO);
     }
 }

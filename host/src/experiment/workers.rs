@@ -2,18 +2,20 @@
 
 use crate::wire::model::Model;
 use advae_abi::info::{ModelInfo, Threading};
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, ensure};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{Builder, ScopedJoinHandle};
 
 /// Stack of every thread that calls plugins: candle walks graphs recursively.
 pub const STACK_BYTES: usize = 64 << 20;
 
-/// Threads to use: as many as asked for, at least one, or all cores.
-pub fn threads(asked: Option<usize>) -> usize {
-    asked
-        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
-        .max(1)
+/// Threads to use: as many as `--threads` asks for, or all cores.
+///
+/// # Errors
+/// If 0 are asked for.
+pub fn threads(asked: Option<usize>) -> Result<usize> {
+    ensure!(asked != Some(0), "--threads is 0: give 1 or more");
+    Ok(asked.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)))
 }
 
 /// How a set of samples is cut and spread.
@@ -124,6 +126,14 @@ mod tests {
             batch,
             call_threads: 1,
         }
+    }
+
+    #[test]
+    fn no_threads_are_refused() {
+        assert_eq!(threads(Some(3)).unwrap(), 3);
+        assert!(threads(None).unwrap() >= 1);
+        let error = threads(Some(0)).unwrap_err().to_string();
+        assert_eq!(error, "--threads is 0: give 1 or more");
     }
 
     #[test]

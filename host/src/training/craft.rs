@@ -1,64 +1,109 @@
 //! The examples of training: crafted anew at every step on what is trained, or once on the frozen classifier.
 
-use super::checkpoint::Folder;
+use super::folder::Folder;
+use super::fraction;
 use super::recipe::Statistics;
-use crate::experiment::{self as workers, Layout};
+use crate::experiment::{self as workers, Layout, Limits, within_range};
 use crate::plugin::{Plugin, PluginSpec};
 use crate::terminal::cancel::Cancel;
 use crate::terminal::progress::Ticker;
-use crate::wire::attack::Attack;
+use crate::wire::attack::{Attack, Perturbed};
 use crate::wire::oracle::{Oracle, Rules};
 use crate::wire::pipeline::Pipeline;
 use crate::wire::tensor::{Call, Tensor};
 use advae_abi::flags::BATCH_STATISTICS;
 use advae_abi::info::{Access, Kind, Label, Target};
 use advae_data::Dataset;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use sha2::{Digest, Sha256};
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
+use std::path::Path;
 use std::sync::Arc;
 
 /// Images that are crafted between two writes.
 const STORED_AT_ONCE: usize = 1000;
+/// Bytes of a checksum.
+const SUM: usize = 32;
 
 /// An attack that is given its radius later.
 pub struct Attacker {
     plugin: Plugin,
     spec: PluginSpec,
-    epsilon: f64,
+    /// Its full radius; absent if the attack has no such setting.
+    epsilon: Option<f64>,
+}
+
+/// An attack, and what the images that it crafts have to keep.
+pub struct LimitedAttack {
+    attack: Attack,
+    /// The same limits as in an evaluation.
+    pub limits: Limits,
 }
 
 impl Attacker {
-    /// Finds the plugin of `pgd:steps=10`; `epsilon` is the radius where the text names none.
+    /// Finds the plugin of `pgd:steps=10`; `epsilon` is the radius if the text names none.
     ///
     /// # Errors
-    /// Where the plugin is not found, is no attack, or refuses its settings.
+    /// If the plugin is not found, is no attack, refuses its settings, or images cannot use the radius.
     pub fn new(text: &str, epsilon: f64) -> Result<Self> {
+        let context = || format!("attack '{text}'");
         let spec = PluginSpec::parse(text)?;
+        let plugin = Plugin::find(&spec.name, Kind::Attack)?;
+        let given = spec.config.get("epsilon").map(fraction::number_of).transpose();
+        let given = given.with_context(context)?;
+        let takes = plugin.description.settings.iter().any(|s| s.name == "epsilon");
         let attacker = Self {
-            plugin: Plugin::find(&spec.name, Kind::Attack)?,
-            epsilon: spec.config.get("epsilon").and_then(|v| v.as_f64()).unwrap_or(epsilon),
+            epsilon: takes.then_some(given.unwrap_or(epsilon)),
+            plugin,
             spec,
         };
-        attacker.at(1.)?;
+        let limits = attacker.at(1.)?.limits;
+        let checked = limits.epsilon.map(|epsilon| within_range(limits.norm, epsilon));
+        checked.transpose().with_context(context)?;
         Ok(attacker)
-    }
-
-    /// Its full radius.
-    pub fn epsilon(&self) -> f64 {
-        self.epsilon
     }
 
     /// The attack with this share of its radius.
     ///
     /// # Errors
-    /// Where the plugin refuses the settings.
-    pub fn at(&self, share: f64) -> Result<Attack> {
+    /// If the plugin refuses the settings.
+    pub fn at(&self, share: f64) -> Result<LimitedAttack> {
         let mut config = self.spec.config.clone();
-        if self.plugin.description.settings.iter().any(|s| s.name == "epsilon") {
-            config.insert("epsilon".into(), (self.epsilon * share).into());
+        let epsilon = self.epsilon.map(|epsilon| epsilon * share);
+        if let Some(epsilon) = epsilon {
+            config.insert("epsilon".into(), epsilon.into());
         }
-        Attack::construct(&self.plugin, config)
+        let attack = Attack::construct(&self.plugin, config)?;
+        let limits = Limits {
+            bounds: [0., 1.],
+            norm: attack.info().norm,
+            epsilon: epsilon.or(attack.info().epsilon),
+        };
+        Ok(LimitedAttack { attack, limits })
+    }
+}
+
+impl LimitedAttack {
+    /// The images that count: where the attack found nothing, the clean one.
+    ///
+    /// # Errors
+    /// The first image that an evaluation would refuse.
+    fn accept(&self, batch: &Dataset, x: &Tensor, perturbed: Perturbed) -> Result<Tensor> {
+        let Perturbed { mut x_adv, found, .. } = perturbed;
+        for (i, id) in batch.ids.iter().enumerate() {
+            if found.as_ref().is_some_and(|found| !found[i]) {
+                x_adv.set_row(i, x.row(i));
+            } else if let Some(reason) = self.limits.refuse(x.row(i), x_adv.row(i)) {
+                bail!(
+                    "the image that attack '{}' crafted from sample {id} of '{}' is refused: {reason}: mend the attack, or train \
+                     with another",
+                    self.attack.name(),
+                    batch.name
+                );
+            }
+        }
+        Ok(x_adv)
     }
 }
 
@@ -74,14 +119,16 @@ pub struct Crafter<'a> {
     pub threads: usize,
     /// Keys random starts, together with the images' ids.
     pub seed: u64,
+    /// Stops an attack in progress.
+    pub cancel: &'a Cancel,
 }
 
 impl Crafter<'_> {
     /// Adversarial images for all of `batch`, on all threads.
     ///
     /// # Errors
-    /// Where a plugin fails.
-    pub fn craft(&self, attack: &Attack, batch: &Dataset) -> Result<Tensor> {
+    /// If a plugin fails, an image is refused, or the run is cancelled.
+    pub fn craft(&self, attack: &LimitedAttack, batch: &Dataset) -> Result<Tensor> {
         let layout = match self.statistics {
             Statistics::Running => Layout::of(self.target.models(), self.threads, None),
             // The statistics are those of the whole batch.
@@ -113,8 +160,9 @@ impl Crafter<'_> {
     /// Examples for training run all their steps: an early stop would leave them at the decision boundary.
     ///
     /// # Errors
-    /// Where a plugin fails.
-    pub fn craft_part(&self, attack: &Attack, batch: &Dataset, call_threads: usize) -> Result<Tensor> {
+    /// As for [`craft`](Self::craft).
+    pub fn craft_part(&self, attack: &LimitedAttack, batch: &Dataset, call_threads: usize) -> Result<Tensor> {
+        self.cancel.check()?;
         let x = images(batch)?;
         let call = Call::craft(self.seed, &batch.ids).with_threads(call_threads);
         let labels = match self.label {
@@ -137,51 +185,69 @@ impl Crafter<'_> {
             call_threads,
             flags: self.flags(),
             meter: Arc::default(),
-            cancel: Cancel::default(),
+            cancel: self.cancel.clone(),
         };
         let (oracle, state) = Oracle::boxed(rules, &batch.ids, &labels, Ticker::silent());
-        let perturbed = attack.perturb(&call, &oracle, &x, &labels);
+        let perturbed = attack.attack.perturb(&call, &oracle, &x, &labels);
         match state.first_error() {
             Some(error) => Err(error.into()),
-            None => Ok(perturbed?.x_adv),
+            None => attack.accept(batch, &x, perturbed?),
         }
     }
 }
 
-/// Adversarial images of a whole dataset, made once and kept in a file of the run.
+/// Adversarial images of a whole dataset, made once and kept in a file of the run: blocks of [`STORED_AT_ONCE`] images as
+/// little-endian `f32`, each followed by its checksum.
 pub struct Examples(Vec<f32>);
 
+/// What [`Examples::make`] is about.
+pub struct Wanted<'a> {
+    /// Name of the file.
+    pub name: &'a str,
+    /// Everything that decides how the images are crafted, such as the recipe. A file that was made by another is not used.
+    pub recipe: &'a str,
+    /// The clean images.
+    pub data: &'a Dataset,
+}
+
+/// What [`Examples::make`] tells while it works.
+pub enum Told {
+    /// So many images are there.
+    Made(usize),
+    /// The file is damaged, or of other images, from this image on: what follows is crafted again.
+    Damaged(usize),
+}
+
 impl Examples {
-    /// Reads what the file has and crafts the rest, writing as it goes. `told` hears how many there are after each write;
-    /// absent where it says to stop.
+    /// Reads what the file has and crafts the rest, writing as it goes. `told` hears of each write, and stops the work by `false`:
+    /// then nothing is returned, and the file stays.
     ///
     /// # Errors
-    /// Where a plugin or the file fails.
+    /// If a plugin or the file fails.
     pub fn make(
         folder: &Folder,
-        name: &str,
-        data: &Dataset,
+        wanted: &Wanted,
         craft: impl Fn(&Dataset) -> Result<Tensor>,
-        mut told: impl FnMut(usize) -> bool,
+        mut told: impl FnMut(Told) -> bool,
     ) -> Result<Option<Self>> {
-        let (path, image) = (folder.file(name), data.image_len());
+        let path = folder.file(wanted.name);
         let context = || format!("cannot write '{}'", path.display());
-        let stored = std::fs::read(&path).unwrap_or_default();
-        let mut images: Vec<f32> = (stored.as_chunks::<4>().0.iter())
-            .map(|bytes| f32::from_le_bytes(*bytes))
-            .collect();
-        // A write that was cut off is made again.
-        images.truncate(images.len() / image * image);
-        images.truncate(data.len() * image);
-        let mut file = open_at(&path, 4 * images.len() as u64).with_context(context)?;
-        while images.len() < data.len() * image {
-            let from = images.len() / image;
-            let part: Vec<usize> = (from..data.len().min(from + STORED_AT_ONCE)).collect();
-            let crafted = craft(&data.select(&part))?.data;
-            let bytes: Vec<u8> = crafted.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let Stored {
+            mut images,
+            bytes,
+            damaged,
+        } = Stored::read(&path, wanted)?;
+        if damaged && !told(Told::Damaged(images.len() / wanted.data.image_len())) {
+            return Ok(None);
+        }
+        let mut file = open_at(&path, bytes).with_context(context)?;
+        while let Some(block) = wanted.block(&images) {
+            let crafted = craft(&block.clean)?.data;
+            let mut bytes: Vec<u8> = crafted.iter().flat_map(|value| value.to_le_bytes()).collect();
+            bytes.extend(block.sum(wanted.recipe, &bytes));
             file.write_all(&bytes).with_context(context)?;
             images.extend(crafted);
-            if !told(images.len() / image) {
+            if !told(Told::Made(images.len() / wanted.data.image_len())) {
                 return Ok(None);
             }
         }
@@ -199,8 +265,79 @@ impl Examples {
     }
 }
 
+impl Wanted<'_> {
+    /// The block that comes after these images; absent after the last.
+    fn block(&self, images: &[f32]) -> Option<Block> {
+        let from = images.len() / self.data.image_len();
+        let indices: Vec<usize> = (from..self.data.len().min(from + STORED_AT_ONCE)).collect();
+        (!indices.is_empty()).then(|| Block {
+            from,
+            clean: self.data.select(&indices),
+        })
+    }
+}
+
+/// Images that are written together.
+struct Block {
+    /// Position of its first image.
+    from: usize,
+    clean: Dataset,
+}
+
+impl Block {
+    /// Checksum over what the images are made of and what they are.
+    fn sum(&self, recipe: &str, crafted: &[u8]) -> [u8; SUM] {
+        let mut sha = Sha256::new();
+        sha.update(Sha256::digest(recipe.as_bytes()));
+        sha.update((self.from as u64).to_le_bytes());
+        sha.update(self.clean.sha256());
+        sha.update(crafted);
+        sha.finalize().into()
+    }
+}
+
+/// What a file holds that can be used.
+struct Stored {
+    images: Vec<f32>,
+    /// Length of that part of the file.
+    bytes: u64,
+    /// Whether a block that is whole does not fit its checksum. One that was cut off is no damage: it is what a killed process leaves.
+    damaged: bool,
+}
+
+impl Stored {
+    fn read(path: &Path, wanted: &Wanted) -> Result<Self> {
+        let file = match std::fs::read(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => vec![],
+            file => file.with_context(|| format!("cannot read '{}'", path.display()))?,
+        };
+        let mut stored = Self {
+            images: vec![],
+            bytes: 0,
+            damaged: false,
+        };
+        let mut rest = file.as_slice();
+        while let Some(block) = wanted.block(&stored.images) {
+            let images = 4 * block.clean.images.len();
+            let Some((whole, more)) = rest.split_at_checked(images + SUM) else {
+                break;
+            };
+            let (crafted, sum) = whole.split_at(images);
+            if block.sum(wanted.recipe, crafted) != sum {
+                stored.damaged = true;
+                break;
+            }
+            let values = crafted.as_chunks::<4>().0.iter();
+            stored.images.extend(values.map(|bytes| f32::from_le_bytes(*bytes)));
+            stored.bytes += whole.len() as u64;
+            rest = more;
+        }
+        Ok(stored)
+    }
+}
+
 /// A file cut to `len` bytes, to be written on from there.
-fn open_at(path: &std::path::Path, len: u64) -> std::io::Result<File> {
+fn open_at(path: &Path, len: u64) -> std::io::Result<File> {
     let file = OpenOptions::new().create(true).append(true).open(path)?;
     file.set_len(len)?;
     Ok(file)
@@ -220,38 +357,100 @@ mod tests {
     use super::*;
     use std::cell::Cell;
 
+    struct Scene {
+        _dir: tempfile::TempDir,
+        folder: Folder,
+        data: Dataset,
+        crafted: Cell<usize>,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let (images, ids) = (vec![0.25; 2 * 2500], (0..2500).collect());
+            Self {
+                folder: Folder::open(dir.path()).unwrap(),
+                _dir: dir,
+                data: Dataset::new("d", images, vec![1; 2500], ids, [1, 1, 2], 2).unwrap(),
+                crafted: Cell::new(0),
+            }
+        }
+
+        fn make(&self, recipe: &str, told: impl FnMut(Told) -> bool) -> Option<Examples> {
+            let craft = |batch: &Dataset| {
+                self.crafted.set(self.crafted.get() + batch.len());
+                let mut x = images(batch)?;
+                (x.data.iter_mut().zip(batch.ids.iter().flat_map(|id| [id, id]))).for_each(|(v, id)| *v += *id as f32);
+                Ok(x)
+            };
+            let data = &self.data;
+            Examples::make(
+                &self.folder,
+                &Wanted {
+                    name: "a",
+                    recipe,
+                    data,
+                },
+                craft,
+                told,
+            )
+            .unwrap()
+        }
+
+        fn file(&self) -> Vec<u8> {
+            std::fs::read(self.folder.file("a")).unwrap()
+        }
+    }
+
     #[test]
     fn examples_are_made_once_and_an_interrupted_file_is_gone_on_with() {
-        let dir = tempfile::tempdir().unwrap();
-        let folder = Folder::open(dir.path()).unwrap();
-        let data = Dataset::new(
-            "d",
-            vec![0.25; 2 * 2500],
-            vec![1; 2500],
-            (0..2500).collect(),
-            [1, 1, 2],
-            2,
-        )
-        .unwrap();
-        let crafted = Cell::new(0);
-        let craft = |batch: &Dataset| {
-            crafted.set(crafted.get() + batch.len());
-            let mut x = images(batch)?;
-            (x.data.iter_mut().zip(batch.ids.iter().flat_map(|id| [id, id]))).for_each(|(v, id)| *v += *id as f32);
-            Ok(x)
-        };
-        assert!(Examples::make(&folder, "a", &data, craft, |_| false).unwrap().is_none());
+        let scene = Scene::new();
+        let sound = |told| matches!(told, Told::Made(_));
+        assert!(scene.make("r", |_| false).is_none());
         // Half a number more, as a process that was killed may leave.
-        let mut bytes = std::fs::read(folder.file("a")).unwrap();
+        let mut bytes = scene.file();
         bytes.extend([1, 2]);
-        std::fs::write(folder.file("a"), bytes).unwrap();
-        let examples = Examples::make(&folder, "a", &data, craft, |_| true).unwrap().unwrap();
-        assert_eq!(crafted.get(), 2500);
+        std::fs::write(scene.folder.file("a"), bytes).unwrap();
+        let examples = scene.make("r", sound).unwrap();
+        assert_eq!(scene.crafted.get(), 2500);
         assert_eq!(
             examples.select(&[2499, 3], [1, 1, 2]).data,
             [2499.25, 2499.25, 3.25, 3.25]
         );
-        let again = Examples::make(&folder, "a", &data, craft, |_| true).unwrap().unwrap();
-        assert_eq!((crafted.get(), again.0), (2500, examples.0));
+        let again = scene.make("r", sound).unwrap();
+        assert_eq!((scene.crafted.get(), again.0), (2500, examples.0));
+    }
+
+    #[test]
+    fn damaged_examples_are_noticed_and_made_again() {
+        let scene = Scene::new();
+        let examples = scene.make("r", |_| true).unwrap();
+        let whole = scene.file();
+        // A pixel of the first block, one of the last, and a checksum.
+        for (byte, from) in [(3, 0), (whole.len() - SUM - 1, 2000), (2 * 4 * 1000 + 5, 0)] {
+            let mut damaged = whole.clone();
+            damaged[byte] ^= 1;
+            std::fs::write(scene.folder.file("a"), damaged).unwrap();
+            scene.crafted.set(0);
+            let mut found = None;
+            let again = scene.make("r", |told| {
+                if let Told::Damaged(from) = told {
+                    found = Some(from);
+                }
+                true
+            });
+            assert_eq!((found, scene.crafted.get()), (Some(from), 2500 - from), "byte {byte}");
+            assert_eq!((again.unwrap().0, scene.file()), (examples.0.clone(), whole.clone()));
+        }
+    }
+
+    #[test]
+    fn examples_of_another_recipe_or_of_other_images_are_never_used() {
+        let mut scene = Scene::new();
+        scene.make("r", |_| true).unwrap();
+        scene.make("another", |_| true).unwrap();
+        assert_eq!(scene.crafted.get(), 5000);
+        scene.data.images[0] = 0.5;
+        assert_eq!(scene.make("another", |_| true).unwrap().0[0], 0.5);
     }
 }

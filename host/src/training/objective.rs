@@ -5,7 +5,7 @@ use super::recipe::{Objective, Recipe};
 use crate::wire::model::{Model, Tape};
 use crate::wire::tensor::{Call, Tensor};
 use advae_abi::flags::{ACCUMULATE_PARAMS, TRAIN};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use std::ops::Range;
 
 /// Ids of adversarial images in a joint batch, so that their dropout differs from the clean images'.
@@ -194,7 +194,7 @@ impl Loss<'_> {
                 Objective::Features => classifier.features(&call, &x)?,
                 _ => logits.clone(),
             };
-            let aim = self.aim(joint, &rows, classifier, &call)?;
+            let aim = self.aim(joint, &rows, classifier, &call, &output)?;
             measured.add(&self.compare(joint, &rows, &logits, &output, aim.as_ref()).0);
         }
         Ok(measured)
@@ -221,7 +221,7 @@ impl Loss<'_> {
                 (logits.clone(), logits, tape)
             }
         };
-        let aim = self.aim(joint, rows, classifier, &call)?;
+        let aim = self.aim(joint, rows, classifier, &call, &output)?;
         let (measured, cotangent) = self.compare(joint, rows, &logits, &output, aim.as_ref());
         let gradient = tape.backward(&call, &cotangent)?;
         let gradient =
@@ -230,7 +230,14 @@ impl Loss<'_> {
     }
 
     /// What outputs are compared with, where that is not a label: the classifier's on the clean images, without the purifier.
-    fn aim(&self, joint: &Joint, rows: &Rows, classifier: &Model, call: &Call) -> Result<Option<Tensor>> {
+    fn aim(
+        &self,
+        joint: &Joint,
+        rows: &Rows,
+        classifier: &Model,
+        call: &Call,
+        output: &Tensor,
+    ) -> Result<Option<Tensor>> {
         let batch: Vec<u64> = rows.ids(joint)[..joint.labels.len()].to_vec();
         let call = Call { ids: &batch, ..*call };
         let one = match self.terms.objective {
@@ -240,6 +247,13 @@ impl Loss<'_> {
         };
         let mut all = Tensor::zeros(&[0, one.row_len()]);
         rows.0.iter().for_each(|_| all.append(&one));
+        ensure!(
+            all.shape == output.shape,
+            "classifier '{}' gave features of shape {:?} and of shape {:?} for as many images",
+            classifier.name(),
+            all.shape,
+            output.shape
+        );
         Ok(Some(all))
     }
 
@@ -323,12 +337,12 @@ impl Measured {
         self.adversarial.add(other.adversarial);
     }
 
-    fn add_losses(&mut self, losses: &[f32], weight: f64) {
+    fn add_losses(&mut self, losses: &[f64], weight: f64) {
         self.losses.resize(losses.len(), 0.);
         self.losses
             .iter_mut()
             .zip(losses)
-            .for_each(|(sum, loss)| *sum += weight * f64::from(*loss));
+            .for_each(|(sum, loss)| *sum += weight * loss);
     }
 
     /// Adds another term or classifier over the same images.

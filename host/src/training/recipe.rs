@@ -1,9 +1,12 @@
 //! A training run as a file: what is trained, on what, and how.
 
+use super::fraction;
 use super::schedule::Rules;
+use crate::terminal::config::{self, Case};
 use advae_abi::info::Label;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// What the loss compares.
@@ -94,7 +97,8 @@ pub struct Recipe {
     pub statistics: Statistics,
     /// Which label it is given: true, or "predicted".
     pub label: Label,
-    /// Radius of the attack's ball.
+    /// Radius of the attack's ball: a number, or a fraction such as `"8/255"`.
+    #[serde(deserialize_with = "fraction::deserialize")]
     pub epsilon: f64,
     /// Steps over which the radius grows from 0 to `epsilon`.
     pub epsilon_ramp_steps: u64,
@@ -182,14 +186,66 @@ impl Default for Recipe {
 }
 
 impl Recipe {
-    /// Reads a TOML file.
+    /// Reads a TOML file. Keys may be written as `batch_size` or `batch-size`.
     ///
     /// # Errors
-    /// Where it is missing, is no TOML, or has unknown keys.
+    /// If it is missing or not TOML, has unknown keys, or values of the wrong type; with line and key.
     pub fn read(path: &Path) -> Result<Self> {
-        let text =
-            std::fs::read_to_string(path).with_context(|| format!("cannot read the recipe '{}'", path.display()))?;
-        toml::from_str(&text).with_context(|| format!("bad recipe '{}'", path.display()))
+        config::read(path, Case::Snake, &["own"]).context("bad recipe")
+    }
+
+    /// The recipe as a TOML file.
+    ///
+    /// # Errors
+    /// If it cannot be written as TOML.
+    pub fn to_toml(&self) -> Result<String> {
+        Ok(toml::to_string(self)?)
+    }
+
+    /// Refuses to resume a run that was started with another recipe (`started`, as TOML), except with more epochs.
+    ///
+    /// # Errors
+    /// Names the keys that differ, or says why the number of epochs cannot change.
+    pub fn check_resumes(&self, started: &str) -> Result<()> {
+        let started: Self = toml::from_str(started).context("the recipe in the checkpoint is not readable")?;
+        let as_long = Self {
+            epochs: started.epochs,
+            ..self.clone()
+        };
+        let other = as_long.differences(&started)?;
+        ensure!(
+            other.is_empty(),
+            "the checkpoint is of another recipe: {}: resume with the recipe it was started with, or train into another folder",
+            other.join(", ")
+        );
+        let (asked, had) = (self.epochs, started.epochs);
+        ensure!(
+            asked >= had,
+            "epochs is {asked}, the run was started with {had}: give {had} or more, or train into another folder"
+        );
+        ensure!(
+            asked == had || self.final_learning_rate == 0.,
+            "epochs is {asked}, the run was started with {had}, and with final_learning_rate the rate of every epoch depends on their \
+             number: give {had}, or train anew into another folder"
+        );
+        Ok(())
+    }
+
+    /// The keys in which it differs from the one a run was started with, with both values.
+    fn differences(&self, started: &Self) -> Result<Vec<String>> {
+        let (ours, theirs) = (toml::Table::try_from(self)?, toml::Table::try_from(started)?);
+        let keys: BTreeSet<&String> = ours.keys().chain(theirs.keys()).collect();
+        let shown = |value: Option<&toml::Value>| value.map_or("absent".into(), ToString::to_string);
+        let differ = keys.into_iter().filter(|key| ours.get(*key) != theirs.get(*key));
+        Ok(differ
+            .map(|key| {
+                format!(
+                    "{key} is {}, it was started with {}",
+                    shown(ours.get(key)),
+                    shown(theirs.get(key))
+                )
+            })
+            .collect())
     }
 
     /// Checks the values.
@@ -217,6 +273,11 @@ impl Recipe {
             self.epsilon >= 0. && self.epsilon.is_finite(),
             "epsilon is {}: expected 0 or more",
             self.epsilon
+        );
+        ensure!(
+            self.final_learning_rate >= 0. && self.final_learning_rate.is_finite(),
+            "final_learning_rate is {}: expected 0 or more",
+            self.final_learning_rate
         );
         for (name, weight) in [
             ("adversarial_weight", self.adversarial_weight),
@@ -247,6 +308,7 @@ impl Recipe {
             "{} classifiers are named, but an objective of the purifier's own is validated, and its examples crafted, on one",
             self.classifier.len()
         );
+        self.schedule.check()?;
         self.check_purifier()?;
         self.check_attack()
     }
@@ -303,16 +365,17 @@ impl Recipe {
         (self.objective == Objective::Own).then(|| self.own.clone().unwrap_or_default())
     }
 
-    /// Epochs that craft by attacks of their own.
-    pub fn staged_epochs(&self) -> usize {
-        self.curriculum.iter().map(|stage| stage.epochs).sum()
+    /// Every attack that crafts training examples at some time.
+    pub fn attacks(&self) -> impl Iterator<Item = &str> {
+        let staged = self.curriculum.iter().map(|stage| stage.attack.as_str());
+        staged.chain(self.attack.as_deref())
     }
 
     /// The attack of an epoch.
     pub fn attack_of(&self, epoch: usize) -> Option<&str> {
         let mut until = 0;
         let stage = self.curriculum.iter().find(|stage| {
-            until += stage.epochs;
+            until = stage.epochs.saturating_add(until);
             epoch < until
         });
         stage.map(|stage| stage.attack.as_str()).or(self.attack.as_deref())
@@ -416,6 +479,88 @@ mod tests {
                 .check()
                 .is_ok()
         );
+    }
+
+    #[test]
+    fn only_more_epochs_resume_a_run() {
+        let started = Recipe {
+            classifier: vec!["x".into()],
+            epochs: 10,
+            ..Recipe::default()
+        };
+        let text = started.to_toml().unwrap();
+        let resumes = |change: fn(&mut Recipe)| {
+            let mut recipe = started.clone();
+            change(&mut recipe);
+            recipe.check_resumes(&text).map_err(|error| error.to_string())
+        };
+        assert_eq!((resumes(|_| {}), resumes(|r| r.epochs = 20)), (Ok(()), Ok(())));
+        let error = resumes(|r| r.epochs = 5).unwrap_err();
+        assert!(error.contains("epochs is 5, the run was started with 10"), "{error}");
+        let error = resumes(|r| (r.learning_rate, r.attack) = (0.5, Some("pgd".into()))).unwrap_err();
+        assert!(error.contains("another recipe"), "{error}");
+        assert!(
+            error.contains("learning_rate is 0.5, it was started with 0.001"),
+            "{error}"
+        );
+        assert!(
+            error.contains("attack is \"pgd\", it was started with absent"),
+            "{error}"
+        );
+        let falling = Recipe {
+            final_learning_rate: 1e-5,
+            ..started.clone()
+        };
+        let longer = Recipe {
+            epochs: 20,
+            ..falling.clone()
+        };
+        let error = longer
+            .check_resumes(&falling.to_toml().unwrap())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("final_learning_rate") && error.contains("give 10"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn epsilon_may_be_a_fraction_and_keys_may_be_kebab_case() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("r.toml");
+        let read = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            Recipe::read(&path).map_err(|error| format!("{error:#}"))
+        };
+        let recipe = read("epsilon = \"8/255\"\nbatch-size = 3\n[schedule]\nearly-stop = 7").unwrap();
+        assert_eq!(recipe.epsilon, 8. / 255.);
+        assert_eq!((recipe.batch_size, recipe.schedule.early_stop), (3, 7));
+        assert_eq!(read("epsilon = 1").unwrap().epsilon, 1.);
+        let error = read("seed = 1\nepsilon = \"8/x\"").unwrap_err();
+        assert!(
+            error.contains("line 2, key 'epsilon'") && error.contains("8/255"),
+            "{error}"
+        );
+        let error = read("epsilon = true").unwrap_err();
+        assert!(error.contains("line 1, key 'epsilon': expected a number"), "{error}");
+    }
+
+    #[test]
+    fn values_that_would_end_in_nothing_are_refused() {
+        let refused = |change: fn(&mut Recipe)| {
+            let mut recipe = Recipe {
+                classifier: vec!["x".into()],
+                ..Recipe::default()
+            };
+            change(&mut recipe);
+            recipe.check().unwrap_err().to_string()
+        };
+        assert!(refused(|r| r.schedule.early_stop = 0).contains("early_stop is 0"));
+        assert!(refused(|r| r.schedule.patience = 0).contains("patience is 0"));
+        assert!(refused(|r| r.schedule.factor = f64::NAN).contains("factor is NaN"));
+        assert!(refused(|r| r.schedule.floor = -1.).contains("floor is -1"));
+        assert!(refused(|r| r.final_learning_rate = -1.).contains("final_learning_rate is -1"));
     }
 
     #[test]

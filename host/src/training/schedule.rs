@@ -1,5 +1,7 @@
 //! Learning rate on a plateau, early stop, and the best epoch.
 
+use super::exact;
+use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
 /// Rules of the schedule (paper, section 5.1: halve after 4 epochs without improvement, stop after 10).
@@ -27,15 +29,52 @@ impl Default for Rules {
     }
 }
 
+impl Rules {
+    /// Checks the values.
+    ///
+    /// # Errors
+    /// The first value that makes no sense.
+    pub fn check(&self) -> Result<()> {
+        let Self {
+            factor,
+            patience,
+            floor,
+            early_stop,
+        } = self;
+        ensure!(
+            *factor > 0. && *factor <= 1.,
+            "schedule.factor is {factor}: expected a number above 0, up to 1"
+        );
+        ensure!(
+            *floor >= 0. && floor.is_finite(),
+            "schedule.floor is {floor}: expected 0 or more"
+        );
+        ensure!(*patience > 0, "schedule.patience is 0: expected 1 epoch or more");
+        ensure!(*early_stop > 0, "schedule.early_stop is 0: expected 1 epoch or more");
+        Ok(())
+    }
+}
+
 /// Where the schedule stands.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub struct Schedule {
     /// Learning rate of the next epoch.
+    #[serde(with = "exact")]
     pub learning_rate: f64,
-    /// Lowest validation loss so far, and its epoch.
-    pub best: Option<(f64, usize)>,
+    /// The epoch with the lowest validation loss so far.
+    pub best: Option<Best>,
     stale: usize,
     stale_rate: usize,
+}
+
+/// The best epoch.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq)]
+pub struct Best {
+    /// Its validation loss.
+    #[serde(with = "exact")]
+    pub loss: f64,
+    /// Epoch, from 0.
+    pub epoch: usize,
 }
 
 impl Schedule {
@@ -51,8 +90,8 @@ impl Schedule {
 
     /// Takes note of an epoch's validation loss; says whether it is the best so far.
     pub fn observe(&mut self, epoch: usize, loss: f64, rules: &Rules) -> bool {
-        if self.best.is_none_or(|(best, _)| loss < best) {
-            self.best = Some((loss, epoch));
+        if self.best.is_none_or(|best| loss < best.loss) {
+            self.best = Some(Best { loss, epoch });
             (self.stale, self.stale_rate) = (0, 0);
             return true;
         }
@@ -87,7 +126,8 @@ mod tests {
         assert!(schedule.observe(5, 0.5, &rules), "an improvement starts the count anew");
         (6..16).for_each(|epoch| assert!(!schedule.observe(epoch, 0.6, &rules)));
         assert!(schedule.exhausted(&rules));
-        assert_eq!((schedule.best, schedule.learning_rate), (Some((0.5, 5)), 1.25e-4));
+        let best = Some(Best { loss: 0.5, epoch: 5 });
+        assert_eq!((schedule.best, schedule.learning_rate), (best, 1.25e-4));
     }
 
     #[test]

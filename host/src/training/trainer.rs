@@ -1,22 +1,25 @@
 //! The training loop: craft on the pipeline as it stands (eval mode), then one whole-batch update (train mode).
 
 use super::averaging::Average;
-use super::checkpoint::{Folder, Position, Sums};
-use super::craft::{Attacker, Crafter, Examples, images};
+use super::craft::{Attacker, Crafter, Examples, Told, Wanted, images};
+use super::folder::{Folder, RECIPE, WEIGHTS};
 use super::half;
 use super::objective::{Joint, Loss, Measured, Terms};
+use super::position::{Position, Sums};
 use super::recipe::{CraftOn, Keep, Objective, Recipe, Statistics};
 use super::schedule::Schedule;
 use crate::experiment::{self as workers, Layout};
 use crate::plugin::PluginSpec;
+use crate::terminal::cancel::Cancel;
 use crate::wire::construct::{self, Wanted};
 use crate::wire::model::{Model, Trainable};
 use crate::wire::pipeline::Pipeline;
 use crate::wire::tensor::{Call, Tensor};
 use advae_abi::flags::{ACCUMULATE_PARAMS, TRAIN};
 use advae_abi::info::{Kind, TrainSettings};
+use advae_abi::{AbiError, ErrorCode};
 use advae_data::Dataset;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -37,6 +40,7 @@ pub struct Trainer {
     training: Dataset,
     validation: Dataset,
     threads: usize,
+    cancel: Cancel,
 }
 
 /// An epoch's line in the log.
@@ -44,11 +48,13 @@ pub struct Trainer {
 pub struct EpochLog {
     /// Epoch, from 1.
     pub epoch: usize,
+    /// Largest number of epochs: it grows where a run is resumed with more.
+    pub epochs: usize,
     /// Steps taken so far.
     pub step: u64,
     /// Learning rate of the epoch.
     pub learning_rate: f64,
-    /// Radius at its end; absent for clean training.
+    /// Radius at its end; absent for clean training and for attacks without a budget.
     pub epsilon: Option<f64>,
     /// Mean loss over its batches.
     pub train_loss: f64,
@@ -80,6 +86,8 @@ pub trait Observer {
     fn step(&mut self, position: &Position, steps: usize, loss: f64) -> bool;
     /// After every epoch.
     fn epoch(&mut self, log: &EpochLog) -> Result<()>;
+    /// Something the user should know.
+    fn note(&mut self, text: &str);
 }
 
 /// How a run ended.
@@ -87,14 +95,23 @@ pub trait Observer {
 pub enum Outcome {
     /// All epochs, or early stop.
     Finished,
-    /// The observer asked to stop; the checkpoint is written.
+    /// The run was cancelled, or the observer asked to stop; the checkpoint is written.
     Interrupted,
+    /// The run had ended before.
+    NothingLeft {
+        /// Epochs that it trained.
+        epochs: usize,
+        /// Whether it stopped early, so that more epochs change nothing.
+        early: bool,
+    },
 }
 
 /// What changes while a run goes on, beside the plugin's weights and moments.
 struct Run {
     position: Position,
     average: Average,
+    /// Step of the checkpoint in the folder.
+    saved: Option<u64>,
 }
 
 /// Examples that are crafted once: for training and for validation, one set a classifier.
@@ -107,8 +124,10 @@ impl Trainer {
     /// Loads the plugins of a recipe.
     ///
     /// # Errors
-    /// Where a plugin cannot be loaded, has nothing to train, or images and networks do not fit.
+    /// If the recipe makes no sense, a plugin cannot be loaded or has nothing to train, or images, labels and networks do not fit.
     pub fn new(recipe: Recipe, training: Dataset, validation: Dataset, threads: usize) -> Result<Self> {
+        recipe.check()?;
+        check_data(&recipe, &training, &validation)?;
         let purifier = (recipe.purifier.as_deref())
             .map(|spec| construct(spec, Kind::Purifier, Some(recipe.seed)))
             .transpose()?;
@@ -118,6 +137,14 @@ impl Trainer {
             .iter()
             .map(|spec| construct(spec, Kind::Classifier, initialise));
         let classifiers = classifiers.collect::<Result<Vec<_>>>()?;
+        for classifier in &classifiers {
+            let pipeline = Pipeline {
+                purifier: purifier.clone(),
+                classifier: classifier.clone(),
+            };
+            pipeline.check()?;
+            check_fit(&recipe, classifier, &training)?;
+        }
         let trainee = purifier.as_ref().unwrap_or(&classifiers[0]).clone();
         let settings = TrainSettings {
             own: recipe.own_settings(),
@@ -125,27 +152,6 @@ impl Trainer {
             ..TrainSettings::adam()
         };
         let trainable = trainee.trainable(&settings)?;
-        for classifier in &classifiers {
-            let pipeline = Pipeline {
-                purifier: purifier.clone(),
-                classifier: classifier.clone(),
-            };
-            pipeline.check()?;
-            let input = pipeline.input()?;
-            ensure!(
-                training.shape == input,
-                "dataset '{}' has images {:?}, classifier '{}' takes {input:?}",
-                training.name,
-                training.shape,
-                classifier.name()
-            );
-        }
-        ensure!(
-            !training.is_empty() && !validation.is_empty(),
-            "{} training and {} validation images: both are needed",
-            training.len(),
-            validation.len()
-        );
         let attacked = match recipe.craft_on {
             CraftOn::Pipeline => &purifier,
             CraftOn::Classifier => &None,
@@ -164,11 +170,23 @@ impl Trainer {
             training,
             validation,
             threads,
+            cancel: Cancel::default(),
         };
         // Whatever does not load must say so now, not hours later.
-        (0..=trainer.recipe.staged_epochs()).try_for_each(|epoch| trainer.attacker_of(epoch).map(|_| ()))?;
+        for text in trainer.recipe.attacks() {
+            trainer.attacker(Some(text))?;
+        }
         trainer.validation_attacker()?;
         Ok(trainer)
+    }
+
+    /// The same, stopped by `cancel`: at the next step, within an attack, or within validation. A step that it interrupts is not
+    /// counted, and is taken again when the run is resumed.
+    pub fn with_cancel(self, cancel: &Cancel) -> Self {
+        Self {
+            cancel: cancel.clone(),
+            ..self
+        }
     }
 
     /// Name and number of parameters of what is trained.
@@ -176,62 +194,97 @@ impl Trainer {
         (self.trainee.name(), self.trainee.info().parameters)
     }
 
-    /// Trains from the folder's checkpoint, or from the start.
+    /// Trains from the folder's checkpoint, or from the start. Nothing is written before everything is checked; what is in the folder
+    /// stays if a plugin fails.
     ///
     /// # Errors
-    /// Where a plugin or a file fails, or the checkpoint is of another recipe.
+    /// If a plugin or a file fails, the checkpoint is damaged or of another recipe, or the folder holds what would be overwritten.
     pub fn run(&self, folder: &Folder, resume: bool, observer: &mut dyn Observer) -> Result<Outcome> {
         let mut run = self.start(folder, resume)?;
+        let early = run.position.schedule.exhausted(&self.recipe.schedule);
+        if early || run.position.epoch >= self.recipe.epochs {
+            let epochs = run.position.epoch;
+            return Ok(Outcome::NothingLeft { epochs, early });
+        }
+        self.try_disk(&run, folder)?;
+        let outcome = match self.epochs(&mut run, folder, observer) {
+            Err(error) if is_cancelled(&error) => Outcome::Interrupted,
+            ended => ended.with_context(|| stopped_at(&run))?,
+        };
+        if outcome == Outcome::Interrupted {
+            self.checkpoint(&mut run, folder)?;
+        }
+        Ok(outcome)
+    }
+
+    /// The epochs that are left.
+    fn epochs(&self, run: &mut Run, folder: &Folder, observer: &mut dyn Observer) -> Result<Outcome> {
         let Some(fixed) = self.fixed(folder, observer)? else {
-            self.checkpoint(&run, folder)?;
             return Ok(Outcome::Interrupted);
         };
         while run.position.epoch < self.recipe.epochs && !run.position.schedule.exhausted(&self.recipe.schedule) {
             if let Some(rate) = self.recipe.learning_rate_at(run.position.epoch) {
                 run.position.schedule.learning_rate = rate;
             }
-            if self.epoch(&mut run, &fixed, folder, observer)? == Outcome::Interrupted {
-                self.checkpoint(&run, folder)?;
+            if self.epoch(run, &fixed, folder, observer)? == Outcome::Interrupted {
                 return Ok(Outcome::Interrupted);
             }
-            self.finish_epoch(&mut run, &fixed, folder, observer)?;
-            self.checkpoint(&run, folder)?;
+            self.finish_epoch(run, &fixed, folder, observer)?;
+            self.checkpoint(run, folder)?;
         }
         Ok(Outcome::Finished)
     }
 
     fn start(&self, folder: &Folder, resume: bool) -> Result<Run> {
-        let recipe = hash(&toml::to_string(&self.recipe)?);
-        let schedule = Schedule::new(self.recipe.learning_rate);
-        let fresh = Position {
-            epoch: 0,
-            batch: 0,
-            step: 0,
-            schedule,
-            sums: Sums::default(),
-            recipe,
-        };
-        let Some(found) = folder.load()?.filter(|_| resume) else {
+        folder.check(resume)?;
+        let recipe = self.recipe.to_toml()?;
+        let Some(found) = folder.load()? else {
+            folder.remove_strays()?;
+            let schedule = Schedule::new(self.recipe.learning_rate);
             return Ok(Run {
-                position: fresh,
+                position: Position {
+                    epoch: 0,
+                    batch: 0,
+                    step: 0,
+                    schedule,
+                    sums: Sums::default(),
+                    recipe,
+                },
                 average: Average::default(),
+                saved: None,
             });
         };
-        ensure!(
-            found.position.recipe == fresh.recipe,
-            "the checkpoint is of another recipe: resume with the recipe it was started with, or train into another folder"
-        );
+        self.recipe.check_resumes(&found.position.recipe)?;
         self.trainable.load_weights(&found.weights)?;
         self.trainable.load_state(&found.state)?;
+        folder.remove_strays()?;
         Ok(Run {
-            position: found.position,
+            saved: Some(found.position.step),
+            position: Position {
+                recipe,
+                ..found.position
+            },
             average: Average { blob: found.average },
         })
     }
 
-    fn checkpoint(&self, run: &Run, folder: &Folder) -> Result<()> {
+    /// Tries the disk with as much as a checkpoint will take: the old one stays until the new one is whole.
+    fn try_disk(&self, run: &Run, folder: &Folder) -> Result<()> {
+        let weights = self.trainable.save_weights()?.len();
+        let mean = if self.recipe.weight_averaging > 0. { weights } else { 0 };
+        folder.try_disk(weights + mean + self.trainable.save_state()?.len() + run.position.recipe.len())
+    }
+
+    fn checkpoint(&self, run: &mut Run, folder: &Folder) -> Result<()> {
         let (weights, state) = (self.trainable.save_weights()?, self.trainable.save_state()?);
-        folder.save(&run.position, &weights, &state, &run.average.blob)
+        folder.save(&run.position, &weights, &state, &run.average.blob)?;
+        run.saved = Some(run.position.step);
+        // It says something else where the run is new, or is resumed with more epochs; otherwise it stays, with its comments.
+        let recipe = &run.position.recipe;
+        match Recipe::read(&folder.file(RECIPE)).and_then(|written| written.to_toml()) {
+            Ok(written) if written == *recipe => Ok(()),
+            _ => folder.write(RECIPE, recipe.as_bytes()),
+        }
     }
 
     /// The examples that are crafted once; absent where the observer stopped it. Empty where all are crafted on the way.
@@ -251,16 +304,38 @@ impl Trainer {
             ("validation", &self.validation, check.at(1.)?, &mut fixed.validation),
         ];
         let seed = key(&[self.recipe.seed, u64::MAX - 1]);
-        let recipe = &hash(&toml::to_string(&self.recipe)?)[..12];
+        // A longer run uses the same examples.
+        let any_length = Recipe {
+            epochs: 0,
+            ..self.recipe.clone()
+        };
+        let recipe = any_length.to_toml()?;
+        let short = &hash(&recipe)[..12];
         let all = self.classifiers.len() * (self.training.len() + self.validation.len());
         let mut before = 0;
         for (set, data, attack, made) in sets {
             for (i, target) in self.targets.iter().enumerate() {
                 let crafter = self.crafter(target, seed);
-                let name = format!("adversarial-{recipe}-{set}-{i}.f32");
-                let told = |done| observer.crafted(before + done, all);
-                let examples = Examples::make(folder, &name, data, |batch| crafter.craft(&attack, batch), told)?;
-                let Some(examples) = examples else { return Ok(None) };
+                let name = &format!("adversarial-{short}-{set}-{i}.f32");
+                let told = |told| match told {
+                    Told::Made(done) => observer.crafted(before + done, all) && !self.cancel.is_cancelled(),
+                    Told::Damaged(from) => {
+                        let path = folder.file(name).display().to_string();
+                        observer.note(&format!(
+                            "'{path}' is damaged, or of other images, from image {from} on: these are crafted again"
+                        ));
+                        true
+                    }
+                };
+                let craft = |batch: &Dataset| crafter.craft(&attack, batch);
+                let wanted = Wanted {
+                    name,
+                    recipe: &recipe,
+                    data,
+                };
+                let Some(examples) = Examples::make(folder, &wanted, craft, told)? else {
+                    return Ok(None);
+                };
                 made.push(examples);
                 before += data.len();
             }
@@ -268,13 +343,14 @@ impl Trainer {
         Ok(Some(fixed))
     }
 
-    fn crafter<'a>(&self, target: &'a Pipeline, seed: u64) -> Crafter<'a> {
+    fn crafter<'a>(&'a self, target: &'a Pipeline, seed: u64) -> Crafter<'a> {
         Crafter {
             target,
             label: self.recipe.label,
             statistics: self.recipe.statistics,
             threads: self.threads,
             seed,
+            cancel: &self.cancel,
         }
     }
 
@@ -300,10 +376,12 @@ impl Trainer {
             run.position.batch += 1;
             run.position.step += 1;
             let mean = run.position.sums.loss / run.position.sums.images as f64;
-            if !observer.step(&run.position, batches.len(), mean) {
+            if !observer.step(&run.position, batches.len(), mean) || self.cancel.is_cancelled() {
                 return Ok(Outcome::Interrupted);
             }
-            if run.position.step.is_multiple_of(self.recipe.checkpoint_steps.max(1)) {
+            let due = run.position.step.is_multiple_of(self.recipe.checkpoint_steps.max(1));
+            // The first step tells whether the plugins work together; from then on the folder holds a run.
+            if due || run.saved.is_none() {
                 self.checkpoint(run, folder)?;
             }
         }
@@ -311,35 +389,43 @@ impl Trainer {
     }
 
     fn finish_epoch(&self, run: &mut Run, fixed: &Fixed, folder: &Folder, observer: &mut dyn Observer) -> Result<()> {
-        let attacker = self.attacker_of(run.position.epoch)?;
+        let ramp = self.recipe.ramp(run.position.step);
+        let attack = self.attacker_of(run.position.epoch)?.map(|attacker| attacker.at(ramp));
+        let epsilon = attack.transpose()?.and_then(|attack| attack.limits.epsilon);
         let (measured, weights) = self.validate(run, fixed)?;
+        let loss = measured.loss();
+        ensure!(
+            loss.is_finite(),
+            "the validation loss became {loss}: lower the learning rate"
+        );
         let sums = std::mem::take(&mut run.position.sums);
         let learning_rate = run.position.schedule.learning_rate;
-        let best = (run.position.schedule).observe(run.position.epoch, measured.loss(), &self.recipe.schedule);
+        let best = (run.position.schedule).observe(run.position.epoch, loss, &self.recipe.schedule);
         if best || self.recipe.keep == Keep::Last {
             let weights = match self.recipe.half_precision {
                 true => half::round(&weights)?,
                 false => weights,
             };
-            folder.write("weights.safetensors", &weights)?;
+            folder.write(WEIGHTS, &weights)?;
         }
         run.position.epoch += 1;
         run.position.batch = 0;
         observer.epoch(&EpochLog {
             epoch: run.position.epoch,
+            epochs: self.recipe.epochs,
             step: run.position.step,
             learning_rate,
-            epsilon: attacker.map(|a| a.epsilon() * self.recipe.ramp(run.position.step)),
+            epsilon,
             train_loss: sums.loss / sums.images as f64,
             train_accuracy: (sums.seen > 0).then(|| sums.correct as f64 / sums.seen as f64),
-            validation_loss: measured.loss(),
+            validation_loss: loss,
             clean_accuracy: measured.clean.share().unwrap_or(0.),
             robust_accuracy: measured.adversarial.share(),
             best,
             seconds: sums.seconds,
             images_per_second: sums.images as f64 / sums.seconds,
             own: (sums.own.into_iter())
-                .map(|(name, (sum, count))| (name, sum / count as f64))
+                .map(|(name, total)| (name, total.mean()))
                 .collect(),
         })
     }
@@ -368,9 +454,9 @@ impl Trainer {
                 .with_flags(TRAIN | ACCUMULATE_PARAMS);
             let own = (self.trainable).learn(&call, &clean, adversarial.first(), &batch.labels, learning_rate)?;
             for (name, value) in &own {
-                let (sum, count) = sums.own.entry(name.clone()).or_default();
-                *sum += value * batch.len() as f64;
-                *count += batch.len();
+                let total = sums.own.entry(name.clone()).or_default();
+                total.sum += value * batch.len() as f64;
+                total.images += batch.len();
             }
             own["loss"]
         } else {
@@ -433,6 +519,7 @@ impl Trainer {
         let batches = layout.cut(&all);
         let loss = || self.loss();
         let parts = workers::for_each(layout.workers, batches.len(), |i| {
+            self.cancel.check()?;
             let batch = self.validation.select(batches[i]);
             let adversarial = match &attack {
                 None => vec![],
@@ -453,6 +540,73 @@ impl Trainer {
         parts.into_iter().for_each(|part| whole.append(part));
         Ok(whole)
     }
+}
+
+/// Where a run stopped by an error, and what is left of it.
+fn stopped_at(run: &Run) -> String {
+    let Position { epoch, step, .. } = run.position;
+    let kept = match run.saved {
+        Some(saved) => format!("the checkpoint of step {saved} is kept"),
+        None => "there is no checkpoint yet".into(),
+    };
+    format!("training stopped in epoch {} after step {step}, {kept}", epoch + 1)
+}
+
+fn is_cancelled(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<AbiError>()
+        .is_some_and(|error| error.is(ErrorCode::Cancelled))
+}
+
+fn check_data(recipe: &Recipe, training: &Dataset, validation: &Dataset) -> Result<()> {
+    ensure!(
+        !training.is_empty() && !validation.is_empty(),
+        "{} training and {} validation images: both are needed: validation is {}, set it to a share such as 0.1, or take more images",
+        training.len(),
+        validation.len(),
+        recipe.validation
+    );
+    for data in [training, validation] {
+        let label = data.labels.iter().find(|label| **label as usize >= data.classes);
+        ensure!(
+            label.is_none(),
+            "dataset '{}' has the label {}, expected 0..{}",
+            data.name,
+            label.copied().unwrap_or_default(),
+            data.classes
+        );
+    }
+    let kinds = [training, validation].map(|data| (data.shape, data.classes));
+    ensure!(
+        kinds[0] == kinds[1],
+        "training images are {:?} of {} classes, validation images {:?} of {}: choose two sets that fit",
+        kinds[0].0,
+        kinds[0].1,
+        kinds[1].0,
+        kinds[1].1
+    );
+    Ok(())
+}
+
+/// Refuses a classifier that the images and labels do not fit, or that lacks what its loss compares.
+fn check_fit(recipe: &Recipe, classifier: &Model, data: &Dataset) -> Result<()> {
+    let info = classifier.info();
+    ensure!(
+        info.input == Some(data.shape) && info.classes == Some(data.classes),
+        "classifier '{}' takes images {:?} of {} classes, dataset '{}' has {:?} of {}: choose two that fit",
+        classifier.name(),
+        info.input.unwrap_or_default(),
+        info.classes.unwrap_or_default(),
+        data.name,
+        data.shape,
+        data.classes
+    );
+    if recipe.objective == Objective::Features {
+        let [c, h, w] = data.shape;
+        let features = classifier.features(&Call::score(0, &[0, 1]), &Tensor::zeros(&[2, c, h, w]));
+        features.context("objective = \"features\" needs a classifier that exposes features: take another, or objective = \"logits\"")?;
+    }
+    Ok(())
 }
 
 /// The fixed examples at these positions, a tensor a classifier.

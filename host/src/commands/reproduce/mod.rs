@@ -73,7 +73,7 @@ pub fn run(args: ReproduceArgs) -> Result<i32> {
     let mut code = 0;
     for column in columns {
         eprintln!("{}: {}", table.name, column.title);
-        let settings = settings(&args, &table, column);
+        let settings = settings(&args, &table, column)?;
         match experiment::outcomes(&settings, &cancel) {
             Ok(outcome) => {
                 let report = Report::new(&outcome.cells);
@@ -125,9 +125,9 @@ fn dataset(args: &ReproduceArgs) -> &'static str {
     if given { "mnist-test" } else { "mnist-1k" }
 }
 
-fn settings(args: &ReproduceArgs, table: &Table, column: &Column) -> Settings {
+fn settings(args: &ReproduceArgs, table: &Table, column: &Column) -> Result<Settings> {
     let (samples, attacks) = column.most.unwrap_or((usize::MAX, usize::MAX));
-    Settings {
+    Ok(Settings {
         classifiers: vec![column.classifier.into()],
         purifiers: vec![column.purifier.into()],
         attacks: table.attacks.iter().map(|a| a.spec.to_string()).take(attacks).collect(),
@@ -139,12 +139,12 @@ fn settings(args: &ReproduceArgs, table: &Table, column: &Column) -> Settings {
         eot: column.eot,
         backward: column.backward.map(Backward::One),
         seed: args.seed,
-        threads: threads(args.threads),
+        threads: threads(args.threads)?,
         out: Some(args.out.join(ROWS)),
         resume: true,
         keep_seeds_out: true,
         ..Settings::default()
-    }
+    })
 }
 
 #[cfg(test)]
