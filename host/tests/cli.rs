@@ -56,7 +56,7 @@ fn rows(path: &Path) -> BTreeMap<u64, Value> {
     let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     let rows = lines.filter(|line| line["type"] == "sample").map(|mut row| {
         let row_object = row.as_object_mut().unwrap();
-        ["at", "crc"].map(|field| row_object.remove(field));
+        row_object.retain(|field, _| !["at", "crc"].contains(&field.as_str()));
         (row["id"].as_u64().unwrap(), row)
     });
     rows.collect()

@@ -110,7 +110,10 @@ fn weights_are_the_bytes_that_were_hashed() {
     let model = Model::construct(&plugin, &request).unwrap();
     assert_eq!(classify(&model)[3], 1.);
     // What is recorded is the hash of "class 3", and what is shown is the user's file.
-    assert_eq!(recorded, "file:3ceac4eec5cac3b227ae2d741d00cce4fcc8f3260ecbfb324b3cb123d4d2a596");
+    assert_eq!(
+        recorded,
+        "file:3ceac4eec5cac3b227ae2d741d00cce4fcc8f3260ecbfb324b3cb123d4d2a596"
+    );
     assert_eq!(model.info().weights, file.display().to_string());
     let changed = construct(&spec, &Wanted::on_cpu(Kind::Classifier)).unwrap();
     assert_eq!(classify(&changed.model)[4], 1.);

@@ -40,7 +40,10 @@ fn a_recorded_model_is_loaded_by_its_name_if_its_file_is_the_recorded_one() {
     let mut other = whole.config.clone();
     other.plugin.name = "plain_probe".into();
     let said = error(&other);
-    assert!(said.contains("classifier 'plain_probe' is another file than the recorded one"), "{said}");
+    assert!(
+        said.contains("classifier 'plain_probe' is another file than the recorded one"),
+        "{said}"
+    );
     assert!(said.contains(&whole.config.plugin.sha256), "{said}");
     assert!(!loaded.exists(), "the probe was loaded");
 

@@ -362,9 +362,16 @@ impl<'a> AbiTensorRef<'a> {
         }
     }
 
-    /// The same over memory that a callee may write into, although it must not: what is lent so is a private copy. Panics likewise.
+    /// The same over memory that a callee may write into, although it must not: what is lent so is a private copy.
+    ///
+    /// # Panics
+    /// If the shape asks for another number of elements: the caller builds both.
     pub fn from_slice_mut<T: Element>(data: &'a mut [T], dims: &'a mut Dims) -> Self {
-        assert_eq!(data.len() as i64, dims.elements(), "slice and shape disagree");
+        assert_eq!(
+            Some(data.len()),
+            dims.elements(size_of::<T>()),
+            "slice and shape disagree"
+        );
         let raw = DLTensor {
             data: data.as_mut_ptr().cast(),
             device: DLDevice::CPU,

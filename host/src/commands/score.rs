@@ -59,7 +59,7 @@ pub fn run(args: ScoreArgs) -> Result<i32> {
         seed: args.seed,
         draws: args.draws,
         device: args.device,
-        threads: threads(args.threads),
+        threads: threads(args.threads)?,
     };
     let logits = args
         .logits

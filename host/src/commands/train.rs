@@ -1,10 +1,11 @@
 //! `advae-host train`: clean training of a classifier; adversarial training of a purifier (Eq. 7) or a classifier.
 
 use crate::experiment::threads as all_threads;
+use crate::plugin::number;
 use crate::terminal::cancel::Cancel;
 use crate::terminal::exit::EXIT_CANCELLED;
 use crate::terminal::pace::Pace;
-use crate::training::{EpochLog, Folder, LOG, Observer, Outcome, Position, Recipe, Sums, Trainer, WEIGHTS, number};
+use crate::training::{EpochLog, Folder, LOG, Observer, Outcome, Position, Recipe, Sums, Trainer, WEIGHTS};
 use advae_data::Dataset;
 use anyhow::{Context, Result, ensure};
 use clap::Args;

@@ -111,7 +111,10 @@ mod tests {
         assert_eq!(parse(&["l2=3"]).unwrap().resolve(NormKind::L2, mnist).unwrap(), 3.);
         assert_eq!(parse(&["l2=3"]).unwrap().resolve(NormKind::Linf, mnist).unwrap(), 0.3);
         assert_eq!(parse(&["0.1"]).unwrap().resolve(NormKind::Linf, mnist).unwrap(), 0.1);
-        assert_eq!(parse(&["linf=8/255"]).unwrap().resolve(NormKind::Linf, mnist).unwrap(), 8. / 255.);
+        assert_eq!(
+            parse(&["linf=8/255"]).unwrap().resolve(NormKind::Linf, mnist).unwrap(),
+            8. / 255.
+        );
         assert!(parse(&["8/0"]).is_err());
         assert!(parse(&[]).unwrap().resolve(NormKind::Linf, [2, 4, 4]).is_err());
         assert_eq!(parse(&["2"]).unwrap().resolve(NormKind::L2, mnist).unwrap(), 2.);

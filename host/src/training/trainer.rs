@@ -11,7 +11,7 @@ use super::schedule::Schedule;
 use crate::experiment::{self as workers, Layout};
 use crate::plugin::PluginSpec;
 use crate::terminal::cancel::Cancel;
-use crate::wire::construct::{self, Wanted};
+use crate::wire::construct;
 use crate::wire::model::{Model, Trainable};
 use crate::wire::pipeline::Pipeline;
 use crate::wire::tensor::{Call, Tensor};
@@ -616,9 +616,9 @@ fn chosen(examples: &[Examples], indices: &[usize], shape: [usize; 3]) -> Vec<Te
 
 /// A model from `plugin.so@weights:settings`. What is trained starts from a seeded initialisation unless weights are named.
 fn construct(text: &str, kind: Kind, initialise: Option<u64>) -> Result<Model> {
-    let wanted = Wanted {
+    let wanted = construct::Wanted {
         initialise,
-        ..Wanted::on_cpu(kind)
+        ..construct::Wanted::on_cpu(kind)
     };
     Ok(construct::construct(&PluginSpec::parse(text)?, &wanted)?.model)
 }

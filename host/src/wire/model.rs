@@ -8,7 +8,7 @@ use crate::wire::tensor::{Call, Tensor};
 use advae_abi::abi_stable::std_types::{RString, RVec};
 use advae_abi::info::{Construct, Kind, ModelInfo, TrainSettings};
 use advae_abi::{
-    AbiResult, AbiTensor, AbiTensorRef, CtxRef, ErrorCode, Lesson, ModelBox, TapeBox, Taped, TrainableBox,
+    AbiError, AbiResult, AbiTensor, AbiTensorRef, CtxRef, ErrorCode, Lesson, ModelBox, TapeBox, Taped, TrainableBox,
 };
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;

@@ -108,7 +108,7 @@ impl Trial {
             meter: Arc::new(Meter::default()),
             cancel: Cancel::default(),
         };
-        Oracle::boxed(rules, Ticker::silent())
+        Oracle::boxed(rules, ids, y, Ticker::silent())
     }
 
     fn description(&self) -> Finding {

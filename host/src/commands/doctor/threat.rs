@@ -3,15 +3,18 @@
 use super::checklist::{Checklist, Finding};
 use super::{Patient, toy};
 use crate::plugin::Plugin;
+use crate::wire::construct::fresh;
 use crate::wire::model::Model;
-use crate::wire::oracle::{Meter, export_labels, to_abi};
-use crate::wire::tensor::{Call, Tensor};
+use crate::wire::oracle::{Meter, export_labels, images, to_abi};
+use crate::wire::pipeline::Pipeline;
+use crate::wire::tensor::Call;
 use crate::wire::threat::ThreatModel;
 use advae_abi::abi_stable::std_types::{RStr, Tuple2};
-use advae_abi::info::{Access, Construct, Kind, Target, WeightSource};
-use advae_abi::{AbiError, AbiResult, AbiServices, AbiTensor, AbiTensorRef, CtxRef, ErrorCode, ModelBox, guard};
+use advae_abi::info::{Access, Kind, Target};
+use advae_abi::{AbiResult, AbiServices, AbiTensor, AbiTensorRef, CtxRef, ModelBox, guard};
 use advae_data::Dataset;
 use anyhow::Result;
+use serde_json::Map;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -83,14 +86,8 @@ impl AbiServices for ToyServices {
             if name.is_empty() {
                 return Ok(toy::boxed(seed));
             }
-            let plugin = Plugin::find(&name).map_err(to_abi)?;
-            plugin.expect_kind(Kind::Classifier).map_err(to_abi)?;
-            let request = Construct {
-                weights: WeightSource::Init(seed),
-                ..Construct::default()
-            };
-            let json = serde_json::to_string(&request).map_err(|e| AbiError::from_error(ErrorCode::Config, &e))?;
-            (plugin.root().new_model())(json.as_str().into()).into_result()
+            let plugin = Plugin::find(&name, Kind::Classifier).map_err(to_abi)?;
+            fresh(&plugin, Map::new(), "cpu", seed)
         })
     }
 
@@ -105,7 +102,7 @@ impl AbiServices for ToyServices {
 
     fn labels(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<AbiTensor> {
         guard(|| {
-            let x = Tensor::copy_from(x)?;
+            let x = images(x, ctx.sample_ids(), &Pipeline::undefended(self.target.clone()))?;
             self.meter.charge(x.rows() as u64, self.limit)?;
             let call = Call::craft(0, ctx.sample_ids());
             export_labels(&self.target.forward(&call, &x).map_err(to_abi)?)

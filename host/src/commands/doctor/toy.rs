@@ -87,6 +87,12 @@ fn add(sum: &mut [f32], factor: f32, term: &[f32]) {
     sum.iter_mut().zip(term).for_each(|(s, t)| *s += factor * t);
 }
 
+/// Images `[N,1,28,28]`, any number.
+fn images(x: AbiTensorRef<'_>) -> Result<Tensor, AbiError> {
+    let n = x.shape()?.first().copied().unwrap_or(0);
+    Tensor::copy_from(x, &[&[n], &INPUT[..]].concat(), "a batch of images")
+}
+
 impl AbiModel for Toy {
     fn info(&self) -> AbiResult<RString> {
         let info = ModelInfo {
@@ -108,12 +114,12 @@ impl AbiModel for Toy {
     }
 
     fn forward(&self, _: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<AbiTensor> {
-        guard(|| self.0.lock().logits(&Tensor::copy_from(x)?)?.export())
+        guard(|| self.0.lock().logits(&images(x)?)?.export())
     }
 
     fn forward_tape(&self, _: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<Taped> {
         guard(|| {
-            let x = Tensor::copy_from(x)?;
+            let x = images(x)?;
             let y = self.0.lock().logits(&x)?.export()?;
             let network = self.0.clone();
             let tape = AbiTape_TO::from_value(ToyTape { network, x }, TD_Opaque);

@@ -199,7 +199,9 @@ mod tests {
     fn outcome(attack: &str, norm: NormKind, epsilon: Option<f64>, robust: u64, error: Option<&str>) -> Summary {
         let mut cell = Cell::new(header(attack, norm, epsilon));
         let (key, scored) = (cell.header.key.clone(), if error.is_some() { 0 } else { 20 });
-        cell.rows = (0..scored).map(|id| (id, row(&key, id, id < 19, id < robust))).collect();
+        cell.rows = (0..scored)
+            .map(|id| (id, row(&key, id, id < 19, id < robust)))
+            .collect();
         cell.failed = error.map(String::from);
         cell.substitute = (attack == "cw").then_some(Substitute {
             queries: 4800,
