@@ -32,7 +32,10 @@ pub(crate) fn export(tensor: &Tensor) -> Result<AbiTensor> {
 pub(crate) fn lend<T>(tensor: &Tensor, call: impl FnOnce(AbiTensorRef<'_>) -> AbiResult<T>) -> Result<T> {
     let tensor = tensor.detach().contiguous()?.to_device(&Device::Cpu)?;
     if tensor.rank() > MAX_RANK {
-        let text = format!("a tensor of shape {:?} has more than {MAX_RANK} dimensions", tensor.dims());
+        let text = format!(
+            "a tensor of shape {:?} has more than {MAX_RANK} dimensions",
+            tensor.dims()
+        );
         return Err(to_candle(AbiError::new(ErrorCode::Shape, text)));
     }
     let dims = Dims::new(tensor.dims());
@@ -142,7 +145,9 @@ fn described(error: &(dyn std::error::Error + 'static)) -> AbiError {
         _ => match error.downcast_ref::<std::io::Error>().and_then(crossed) {
             Some(crossed) => crossed.clone(),
             None => AbiError {
-                code: error.source().map_or(ErrorCode::Compute as u32, |cause| described(cause).code),
+                code: error
+                    .source()
+                    .map_or(ErrorCode::Compute as u32, |cause| described(cause).code),
                 ..AbiError::from_error(ErrorCode::Compute, error)
             },
         },

@@ -77,7 +77,11 @@ fn noted(note: String, counters: &[String]) -> String {
         "ignored in the weight file, where PyTorch's batch norm counts its batches: {}",
         counters.join(", ")
     );
-    if note.is_empty() { ignored } else { format!("{note}; {ignored}") }
+    if note.is_empty() {
+        ignored
+    } else {
+        format!("{note}; {ignored}")
+    }
 }
 
 /// Weights and a name for them.

@@ -103,7 +103,9 @@ fn named(config: &Map<String, Value>, known: &[&str]) -> Result<Map<String, Valu
         }
         if named.insert(name.clone(), value.clone()).is_some() {
             let kebab = name.replace('_', "-");
-            return Err(format!("setting '{name}' is given twice, also as '{kebab}': leave one out"));
+            return Err(format!(
+                "setting '{name}' is given twice, also as '{kebab}': leave one out"
+            ));
         }
     }
     Ok(named)
@@ -119,7 +121,9 @@ fn numbers<S: Settings>(config: Map<String, Value>) -> Result<Map<String, Value>
             return Ok((key, value));
         }
         if below == 0. {
-            return Err(format!("setting '{key}' is {value}: its denominator is 0, expected another number"));
+            return Err(format!(
+                "setting '{key}' is {value}: its denominator is 0, expected another number"
+            ));
         }
         Ok((key, Value::from(above / below)))
     };
@@ -254,7 +258,10 @@ mod tests {
         }
         for text in ["8/x", "8/", "1/2/3", "inf/2", "0.3"] {
             let error = refused(&format!(r#"{{"step_size": "{text}"}}"#));
-            assert!(error.contains("expected a number, such as 0.3 or 8/255 (its default is 0.01)"), "{error}");
+            assert!(
+                error.contains("expected a number, such as 0.3 or 8/255 (its default is 0.01)"),
+                "{error}"
+            );
         }
         let error = refused(r#"{"steps": "80/2"}"#);
         assert!(error.contains("expected a whole number, 0 or more"), "{error}");
@@ -269,7 +276,10 @@ mod tests {
             "setting 'step_size' is given twice, also as 'step-size': leave one out"
         );
         let error = refused(r#"{"step-siz": 1}"#);
-        assert!(error.contains("unknown setting 'step-siz': did you mean 'step_size'?"), "{error}");
+        assert!(
+            error.contains("unknown setting 'step-siz': did you mean 'step_size'?"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -17,7 +17,9 @@ fn root(path: &str) -> String {
 fn crate_docs() -> String {
     let source = root("src/lib.rs");
     let lines = source.lines().map_while(|line| line.strip_prefix("//!"));
-    lines.map(|line| format!("{}\n", line.strip_prefix(' ').unwrap_or(line))).collect()
+    lines
+        .map(|line| format!("{}\n", line.strip_prefix(' ').unwrap_or(line)))
+        .collect()
 }
 
 #[test]
@@ -39,9 +41,27 @@ fn every_layer_has_its_shapes_in_the_crates_docs() {
     let operators = nn.lines().filter_map(|line| line.strip_prefix("pub use "));
     // What a list names, but the switch of the operators and the two ways of padding.
     let names = operators
-        .flat_map(|list| list.split_once("::").unwrap().1.split(|c: char| !c.is_alphanumeric() && c != '_'))
-        .filter(|name| !["", "with_composed_ops", "Padding", "conv2d", "conv_transpose2d", "linear"].contains(name));
+        .flat_map(|list| {
+            list.split_once("::")
+                .unwrap()
+                .1
+                .split(|c: char| !c.is_alphanumeric() && c != '_')
+        })
+        .filter(|name| {
+            ![
+                "",
+                "with_composed_ops",
+                "Padding",
+                "conv2d",
+                "conv_transpose2d",
+                "linear",
+            ]
+            .contains(name)
+        });
     let structs = structs.map(|line| line.split(|c: char| !c.is_alphanumeric()).next().unwrap());
-    let missing: Vec<&str> = structs.chain(names).filter(|name| !docs.contains(&format!("(nn::{name})"))).collect();
+    let missing: Vec<&str> = structs
+        .chain(names)
+        .filter(|name| !docs.contains(&format!("(nn::{name})")))
+        .collect();
     assert!(missing.is_empty(), "no row for {missing:?}");
 }

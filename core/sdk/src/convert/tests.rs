@@ -1,6 +1,6 @@
 use super::*;
 use crate::testing::Testbed;
-use crate::{Attack, AttackInfo, NoSettings, Norm, Oracle, Perturbed};
+use crate::{Attack, AttackInfo, NoSettings, Oracle, Perturbed};
 use advae_abi::info::Construct;
 use candle_core::{Context, Var};
 
@@ -104,7 +104,11 @@ fn perturb(target: &Testbed, ctx: CtxRef<'_>, x: &Tensor) -> AbiError {
     let attack = crate::attack::boxed::<Asks>(&Construct::default()).unwrap();
     let oracle = AbiOracle_TO::from_value(target.clone(), TD_Opaque);
     let (x, y) = (export(x).unwrap(), AbiTensor::from_vec(vec![0i64], &[1]).unwrap());
-    attack.perturb(ctx, &oracle, x.view(), y.view()).into_result().err().unwrap()
+    attack
+        .perturb(ctx, &oracle, x.view(), y.view())
+        .into_result()
+        .err()
+        .unwrap()
 }
 
 #[test]
@@ -122,7 +126,10 @@ fn what_the_oracle_answers_reaches_the_host_with_its_code() {
     assert!(denied.is(ErrorCode::Denied), "{denied}");
     let wide = vector(&[0.5, 0.5]).reshape((1, 1, 1, 2)).unwrap();
     let error = perturb(&stops(ErrorCode::Compute), ctx.lend(&ids), &wide);
-    assert!(error.is(ErrorCode::Shape) && error.to_string().contains("[N,1,1,1], not [1, 1, 1, 2]"), "{error}");
+    assert!(
+        error.is(ErrorCode::Shape) && error.to_string().contains("[N,1,1,1], not [1, 1, 1, 2]"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -138,7 +145,10 @@ fn a_call_without_a_context_is_an_error_and_not_a_crash() {
 fn an_authors_description_that_panics_is_an_error_and_not_a_crash() {
     let attack = crate::attack::boxed::<Asks>(&Construct::default()).unwrap();
     let error = attack.info().into_result().unwrap_err();
-    assert!(error.is(ErrorCode::Panic) && error.to_string().contains("no information"), "{error}");
+    assert!(
+        error.is(ErrorCode::Panic) && error.to_string().contains("no information"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -189,7 +199,10 @@ fn what_may_not_cross_is_refused_with_its_type_or_rank() {
     for (tensor, word) in [(&half, "F64"), (&nine, "dimensions")] {
         let lent = lend::<()>(tensor, |_| panic!("it was lent")).unwrap_err();
         for error in [to_abi(lent), to_abi(export(tensor).err().unwrap())] {
-            assert!(error.is(ErrorCode::Shape) && error.to_string().contains(word), "{error}");
+            assert!(
+                error.is(ErrorCode::Shape) && error.to_string().contains(word),
+                "{error}"
+            );
         }
     }
 }

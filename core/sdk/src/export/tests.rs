@@ -128,14 +128,20 @@ fn images_of_another_shape_than_the_declared_one_do_not_reach_the_model() {
         for error in refusals(&model, &zeros(shape)) {
             let text = error.to_string();
             assert!(error.is(ErrorCode::Shape), "{text}");
-            assert!(text.contains("[N,1,4,4]") && text.contains(&format!("{shape:?}")), "{text}");
+            assert!(
+                text.contains("[N,1,4,4]") && text.contains(&format!("{shape:?}")),
+                "{text}"
+            );
         }
     }
     for error in refusals(&model, &AbiTensor::from_vec(vec![0i64; 16], &[1, 1, 4, 4]).unwrap()) {
         assert!(error.is(ErrorCode::Shape), "{error}");
     }
     let ctx = context();
-    let logits = model.forward(ctx.lend(&[]), zeros(&[3, 1, 4, 4]).view()).into_result().unwrap();
+    let logits = model
+        .forward(ctx.lend(&[]), zeros(&[3, 1, 4, 4]).view())
+        .into_result()
+        .unwrap();
     assert_eq!(logits.view().shape().unwrap(), [3, 2]);
 }
 
@@ -144,25 +150,44 @@ fn a_purifier_without_a_declared_shape_takes_images_of_any_but_nothing_else() {
     let model = model(|request| purifier::<Fragile>(request, &[]));
     let ctx = context();
     let call = |x: &AbiTensor| model.forward_tape(ctx.lend(&[]), x.view()).into_result();
-    assert_eq!(call(&zeros(&[1, 3, 5, 2])).unwrap().y.view().shape().unwrap(), [1, 3, 5, 2]);
+    assert_eq!(
+        call(&zeros(&[1, 3, 5, 2])).unwrap().y.view().shape().unwrap(),
+        [1, 3, 5, 2]
+    );
     let error = call(&zeros(&[3, 5, 2])).err().unwrap();
-    assert!(error.is(ErrorCode::Shape) && error.to_string().contains("[N,C,H,W]"), "{error}");
+    assert!(
+        error.is(ErrorCode::Shape) && error.to_string().contains("[N,C,H,W]"),
+        "{error}"
+    );
 }
 
 #[test]
 fn a_cotangent_of_another_shape_is_refused() {
     let model = model(|request| classifier::<Mean>(request, &[]));
     let ctx = context();
-    let taped = model.forward_tape(ctx.lend(&[]), zeros(&[2, 1, 4, 4]).view()).into_result().unwrap();
-    let error = taped.tape.backward(ctx.lend(&[]), zeros(&[2, 3]).view()).into_result().err().unwrap();
-    assert!(error.is(ErrorCode::Shape) && error.to_string().contains("[2, 3]"), "{error}");
+    let taped = model
+        .forward_tape(ctx.lend(&[]), zeros(&[2, 1, 4, 4]).view())
+        .into_result()
+        .unwrap();
+    let error = taped
+        .tape
+        .backward(ctx.lend(&[]), zeros(&[2, 3]).view())
+        .into_result()
+        .err()
+        .unwrap();
+    assert!(
+        error.is(ErrorCode::Shape) && error.to_string().contains("[2, 3]"),
+        "{error}"
+    );
 }
 
 #[test]
 fn an_authors_destructor_that_panics_does_not_end_the_host() {
     let model = model(|request| purifier::<Fragile>(request, &[]));
     let ctx = context();
-    let taped = model.forward_tape(ctx.lend(&[]), zeros(&[1, 1, 2, 2]).view()).into_result();
+    let taped = model
+        .forward_tape(ctx.lend(&[]), zeros(&[1, 1, 2, 2]).view())
+        .into_result();
     drop(taped.unwrap());
     let trainable = trainable(&model, Some(Map::new()));
     let (x, labels) = (zeros(&[5, 1, 2, 2]), AbiTensor::from_vec(vec![0i64; 5], &[5]).unwrap());
@@ -211,8 +236,13 @@ impl Attack for Undescribed {
 
 #[test]
 fn settings_whose_default_panics_are_an_error_and_not_a_crash() {
-    let error = describe::<<Undescribed as Attack>::Settings>().into_result().unwrap_err();
-    assert!(error.is(ErrorCode::Panic) && error.to_string().contains("no default"), "{error}");
+    let error = describe::<<Undescribed as Attack>::Settings>()
+        .into_result()
+        .unwrap_err();
+    assert!(
+        error.is(ErrorCode::Panic) && error.to_string().contains("no default"),
+        "{error}"
+    );
     assert!(attack::<Undescribed>("{}".into()).into_result().is_err());
 }
 
