@@ -73,6 +73,8 @@ impl Scene {
             labels: vec![1, 2],
             ids: vec![10, 11],
             originals: Some(vec![0.25; 2 * 784]),
+            targets: None,
+            found: None,
             meta: String::new(),
         };
         saved.write(&path).unwrap();

@@ -1,6 +1,6 @@
 use super::*;
 use crate::testing::Testbed;
-use crate::{Attack, AttackInfo, NoSettings, Norm, Oracle, Perturbed};
+use crate::{Attack, AttackInfo, NoSettings, Oracle, Perturbed};
 use advae_abi::info::Construct;
 use candle_core::{Context, Var};
 
