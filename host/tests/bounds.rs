@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Values that no setting can mean, and 0, which some can.
 const ABSURD: [&str; 5] = ["0", "-1", "1e300", "18446744073709551615", "nan"];
+/// The one setting whose text may be anything: the name of a plugin.
+const NAME: &str = "substitute";
 /// Folders of `plugins/`, and the option of `eval` that takes what is in them.
 const KINDS: [(&str, &str); 4] = [
     ("attacks", "--attack"),
@@ -118,7 +120,7 @@ fn output(command: &mut Command, what: &str) -> Output {
 fn no_value_of_a_setting_ends_the_host_or_never_ends() {
     let plugins = shipped();
     let settings = plugins.iter().flat_map(|plugin| {
-        let names = plugin.settings().into_iter();
+        let names = plugin.settings().into_iter().filter(|name| name != NAME);
         names.map(move |name| (plugin, name))
     });
     let cases: Vec<_> = settings

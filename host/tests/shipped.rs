@@ -142,6 +142,14 @@ fn advae_withstands_what_breaks_the_classifier_it_was_trained_with() {
     assert!(share(&oblivious, "robust") >= share(&white_box, "robust"));
 }
 
+/// Ten steps of the paper's length cross a sixth of the ball, and left half of the images.
+#[test]
+fn few_steps_of_the_default_length_break_an_undefended_network() {
+    let cell = ["--classifier", "model_x", "--threat-model", "white_box", "--samples", "100"];
+    let rows = results(&[&cell[..], &["--attack", "pgd:steps=10"]].concat());
+    assert!(share(&rows, "robust") <= 0.05, "{}", share(&rows, "robust"));
+}
+
 #[test]
 fn more_steps_and_larger_balls_never_help_the_defence() {
     let robust = |attack: &str| {
@@ -159,8 +167,8 @@ fn more_steps_and_larger_balls_never_help_the_defence() {
         ]);
         share(&rows, "robust")
     };
-    let (few, many) = (robust("pgd:steps=10"), robust("pgd:steps=40"));
-    assert!(many <= few, "10 steps {few}, 40 steps {many}");
+    let (few, many) = (robust("pgd:steps=10,step_size=0.01"), robust("pgd:steps=40"));
+    assert!(many <= few, "10 steps of 0.01: {few}, 40 of them: {many}");
     // A single long step may find what one walk of short ones does not; several walks find more.
     let (fgsm, restarted) = (robust("fgsm"), robust("pgd:steps=40,restarts=2"));
     assert!(

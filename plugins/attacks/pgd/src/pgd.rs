@@ -4,6 +4,7 @@ use crate::batch::{Batch, positions};
 use advae_sdk::candle_core::bail;
 use advae_sdk::prelude::*;
 use advae_sdk::serde::{Deserialize, Serialize};
+use std::cmp::Ordering;
 
 /// Largest epsilon and step: their squares summed over an image are far from what `f32` holds.
 const LONGEST: f64 = 1e6;
@@ -225,7 +226,7 @@ impl Found {
     /// its verdict: both come from logits that are no numbers.
     fn beats(&self, other: &Self) -> bool {
         let rank = |found: &Self| (!found.loss.is_nan(), found.adversarial);
-        let by_loss = self.loss.total_cmp(&other.loss);
+        let by_loss = self.loss.partial_cmp(&other.loss).unwrap_or(Ordering::Equal);
         rank(self).cmp(&rank(other)).then(by_loss).is_gt()
     }
 }
@@ -258,6 +259,7 @@ mod tests {
         }
         let negative = found(true, -f32::NAN);
         assert!(ranks[1].beats(&negative) && !negative.beats(&ranks[1]));
-        assert!(!ranks[4].beats(&ranks[4]), "of equals the first stays");
+        let (zero, negative_zero) = (found(true, 0.), found(true, -0.));
+        assert!(!zero.beats(&negative_zero), "of equals the first stays");
     }
 }

@@ -8,7 +8,7 @@ settings! {
     pub struct TotalVariationSettings {
         /// Weight of the total variation, for pixels in [0, 1]: 1e-6 to 1000.
         weight: f64 = 0.3,
-        /// Iterations, 1 to 5000.
+        /// Iterations, 1 to 3000.
         iterations: usize = 50,
     }
 }
@@ -25,8 +25,13 @@ impl Purifier for TotalVariation {
 
     fn new(settings: TotalVariationSettings, _: &Weights) -> Result<Self> {
         in_range("weight", settings.weight, 1e-6..=1e3)?;
-        in_range("iterations", settings.iterations, 1..=5000)?;
+        in_range("iterations", settings.iterations, 1..=3000)?;
         Ok(Self(settings))
+    }
+
+    /// A gradient keeps some twenty images of an iteration: with many iterations a batch is small, so that they fit in half a gigabyte.
+    fn batch(&self) -> Option<usize> {
+        Some((6400 / self.0.iterations).clamp(1, 128))
     }
 
     /// Every iteration is differentiable, and so is their chain: attackers have the true derivative.
