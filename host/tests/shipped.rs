@@ -145,7 +145,14 @@ fn advae_withstands_what_breaks_the_classifier_it_was_trained_with() {
 /// Ten steps of the paper's length cross a sixth of the ball, and left half of the images.
 #[test]
 fn few_steps_of_the_default_length_break_an_undefended_network() {
-    let cell = ["--classifier", "model_x", "--threat-model", "white_box", "--samples", "100"];
+    let cell = [
+        "--classifier",
+        "model_x",
+        "--threat-model",
+        "white_box",
+        "--samples",
+        "100",
+    ];
     let rows = results(&[&cell[..], &["--attack", "pgd:steps=10"]].concat());
     assert!(share(&rows, "robust") <= 0.05, "{}", share(&rows, "robust"));
 }

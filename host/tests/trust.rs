@@ -25,7 +25,12 @@ fn report(output: &Output) -> Value {
 
 #[test]
 fn a_purifier_that_answers_by_heart_is_refused() {
-    let output = eval(&["--classifier", "plain_linear", "--purifier", "plain_purifier:mode=remembers"]);
+    let output = eval(&[
+        "--classifier",
+        "plain_linear",
+        "--purifier",
+        "plain_purifier:mode=remembers",
+    ]);
     assert_eq!(output.status.code(), Some(2));
     let cell = &report(&output)["cells"][0];
     let reason = cell["failed"].as_str().unwrap();

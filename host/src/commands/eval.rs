@@ -4,6 +4,7 @@ use super::complain;
 use crate::experiment::{self, Backward, Budgets, Settings, check_device};
 use crate::report::{Format, Report};
 use crate::terminal::cancel::Cancel;
+use crate::terminal::console;
 use crate::terminal::exit::EXIT_CANCELLED;
 use advae_abi::info::BackwardRule;
 use anyhow::{Context, Result, anyhow, ensure};
@@ -131,7 +132,7 @@ pub fn run(args: EvalArgs) -> Result<i32> {
     let report = Report::new(&outcome.cells);
     report.print(format)?;
     if cancel.is_cancelled() {
-        eprintln!("{}", farewell(&settings, outcome.rows));
+        console::say(&format!("{}", farewell(&settings, outcome.rows)));
         return Ok(EXIT_CANCELLED);
     }
     Ok(complain(&report, outcome.trouble.as_deref()))

@@ -202,10 +202,10 @@ fn given(args: &PurifyArgs, purifiers: &[Option<LoadedModel>]) -> Result<Given> 
     };
     let few = |n: usize, of: &dyn std::fmt::Display| {
         if n < args.samples {
-            eprintln!(
+            console::say(&format!(
                 "note: '{of}' holds {n} images: all of them are drawn, not {}",
                 args.samples
-            );
+            ));
         }
     };
     if let Some(path) = args.file.first() {

@@ -4,6 +4,7 @@ use super::complain;
 use crate::experiment::{Budgets, Rescored, Rescoring, check_device, threads};
 use crate::report::{Format, Report};
 use crate::results::Cell;
+use crate::terminal::console;
 use advae_abi::info::NormKind;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
@@ -78,10 +79,10 @@ pub fn run(args: ScoreArgs) -> Result<i32> {
         };
         let cell = score().with_context(|| format!("'{}'", path.display()))?;
         match cells.iter().any(|other| other.header.key == cell.header.key) {
-            true => eprintln!(
+            true => console::say(&format!(
                 "note: '{}' holds the images of an earlier file: they are shown once",
                 path.display()
-            ),
+            )),
             false => cells.push(cell),
         }
     }

@@ -3,6 +3,7 @@
 use crate::experiment::threads as all_threads;
 use crate::plugin::number;
 use crate::terminal::cancel::Cancel;
+use crate::terminal::console;
 use crate::terminal::exit::EXIT_CANCELLED;
 use crate::terminal::pace::Pace;
 use crate::training::{EpochLog, Folder, LOG, Observer, Outcome, Position, Recipe, Sums, Trainer, WEIGHTS};
@@ -148,11 +149,11 @@ fn train(args: &TrainArgs, cancel: &Cancel) -> Result<Outcome> {
 fn data(args: &TrainArgs, recipe: &Recipe) -> Result<(Dataset, Dataset)> {
     let data = advae_data::load(&recipe.dataset, args.data_dir.as_deref())?;
     if advae_data::is_test_set(&recipe.dataset) {
-        eprintln!(
+        console::say(&format!(
             "warning: dataset '{}' holds test images: what is trained on them cannot be evaluated on them: train on mnist-train or \
              fashion-mnist-train",
             recipe.dataset
-        );
+        ));
     }
     let (training, validation) = data.split_last(recipe.validation);
     Ok((
@@ -165,7 +166,9 @@ fn data(args: &TrainArgs, recipe: &Recipe) -> Result<(Dataset, Dataset)> {
 fn first(data: Dataset, wanted: usize, key: &str) -> Dataset {
     if wanted > data.len() {
         let (name, n) = (&data.name, data.len());
-        eprintln!("warning: {key} is {wanted}, but there are {n} such images in '{name}': all of them are taken");
+        console::say(&format!(
+            "warning: {key} is {wanted}, but there are {n} such images in '{name}': all of them are taken"
+        ));
     }
     match wanted {
         0 => data,
@@ -212,7 +215,7 @@ impl<'a> Console<'a> {
             self.bar.set_length(of as u64);
         }
         if self.pace.as_mut().is_some_and(|pace| pace.due(Instant::now())) {
-            eprintln!("{what} {done}/{of} {message}");
+            console::say(&format!("{what} {done}/{of} {message}"));
         }
         self.bar.set_prefix(what.to_string());
         self.bar.set_message(message);
@@ -312,7 +315,7 @@ impl Observer for Console<'_> {
     }
 
     fn note(&mut self, text: &str) {
-        self.bar.suspend(|| eprintln!("warning: {text}"));
+        self.bar.suspend(|| console::say(&format!("warning: {text}")));
     }
 }
 

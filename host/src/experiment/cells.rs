@@ -84,6 +84,8 @@ pub struct Run<'a> {
     pub images: &'a Images,
     /// The bar.
     pub progress: &'a Progress,
+    /// Number of cells.
+    pub cells: usize,
     /// Stops the run.
     pub cancel: &'a Cancel,
     /// What was prepared so far.
@@ -150,7 +152,8 @@ impl Run<'_> {
         }
         let missing = self.missing(&cells);
         let passes = group.crafting.attack.info().passes.max(1);
-        self.progress.skip(passes * (self.dataset.len() - missing.len()) as u64);
+        self.progress
+            .skip(passes.saturating_mul((self.dataset.len() - missing.len()) as u64));
         let before = cells.iter().map(|cell| lock(&cell.cell).seconds()).fold(0., f64::max);
         let clock = Clock {
             start: Instant::now(),
@@ -367,6 +370,7 @@ impl Run<'_> {
             self.images.keep(&live.header.key, &batch, &perturbed);
             self.keep(live, rows, check)?;
         }
+        self.progress.estimate(self.cells);
         Ok(())
     }
 
@@ -407,7 +411,7 @@ impl Run<'_> {
         let attack = &crafting.attack;
         let ticker = self
             .progress
-            .ticker(attack.info().passes.max(1) * batch.ids.len() as u64);
+            .ticker(attack.info().passes.max(1).saturating_mul(batch.ids.len() as u64));
         let (oracle, state) = Oracle::boxed(rules.clone(), ids, &batch.y, ticker.clone());
         let call = Call::craft(self.seed, ids).with_threads(rules.call_threads);
         let perturbed = attack.perturb(&call, &oracle, &batch.x, &batch.y);

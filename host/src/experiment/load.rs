@@ -2,6 +2,7 @@
 
 use crate::plugin::{Plugin, PluginSpec};
 use crate::results::{ModelConfig, Named, PluginConfig, Rule};
+use crate::terminal::console;
 use crate::wire::construct::{self, Constructed, Wanted};
 use crate::wire::model::Model;
 use advae_abi::info::{BackwardRule, Construct, Kind, WeightSource};
@@ -96,9 +97,9 @@ fn load(spec: &PluginSpec, kind: Kind, device: &str, backward: Option<BackwardRu
     };
     let (label, named) = (spec.label(), Named::from(spec));
     if model.info().parameters > 0 && model.info().weights.starts_with("init:") {
-        eprintln!(
+        console::say(&format!(
             "warning: '{label}' is untrained, its weights are a seeded initialisation: name some, {label}@SET or {label}@FILE.safetensors"
-        );
+        ));
     }
     Ok(LoadedModel {
         named,

@@ -7,6 +7,7 @@ use super::score::Limits;
 use super::settings::{Backward, Settings};
 use crate::plugin::{Plugin, PluginSpec, find, path_dirs, scan_dirs};
 use crate::results::{CellConfig, CellHeader, Named, PluginConfig, Search};
+use crate::terminal::console;
 use crate::wire::attack::Attack;
 use crate::wire::pipeline::Pipeline;
 use crate::wire::threat::ThreatModel;
@@ -61,12 +62,12 @@ pub fn plan(settings: &Settings) -> Result<Plan> {
     };
     let dataset_sha256 = all.sha256();
     if settings.samples > all.len() {
-        eprintln!(
+        console::say(&format!(
             "warning: '{}' holds {} images: all of them are taken, not {}",
             all.name,
             all.len(),
             settings.samples
-        );
+        ));
     }
     let dataset = all.random_subset(settings.samples, settings.seed);
     let attacks = attacks(settings, &dataset)?;
@@ -108,11 +109,11 @@ fn without_seeds(all: Dataset) -> Dataset {
         return all;
     };
     let kept: Vec<usize> = (0..all.len()).filter(|i| !seeds.ids.contains(&all.ids[*i])).collect();
-    eprintln!(
+    console::say(&format!(
         "note: {} images are the black-box attacker's seeds and are not scored: {} remain",
         all.len() - kept.len(),
         kept.len()
-    );
+    ));
     all.select(&kept)
 }
 
@@ -194,7 +195,7 @@ fn attacks(settings: &Settings, dataset: &Dataset) -> Result<Vec<LoadedAttack>> 
         match load_attack(settings, dataset, &spec) {
             Ok(attack) => attacks.push(attack),
             // Nobody asked for this one: it must not keep the others from running.
-            Err(error) => eprintln!("left out '{}': {error:#}", found.path.display()),
+            Err(error) => console::say(&format!("left out '{}': {error:#}", found.path.display())),
         }
     }
     ensure!(
@@ -386,7 +387,9 @@ fn once_each(groups: Vec<Group>) -> Vec<Group> {
         }
     }
     if twice > 0 {
-        eprintln!("note: {twice} of the cells were named twice: each is measured once");
+        console::say(&format!(
+            "note: {twice} of the cells were named twice: each is measured once"
+        ));
     }
     once
 }

@@ -41,8 +41,8 @@ pub fn run(settings: &Settings, plan: &Plan, cancel: &Cancel) -> Result<Outcome>
         .groups
         .iter()
         .map(|group| group.crafting.attack.info().passes.max(1))
-        .sum::<u64>();
-    let progress = Progress::new(passes * plan.dataset.len() as u64);
+        .fold(0, u64::saturating_add);
+    let progress = Progress::new(passes.saturating_mul(plan.dataset.len() as u64));
     let results = Mutex::new(results);
     let run = Run {
         seeds: plan.attacker_images.clone(),
@@ -55,6 +55,7 @@ pub fn run(settings: &Settings, plan: &Plan, cancel: &Cancel) -> Result<Outcome>
         results: &results,
         images: &images,
         progress: &progress,
+        cells: plan.groups.iter().map(|group| group.cells.len()).sum(),
         cancel,
         substitutes: Substitutes::default(),
     };

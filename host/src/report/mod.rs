@@ -62,7 +62,7 @@ impl Report {
     pub fn print(&self, format: Format) -> Result<()> {
         console::print(&self.render(format, console::width())?)?;
         if format == Format::Csv {
-            eprint!("{}", format::notes(self));
+            console::say(format::notes(self).trim_end());
         }
         Ok(())
     }

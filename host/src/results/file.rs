@@ -3,6 +3,7 @@
 use super::line::{FORMAT, Line};
 use super::read::{Contents, Records, contents, digest_of, refuse_damage};
 use super::record::{Cell, CellHeader, Check, Row, Run, Substitute};
+use crate::terminal::console;
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -212,7 +213,7 @@ fn repaired(path: &Path, file: &mut File, damaged: &Contents) -> Result<Contents
     let mut copy =
         File::create_new(&kept).with_context(|| format!("'{}' is there already: move it away", kept.display()))?;
     std::io::copy(&mut File::open(path)?, &mut copy)?;
-    eprintln!("note: the file as it was is kept as '{}'", kept.display());
+    console::say(&format!("note: the file as it was is kept as '{}'", kept.display()));
     let mut sound = damaged.sound.clone();
     loop {
         let text: String = sound.iter().flat_map(|line| [line.as_str(), "\n"]).collect();

@@ -2,6 +2,7 @@
 
 use super::position::Position;
 use crate::plugin::hex;
+use crate::terminal::console;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -76,10 +77,10 @@ impl Folder {
                 "another process trains into '{}': wait for its end, or choose another --out",
                 path.display()
             ),
-            Err(TryLockError::Error(error)) => eprintln!(
+            Err(TryLockError::Error(error)) => console::say(&format!(
                 "warning: files in '{}' cannot be locked ({error}): see to it that no other run trains into it",
                 path.display()
-            ),
+            )),
         }
         Ok(Self {
             path: path.to_path_buf(),

@@ -52,13 +52,6 @@ impl Meter {
         self.queries.load(Ordering::Relaxed)
     }
 
-    /// Share of gradients that were zero, over all samples; absent where none was asked for.
-    pub fn zero_gradient_share(&self) -> Option<f64> {
-        let sum = |(all, zeros): (u64, u64), counts: &Counts| (all + counts.gradients, zeros + counts.zero_gradients);
-        let (all, zeros) = self.samples().values().fold((0, 0), sum);
-        (all > 0).then(|| zeros as f64 / all as f64)
-    }
-
     /// Counts `images` queries.
     ///
     /// # Errors
@@ -481,8 +474,6 @@ mod tests {
         );
         assert_eq!(meter.of(7), counts(2, 0, 0, 2));
         assert_eq!(meter.of(9), counts(0, 0, 0, 0), "broken already: it asked for nothing");
-        assert_eq!(meter.zero_gradient_share(), Some(0.5));
-        assert_eq!(Meter::default().zero_gradient_share(), None);
     }
 
     #[test]

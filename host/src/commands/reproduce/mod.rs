@@ -72,7 +72,7 @@ pub fn run(args: ReproduceArgs) -> Result<i32> {
     let mut page = Page::new(&table, Run::here(args.samples, args.seed, dataset(&args)));
     let mut code = 0;
     for column in columns {
-        eprintln!("{}: {}", table.name, column.title);
+        console::say(&format!("{}: {}", table.name, column.title));
         let settings = settings(&args, &table, column)?;
         match experiment::outcomes(&settings, &cancel) {
             Ok(outcome) => {
@@ -83,19 +83,19 @@ pub fn run(args: ReproduceArgs) -> Result<i32> {
             // A plugin that is not there must not keep the others from being measured.
             Err(error) => {
                 let text = console::one_line(&error);
-                eprintln!("error: {}: {text}", column.title);
+                console::say(&format!("error: {}: {text}", column.title));
                 page.miss(column, &text);
                 code = EXIT_FAILED;
             }
         }
         std::fs::write(&path, page.text()).with_context(|| format!("cannot write '{}'", path.display()))?;
         if cancel.is_cancelled() {
-            eprintln!("stopped: the same command goes on from here");
+            console::say(&format!("stopped: the same command goes on from here"));
             return Ok(EXIT_CANCELLED);
         }
     }
     console::print(&page.text())?;
-    eprintln!("written to '{}'", path.display());
+    console::say(&format!("written to '{}'", path.display()));
     Ok(code)
 }
 
