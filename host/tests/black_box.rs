@@ -86,7 +86,7 @@ fn a_threat_model_with_bad_settings_is_refused() {
     ]);
     assert_eq!(output.status.code(), Some(2));
     let errors = String::from_utf8_lossy(&output.stderr).to_string();
-    assert!(errors.contains("rounds is 0: it must be 1 or more"), "{errors}");
+    assert!(errors.contains("rounds is 0: choose a value from 1 to 16"), "{errors}");
 }
 
 #[test]
@@ -119,7 +119,12 @@ fn a_column_of_a_table_is_measured_once_and_printed_beside_the_paper() {
     let rows = || std::fs::read_to_string(dir.path().join("rows.jsonl")).unwrap();
     let before = rows();
     assert_eq!(host(&args).stdout, page.into_bytes());
-    assert_eq!(rows(), before);
+    // The second run introduces itself and measures nothing.
+    let again = rows();
+    assert!(
+        again.starts_with(&before) && again.lines().count() == before.lines().count() + 1,
+        "{again}"
+    );
 
     let output = host(&["reproduce", "table1", "--column", "nothing", "--out", out]);
     let errors = String::from_utf8_lossy(&output.stderr).to_string();

@@ -263,7 +263,7 @@ impl Serialize for Label {
 impl<'de> Deserialize<'de> for Label {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
-        #[serde(untagged, expecting = "true or predicted")]
+        #[serde(untagged, expecting = "expected true or predicted")]
         enum Text {
             Flag(bool),
             Word(String),

@@ -44,7 +44,6 @@ mod tests {
     #[test]
     fn a_fraction_is_a_number() {
         assert_eq!(number("8/255").unwrap(), 8. / 255.);
-        assert_eq!(number(" 8 / 255 ").unwrap(), 8. / 255.);
         assert_eq!(number("1e-2").unwrap(), 0.01);
         assert_eq!(number_of(&Value::from("8/255")).unwrap(), 8. / 255.);
         assert_eq!(number_of(&Value::from(0.5)).unwrap(), 0.5);
@@ -54,10 +53,7 @@ mod tests {
     fn what_is_not_a_number_is_refused() {
         for text in ["", "x", "8/", "/255", "8/0", "0/0", "1/2/3", "inf", "nan"] {
             let error = number(text).unwrap_err().to_string();
-            assert!(
-                error.contains(&format!("'{text}'")) && error.contains("8/255"),
-                "{error}"
-            );
+            assert!(error.contains(&format!("'{text}'")), "{error}");
         }
         assert!(number_of(&Value::from(true)).is_err());
     }

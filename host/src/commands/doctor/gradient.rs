@@ -1,15 +1,15 @@
 //! Gradients through the plugin's tapes.
 
 use super::checklist::{Checklist, Finding};
-use super::differences::OPERATORS;
+use super::differences::{OPERATORS, backward};
 use super::model::{input, same_rows};
 use super::sample::{IDS, difference, images, scale, signed};
 use super::{Patient, differences};
 use crate::terminal::console;
-use crate::wire::model::{Model, Tape};
-use crate::wire::tensor::{Call, Tensor};
+use crate::wire::model::Model;
+use crate::wire::tensor::Call;
 use advae_abi::info::{BackwardRule, Construct, Kind};
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 /// Checks every backward rule, and the tapes.
 pub fn examine(list: &mut Checklist, patient: &Patient) -> Result<()> {
@@ -84,12 +84,6 @@ fn check_rule(model: &Model, rule: BackwardRule, default: Option<&str>) -> Resul
         }
         _ => Finding::Pass(format!("finite, up to {:.3}", scale(&gradient))),
     })
-}
-
-/// The input gradient.
-pub fn backward(tape: &Tape, call: &Call, cotangent: &Tensor) -> Result<Tensor> {
-    let gradient = tape.backward(call, cotangent)?;
-    gradient.context("the tape gave no input gradient, though no parameter gradients were asked for")
 }
 
 fn batch(model: &Model) -> Result<Finding> {

@@ -7,19 +7,12 @@ use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle};
 
 /// Columns that are always shown; the first three are names.
-const COLUMNS: [&str; 6] = [
-    "threat model",
-    "attack",
-    "budget",
-    "clean %",
-    "robust % [95 %]",
-    "broken",
-];
+const COLUMNS: [&str; 6] = ["threat", "attack", "budget", "clean %", "robust % [95 %]", "broken"];
 const NAMES: usize = 3;
 /// Columns that are shown where there is room, the most telling first.
 const MORE: [&str; 5] = ["L2 median, max", "Linf median, max", "refused", "s", "images/s"];
-/// Widest attack that is not wrapped.
-const ATTACK: usize = 40;
+/// Widest attacks that are not wrapped, on a wide terminal and on narrow ones.
+const ATTACK: [usize; 3] = [40, 24, 16];
 
 /// The table; `width` in characters, any where absent.
 pub struct Table {
@@ -58,15 +51,16 @@ impl Render for Table {
 impl Table {
     /// The widest table that fits, and how many columns it lacks.
     fn section(&self, section: &Section) -> (String, usize) {
-        for more in (0..=MORE.len()).rev() {
-            let table = table(section, more);
+        let wide = (0..=MORE.len()).rev().map(|more| (more, ATTACK[0]));
+        for (more, attack) in wide.chain(ATTACK[1..].iter().map(|attack| (0, *attack))) {
+            let table = table(section, more, attack);
             let text = table.to_string();
             let widest = text.lines().map(|line| line.chars().count()).max().unwrap_or(0);
             if self.width.is_none_or(|width| widest <= width) {
                 return (text, MORE.len() - more);
             }
         }
-        let mut narrow = table(section, 0);
+        let mut narrow = table(section, 0, ATTACK[2]);
         narrow.set_content_arrangement(ContentArrangement::Dynamic);
         narrow.set_width(
             self.width
@@ -105,20 +99,23 @@ fn sections(report: &Report) -> Vec<Section<'_>> {
     sections
 }
 
-fn table(section: &Section, more: usize) -> comfy_table::Table {
+fn table(section: &Section, more: usize, attack: usize) -> comfy_table::Table {
     let mut table = comfy_table::Table::new();
     table.load_style(UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()));
     table.set_header(COLUMNS.iter().chain(&MORE[..more]));
-    table.add_rows(section.cells.iter().map(|cell| cells(cell, more)));
-    table.add_rows(section.worst.iter().map(|case| worst(case, more)));
+    table.add_rows(section.cells.iter().map(|cell| cells(cell, more, attack)));
+    table.add_rows(section.worst.iter().map(|case| worst(case, more, attack)));
+    for column in table.column_iter_mut() {
+        column.set_padding((1, 0));
+    }
     for column in table.column_iter_mut().skip(NAMES) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table
 }
 
-fn cells(cell: &Summary, more: usize) -> Vec<String> {
-    let mut cells = vec![cell.threat_model.clone(), folded(&cell.attack), cell.budget()];
+fn cells(cell: &Summary, more: usize, attack: usize) -> Vec<String> {
+    let mut cells = vec![cell.threat_model.clone(), folded(&cell.attack, attack), cell.budget()];
     match (cell.clean_accuracy, cell.robust_accuracy) {
         (Some(clean), Some(robust)) => cells.extend([
             percent(clean.value),
@@ -136,10 +133,10 @@ fn cells(cell: &Summary, more: usize) -> Vec<String> {
     cells
 }
 
-fn worst(worst: &Worst, more: usize) -> Vec<String> {
+fn worst(worst: &Worst, more: usize, attack: usize) -> Vec<String> {
     let mut cells = vec![
         worst.threat_model.clone(),
-        folded(&format!("worst case of {}", attacks(worst))),
+        folded(&format!("worst case of {}", attacks(worst)), attack),
         worst.budget.clone(),
         String::new(),
         with_interval(worst.robust_accuracy),
@@ -148,12 +145,12 @@ fn worst(worst: &Worst, more: usize) -> Vec<String> {
     cells
 }
 
-/// A long text on several lines, broken behind commas and spaces.
-fn folded(text: &str) -> String {
+/// A text on lines of that many characters, broken behind commas, colons and spaces.
+fn folded(text: &str, width: usize) -> String {
     let mut lines = vec![String::new()];
-    for part in text.split_inclusive([',', ' ']) {
+    for part in text.split_inclusive([',', ':', ' ']) {
         let last = lines.len() - 1;
-        match lines[last].chars().count() + part.chars().count() > ATTACK && !lines[last].is_empty() {
+        match lines[last].chars().count() + part.chars().count() > width && !lines[last].is_empty() {
             true => lines.push(part.into()),
             false => lines[last] += part,
         }
