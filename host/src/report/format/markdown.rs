@@ -1,6 +1,6 @@
 //! For a document: all columns, one table.
 
-use super::{LEGEND, Render, attacks, notes, percent, spread, with_interval};
+use super::{LEGEND, Render, attacks, figures, notes, with_interval};
 use crate::report::{Report, Summary, Worst};
 use anyhow::Result;
 
@@ -71,18 +71,9 @@ fn cells(cell: &Summary) -> Vec<String> {
     let names = [&cell.classifier, &cell.purifier, &cell.threat_model, &cell.attack].map(Clone::clone);
     let mut cells = names.to_vec();
     cells.push(cell.budget());
-    match (cell.clean_accuracy, cell.robust_accuracy) {
-        (Some(clean), Some(robust)) => cells.extend([
-            percent(clean.value),
-            with_interval(robust),
-            format!("{}/{}", cell.broken, cell.clean_correct),
-            spread(cell.l2, 2),
-            spread(cell.linf, 3),
-            cell.refused.to_string(),
-            format!("{:.1}", cell.seconds),
-            cell.images_per_second.map_or("-".into(), |rate| format!("{rate:.1}")),
-        ]),
-        _ => cells.extend(["", "failed", "", "", "", "", "", ""].map(String::from)),
+    match figures(cell) {
+        Some(figures) => cells.extend(figures),
+        None => cells.extend(["", "failed", "", "", "", "", "", ""].map(String::from)),
     }
     cells.push(format!("{}, {}", cell.dataset, cell.seed));
     cells.push(cell.samples.to_string());

@@ -70,6 +70,20 @@ fn spread(spread: Option<Spread>, digits: usize) -> String {
     spread.map_or("-".into(), |s| format!("{:.digits$}, {:.digits$}", s.median, s.max))
 }
 
+/// Figures of a cell from its clean accuracy to its images a second; absent where it failed.
+fn figures(cell: &Summary) -> Option<[String; 8]> {
+    Some([
+        percent(cell.clean_accuracy?.value),
+        with_interval(cell.robust_accuracy?),
+        format!("{}/{}", cell.broken, cell.clean_correct),
+        spread(cell.l2, 2),
+        spread(cell.linf, 3),
+        cell.refused.to_string(),
+        format!("{:.1}", cell.seconds),
+        cell.images_per_second.map_or("-".into(), |rate| format!("{rate:.1}")),
+    ])
+}
+
 /// The attacks of a worst case, the clean image first.
 fn attacks(worst: &Worst) -> String {
     let attacks = std::iter::once("clean").chain(worst.attacks.iter().map(String::as_str));

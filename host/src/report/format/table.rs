@@ -1,6 +1,6 @@
 //! For a terminal: a table a defence, as many columns as the terminal has room for.
 
-use super::{LEGEND, Render, attacks, notes, percent, spread, with_interval};
+use super::{LEGEND, Render, attacks, figures, notes, with_interval};
 use crate::report::{Report, Summary, Worst};
 use anyhow::Result;
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
@@ -116,18 +116,9 @@ fn table(section: &Section, more: usize, attack: usize) -> comfy_table::Table {
 
 fn cells(cell: &Summary, more: usize, attack: usize) -> Vec<String> {
     let mut cells = vec![cell.threat_model.clone(), folded(&cell.attack, attack), cell.budget()];
-    match (cell.clean_accuracy, cell.robust_accuracy) {
-        (Some(clean), Some(robust)) => cells.extend([
-            percent(clean.value),
-            with_interval(robust),
-            format!("{}/{}", cell.broken, cell.clean_correct),
-            spread(cell.l2, 2),
-            spread(cell.linf, 3),
-            cell.refused.to_string(),
-            format!("{:.1}", cell.seconds),
-            cell.images_per_second.map_or("-".into(), |rate| format!("{rate:.1}")),
-        ]),
-        _ => cells.extend(["", "failed"].map(String::from)),
+    match figures(cell) {
+        Some(figures) => cells.extend(figures),
+        None => cells.extend(["", "failed"].map(String::from)),
     }
     cells.resize(COLUMNS.len() + more, String::new());
     cells
