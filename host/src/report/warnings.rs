@@ -19,6 +19,8 @@ const STANDS: f64 = 0.1;
 const MANY_LEFT: f64 = 0.1;
 /// Robust accuracy of the undefended classifier from which on a black-box attack says nothing.
 const WEAK: f64 = 0.5;
+/// Steps times their length is a little less than it says.
+const ROUNDING: f64 = 1e-9;
 /// Draws of a random defence that count as many.
 const MANY_DRAWS: u64 = 10;
 
@@ -194,6 +196,8 @@ impl fmt::Display for Advice {
 struct Tried {
     rules: BTreeSet<String>,
     margin: bool,
+    /// Whether a search reached the whole ball.
+    crossing: bool,
 }
 
 impl Tried {
@@ -203,7 +207,16 @@ impl Tried {
         };
         let like: Vec<&Summary> = all.iter().filter(like).copied().collect();
         let rules = like.iter().filter_map(|other| other.cell.header.rule.as_ref());
+        let crosses = |other: &&Summary| {
+            let (search, config) = (&other.cell.header.search, &other.cell.header.config);
+            let widths = if search.random_start == Some(true) { 2. } else { 1. };
+            let reached = search.reach.zip(config.epsilon);
+            config.same_budget(&cell.cell.header.config)
+                && search.passes >= 10
+                && reached.is_some_and(|(reach, epsilon)| reach * (1. + ROUNDING) >= widths * epsilon)
+        };
         Self {
+            crossing: like.iter().any(|other| crosses(other)),
             rules: rules.map(|rule| rule.used.clone()).collect(),
             margin: like
                 .iter()
@@ -296,8 +309,8 @@ impl Warning {
             .reach
             .zip(cell.epsilon)
             .filter(|_| search.random_start == Some(true));
-        // Rounding: 2.5 epsilon / steps x steps is a little less than 2.5 epsilon.
-        let short = crossing.filter(|(reach, epsilon)| reach * (1. + 1e-9) < 2. * epsilon && left >= STANDS);
+        let short = crossing.filter(|(reach, epsilon)| reach * (1. + ROUNDING) < 2. * epsilon && left >= STANDS);
+        let short = short.filter(|_| !Tried::against(cell, all).crossing);
         let short = short.map(|(reach, epsilon)| Self::CannotCross {
             cell: cell.name(),
             reach,
@@ -426,9 +439,10 @@ impl fmt::Display for Warning {
             Self::CannotCross { cell, reach, diameter } => write!(
                 f,
                 "{cell}: from its random start the search can move {}, but the ball is {} wide: some of it is never reached: \
-                 run it with longer or more steps too",
+                 run it with longer steps too, such as --attack pgd:step_size={}",
                 super::figures::short(*reach),
-                super::figures::short(*diameter)
+                super::figures::short(*diameter),
+                super::figures::short(diameter / 20.)
             ),
             Self::LivesOnSecrecy {
                 cell,
@@ -648,6 +662,16 @@ mod tests {
         cell.header.search.reach = Some(0.4);
         let text = warned(std::slice::from_ref(&cell))[0].to_string();
         assert!(text.contains("can move 0.4, but the ball is 0.6 wide"), "{text}");
+        let mut longer = cell.clone();
+        longer.header.search.reach = Some(1.2);
+        longer
+            .header
+            .config
+            .attack
+            .config
+            .insert("step_size".into(), 0.03.into());
+        longer.header.key = longer.header.config.key();
+        assert_eq!(warned(&[cell.clone(), longer]), [], "it was done already");
         cell.header.search.reach = Some(0.75);
         assert_eq!(warned(std::slice::from_ref(&cell)), []);
         (cell.header.search.reach, cell.header.search.random_start) = (Some(0.4), Some(false));
