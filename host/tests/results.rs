@@ -40,6 +40,11 @@ fn text(path: &Path) -> &str {
 }
 
 fn fixture(more: &[&str]) -> Output {
+    fixture_of("20", more)
+}
+
+/// The same over so many samples.
+fn fixture_of(samples: &str, more: &[&str]) -> Output {
     let cell = [
         "eval",
         "--classifier",
@@ -47,7 +52,8 @@ fn fixture(more: &[&str]) -> Output {
         "--threat-model",
         "plain_white_box",
     ];
-    host(&[&cell[..], &["--attack", "plain_noise", "--samples", "20"], more].concat())
+    let attack = ["--attack", "plain_noise", "--samples", samples];
+    host(&[&cell[..], &attack, more].concat())
 }
 
 /// Cells with warnings: gradients that are zero, a rule that is not the purifier's own.
@@ -181,7 +187,7 @@ fn a_larger_resumed_run_writes_its_number_of_samples() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("results.jsonl");
     fixture(&["--out", text(&out)]);
-    fixture(&["--samples", "30", "--resume", "--out", text(&out)]);
+    fixture_of("30", &["--resume", "--out", text(&out)]);
     let report: Value = serde_json::from_slice(&host(&["report", text(&out), "--format", "json"]).stdout).unwrap();
     assert_eq!(report["cells"][0]["samples"], 30);
     assert_eq!(report["unfinished"], Value::Array(vec![]));
@@ -252,7 +258,7 @@ fn saved_images_are_not_replaced_by_a_smaller_run() {
     let dir = tempfile::tempdir().unwrap();
     let file = saved(dir.path(), &[]);
     let before = std::fs::read(&file).unwrap();
-    let refused = fixture(&["--samples", "5", "--save-adversarial", text(dir.path())]);
+    let refused = fixture_of("5", &["--save-adversarial", text(dir.path())]);
     assert_eq!(refused.status.code(), Some(2));
     assert!(stderr(&refused).contains("is there already"), "{}", stderr(&refused));
     assert_eq!(std::fs::read(&file).unwrap(), before);

@@ -33,7 +33,9 @@ fn rows(path: &Path) -> BTreeMap<(String, u64), Value> {
     let text = std::fs::read_to_string(path).unwrap();
     let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     let samples = lines.filter(|line| line["type"] == "sample").map(|mut row| {
-        row.as_object_mut().unwrap().remove("seconds");
+        row.as_object_mut()
+            .unwrap()
+            .retain(|field, _| !["at", "crc"].contains(&field.as_str()));
         ((row["cell"].to_string(), row["id"].as_u64().unwrap()), row)
     });
     samples.collect()

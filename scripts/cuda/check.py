@@ -61,7 +61,7 @@ class Side:
             "--threat-model", "white_box", "--samples", samples, "--save-adversarial", folder, "--out", out,
         )  # fmt: skip
         lines = [json.loads(line) for line in out.read_text().splitlines()]
-        attacks = {line["key"]: line["attack"] for line in lines if line["type"] == "cell"}
+        attacks = {line["key"]: line["attack"]["plugin"] for line in lines if line["type"] == "cell"}
         robust = {attack: {} for attack in attacks.values()}
         for line in lines:
             if line["type"] == "sample":

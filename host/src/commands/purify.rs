@@ -216,9 +216,9 @@ fn given(args: &PurifyArgs, purifiers: &[Option<LoadedModel>]) -> Result<Given> 
             "'{}' holds no images: save some with eval --save-adversarial",
             path.display()
         );
-        few(n, &path.display());
         args.check_size(n, 1 + usize::from(saved.originals.is_some()), saved.shape)?;
         check_pixels(path, &saved, n)?;
+        few(n, &path.display());
         let clean = saved.originals.iter().map(|x| row("clean", x, n, saved.shape));
         let adversarial = [row("adversarial", &saved.images, n, saved.shape)];
         return Ok(Given {
