@@ -239,10 +239,10 @@ fn dlopen(opened: &Path, plugin: &Path) -> Result<Library> {
 }
 
 /// File name of the plugin whose code lies at this address, if it is a plugin's.
-pub fn owner(address: *const c_void) -> Option<String> {
+pub fn owner(address: usize) -> Option<String> {
     let mut found = MaybeUninit::<libc::Dl_info>::uninit();
     // SAFETY: the struct is written where the answer is not 0; the address is only compared.
-    if unsafe { libc::dladdr(address, found.as_mut_ptr()) } == 0 {
+    if unsafe { libc::dladdr(std::ptr::without_provenance(address), found.as_mut_ptr()) } == 0 {
         return None;
     }
     // SAFETY: it was written.

@@ -1,6 +1,5 @@
 //! Exit codes, which are the host's alone: a plugin that calls `exit` does not choose one.
 
-use std::ffi::c_void;
 use std::io::Write;
 use std::sync::OnceLock;
 
@@ -10,7 +9,7 @@ pub const EXIT_FAILED: i32 = 2;
 pub const EXIT_CANCELLED: i32 = 130;
 
 /// The plugin whose code lies at an address, if it is one's.
-pub type Owner = fn(*const c_void) -> Option<String>;
+pub type Owner = fn(usize) -> Option<String>;
 
 /// What is looked at where the process ends without the host's consent.
 struct Watch {
@@ -71,15 +70,15 @@ extern "C" fn left() {
 }
 
 /// Addresses of the calls that led here, the last one first.
-fn stack() -> Vec<*const c_void> {
+fn stack() -> Vec<usize> {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
-        let mut frames = [std::ptr::null_mut::<c_void>(); FRAMES];
+        let mut frames = [std::ptr::null_mut(); FRAMES];
         // SAFETY: the array has room for as many addresses.
         let count = unsafe { libc::backtrace(frames.as_mut_ptr(), FRAMES as libc::c_int) };
         frames[..count.max(0) as usize]
             .iter()
-            .map(|frame| frame.cast_const())
+            .map(|frame| frame.addr())
             .collect()
     }
     #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
