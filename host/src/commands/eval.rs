@@ -4,10 +4,11 @@ use super::complain;
 use crate::experiment::{self, Backward, Budgets, Settings, check_device};
 use crate::report::{Format, Report};
 use crate::terminal::cancel::Cancel;
+use crate::terminal::config::{self, Case};
 use crate::terminal::console;
 use crate::terminal::exit::EXIT_CANCELLED;
 use advae_abi::info::BackwardRule;
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 use std::path::PathBuf;
@@ -132,7 +133,7 @@ pub fn run(args: EvalArgs) -> Result<i32> {
     let report = Report::new(&outcome.cells);
     report.print(format)?;
     if cancel.is_cancelled() {
-        console::say(&format!("{}", farewell(&settings, outcome.rows)));
+        console::say(&farewell(&settings, outcome.rows));
         return Ok(EXIT_CANCELLED);
     }
     Ok(complain(&report, outcome.trouble.as_deref()))
@@ -152,17 +153,9 @@ impl EvalArgs {
     /// The flags, and where they say nothing the file of `--config`.
     fn merged(self) -> Result<Self> {
         Ok(match self.config.clone() {
-            Some(path) => {
-                let shown = path.display();
-                let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read '{shown}'"))?;
-                self.or(Self::from_toml(&text).with_context(|| format!("'{shown}'"))?)
-            }
+            Some(path) => self.or(config::read(&path, Case::Kebab, &[])?),
             None => self,
         })
-    }
-
-    fn from_toml(text: &str) -> Result<Self> {
-        toml::from_str(text).map_err(|e| anyhow!("{}", e.message().replace('\n', " ")))
     }
 
     fn or(self, file: Self) -> Self {
@@ -252,15 +245,19 @@ impl EvalArgs {
 mod tests {
     use super::*;
 
+    fn from_toml(text: &str) -> Result<EvalArgs> {
+        config::parse(text, "run.toml", Case::Kebab, &[])
+    }
+
     #[test]
     fn flags_win_over_the_file() {
-        let file = "classifier = \"a.so\"\nattack = [\"pgd:steps=3\", \"fgsm\"]\nsamples = 5\nepsilon = 0.2\nno-early-stop = true";
+        let file = "classifier = \"a.so\"\nattack = [\"pgd:steps=3\", \"fgsm\"]\nsamples = 5\nepsilon = 0.2\nno_early_stop = true";
         let flags = EvalArgs {
             classifier: vec!["b.so".into()],
             seed: Some(3),
             ..EvalArgs::default()
         };
-        let settings = flags.or(EvalArgs::from_toml(file).unwrap()).fill().unwrap();
+        let settings = flags.or(from_toml(file).unwrap()).fill().unwrap();
         assert_eq!(
             (settings.classifiers, settings.samples, settings.seed),
             (vec!["b.so".into()], 5, 3)
@@ -271,7 +268,8 @@ mod tests {
 
     #[test]
     fn an_unknown_key_is_refused_with_the_known_ones() {
-        let error = EvalArgs::from_toml("clasifier = \"a\"").unwrap_err().to_string();
+        let error = from_toml("samples = 5\nclasifier = \"a\"").unwrap_err().to_string();
+        assert!(error.contains("'run.toml' line 2"), "{error}");
         assert!(
             error.contains("clasifier") && error.contains("`threat-model`"),
             "{error}"

@@ -216,7 +216,7 @@ impl Tried {
                 && reached.is_some_and(|(reach, epsilon)| reach * (1. + ROUNDING) >= widths * epsilon)
         };
         Self {
-            crossing: like.iter().any(|other| crosses(other)),
+            crossing: like.iter().any(crosses),
             rules: rules.map(|rule| rule.used.clone()).collect(),
             margin: like
                 .iter()

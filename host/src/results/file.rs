@@ -3,7 +3,7 @@
 use super::line::{FORMAT, Line};
 use super::read::{Contents, Records, contents, digest_of, refuse_damage};
 use super::record::{Cell, CellHeader, Check, Row, Run, Substitute};
-use crate::terminal::console;
+use crate::terminal::{console, version};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -111,7 +111,7 @@ impl Results {
         }
         let run = Run {
             format: FORMAT,
-            host: env!("CARGO_PKG_VERSION").into(),
+            host: version::LINE.into(),
             command: words.join(" "),
         };
         self.write([Line::Run(run)])?;

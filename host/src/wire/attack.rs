@@ -1,4 +1,4 @@
-//! Attacks of plugins. What they return is checked for shape here and measured by [`score`](crate::experiment::score).
+//! Attacks of plugins. What they return is checked for shape here and measured when it is scored.
 
 use crate::plugin::Plugin;
 use crate::plugin::fenv::Foreign;

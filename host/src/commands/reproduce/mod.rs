@@ -90,7 +90,7 @@ pub fn run(args: ReproduceArgs) -> Result<i32> {
         }
         std::fs::write(&path, page.text()).with_context(|| format!("cannot write '{}'", path.display()))?;
         if cancel.is_cancelled() {
-            console::say(&format!("stopped: the same command goes on from here"));
+            console::say("stopped: the same command goes on from here");
             return Ok(EXIT_CANCELLED);
         }
     }
