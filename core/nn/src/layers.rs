@@ -67,6 +67,9 @@ impl Conv2d {
     }
 
     /// `x` `[N, in, H, W]` to `[N, out, Hout, Wout]`.
+    ///
+    /// # Errors
+    /// Those of [`conv2d`]: if `x` has other axes or channels, or is too small for the kernel.
     pub fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
         let (weight, bias) = (self.weight.tensor(pass), self.bias.tensor(pass));
         conv2d(x, &weight, Some(&bias), self.stride, self.padding)
@@ -129,6 +132,10 @@ impl ConvTranspose2d {
     }
 
     /// `x` `[N, in, H, W]` to `[N, out, Hout, Wout]`.
+    ///
+    /// # Errors
+    /// If `x` has other axes or channels, or the height and width of [`with_output`](Self::with_output) do not convolve to
+    /// those of `x`.
     pub fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
         let (weight, bias) = (self.weight.tensor(pass), self.bias.tensor(pass));
         conv_transpose2d_to(x, &weight, Some(&bias), self.output, self.stride, self.padding)
@@ -167,6 +174,9 @@ impl Linear {
     }
 
     /// `x` `[N, in]` to `[N, out]`.
+    ///
+    /// # Errors
+    /// If `x` has another shape.
     pub fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
         let (weight, bias) = (self.weight.tensor(pass), self.bias.tensor(pass));
         linear(x, &weight, Some(&bias))
@@ -204,6 +214,9 @@ impl BatchNorm2d {
     /// `x` `[N, C, H, W]`, normalised by the running statistics; in a training pass by the batch's own
     /// mean and biased variance, which then move the running ones (the variance as its unbiased estimate). A pass may ask for the
     /// batch's statistics alone.
+    ///
+    /// # Errors
+    /// If `x` has other axes or channels, or a running statistic cannot be set.
     pub fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
         if pass.train || pass.batch_statistics {
             let (weight, bias) = (self.weight.tensor(pass), self.bias.tensor(pass));

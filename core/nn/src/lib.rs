@@ -15,6 +15,8 @@
 //! Results depend neither on the batch a sample is in, nor on its place there, nor on the number of
 //! threads ([`with_threads`]): the order of every sum is fixed.
 
+#![warn(clippy::missing_errors_doc)]
+
 pub mod adam;
 pub mod gradcheck;
 mod kernels;

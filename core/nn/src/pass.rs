@@ -95,6 +95,9 @@ impl Pass {
     }
 
     /// Standard normal numbers in the shape, type and place of `x` `[N, ...]`, drawn sample by sample.
+    ///
+    /// # Errors
+    /// If the pass names another number of samples than `N`, or the device of `x` fails.
     pub fn randn_like(&self, x: &Tensor, stream: u64) -> Result<Tensor> {
         self.fill(x.dims(), stream, |rng, out| {
             for pair in out.chunks_mut(2) {
@@ -110,6 +113,9 @@ impl Pass {
     }
 
     /// Uniform numbers in `[lo, hi)`, `f32`, in the given shape `[N, ...]`, drawn sample by sample.
+    ///
+    /// # Errors
+    /// If the pass names another number of samples than `N`, or the device fails.
     pub fn rand_uniform(&self, shape: &[usize], lo: f64, hi: f64, stream: u64, device: &Device) -> Result<Tensor> {
         self.fill(shape, stream, |rng, out| {
             out.fill_with(|| lo + (hi - lo) * rng.random::<f64>());

@@ -196,7 +196,10 @@ impl Weights {
         self.create(name, shape, init, true)
     }
 
-    /// A tensor that is saved but not trained, such as a running mean. Errors as [`Weights::param`].
+    /// A tensor that is saved but not trained, such as a running mean.
+    ///
+    /// # Errors
+    /// Those of [`Weights::param`].
     pub fn buffer(&self, name: &str, shape: &[usize], init: Init) -> Result<Param> {
         self.create(name, shape, init, false)
     }

@@ -459,7 +459,8 @@ struct Spaced<S> {
     sink: S,
 }
 
-impl<T: Real, S: Sink<T>> Sink<T> for Spaced<S> {
+// SAFETY: the spots are those of the inner sink, for places of its maps.
+unsafe impl<T: Real, S: Sink<T>> Sink<T> for Spaced<S> {
     const BLOCKS: bool = false;
     #[inline(always)]
     fn spot(&self, at: Place) -> Spot {

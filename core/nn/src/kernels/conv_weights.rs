@@ -193,9 +193,9 @@ impl<'a> Rule<'a> {
             base,
             image: x_len,
         };
+        let dy = dy.wrapping_add(self.dy.at(0, 0));
         // SAFETY: the frames have the borders that these kernels read; the rest is the caller's.
         unsafe {
-            let dy = dy.add(self.dy.at(0, 0));
             match &self.offsets {
                 None => T::dispatch(winograd::Gradient {
                     grid,
@@ -283,8 +283,9 @@ impl<T: Real> Task<T> for Gradient<'_, T> {
         let mut places = Places::new(&self.grid, self.images, false);
         let panels = self.columns / PANEL;
         let mut room = Scratch::<T>::new(CHUNK * (self.columns + ROWS));
-        // SAFETY: the room holds both.
-        let (packed, terms) = unsafe { (room.as_mut_ptr(), room.as_mut_ptr().add(CHUNK * self.columns)) };
+        // One borrow for both: a second one would end the first.
+        let packed = room.as_mut_ptr();
+        let terms = packed.wrapping_add(CHUNK * self.columns);
         loop {
             places.fill(&mut chunk);
             if chunk.len == 0 {

@@ -20,6 +20,9 @@ pub(crate) mod sink;
 pub(crate) mod vector;
 pub(crate) mod winograd;
 
+#[cfg(test)]
+mod tests;
+
 pub(crate) use vector::Task;
 
 use candle_core::WithDType;
@@ -148,7 +151,10 @@ pub(crate) use fused;
 /// Whether fused multiply-adds are instructions here: so they are on every 64-bit ARM, but not on every
 /// x86.
 pub(crate) fn has_fma() -> bool {
-    #[cfg(target_arch = "x86_64")]
+    // Miri interprets the portable kernels.
+    #[cfg(all(target_arch = "x86_64", miri))]
+    return false;
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     return std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma");
     #[cfg(not(target_arch = "x86_64"))]
     return cfg!(target_arch = "aarch64");

@@ -160,6 +160,8 @@ impl<T: Real> Narrow<T> {
             |scratch: &mut [T]| {
                 let (values, products) = scratch.split_at_mut(self.planes.len() + LANES);
                 products.fill(T::ZERO);
+                // One pointer for writing and reading: a second borrow would end the first.
+                let products = products.as_mut_ptr();
                 for image in 0..images {
                     values.fill(T::ZERO);
                     for y in (0..self.source.h).step_by(rows) {
@@ -176,14 +178,14 @@ impl<T: Real> Narrow<T> {
                             images: 1,
                             source,
                             sink: Rows {
-                                to: products.as_mut_ptr(),
+                                to: products,
                                 pitch,
                                 columns,
                             },
                         };
                         let scatter = Scatter {
                             narrow: self,
-                            products: products.as_ptr(),
+                            products,
                             rows: y..y + count,
                             pitch,
                             values: values.as_mut_ptr(),
@@ -211,7 +213,8 @@ struct Rows<T> {
     columns: usize,
 }
 
-impl<T: Real> Sink<T> for Rows<T> {
+// SAFETY: a place's columns begin where `spot` says, and nothing but they is written.
+unsafe impl<T: Real> Sink<T> for Rows<T> {
     const BLOCKS: bool = false;
     #[inline(always)]
     fn spot(&self, at: Place) -> Spot {

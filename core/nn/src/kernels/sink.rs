@@ -22,17 +22,26 @@ pub(crate) struct Spot {
 /// Takes results in vectors of eight channels from `c` on.
 ///
 /// # Safety
-/// Kernels call a sink with places and channels of the map that it was made for, each once.
-pub(crate) trait Sink<T: Real> {
+/// Kernels pass what [`spot`](Sink::spot) answers on to [`place`](Sink::place) or [`block`](Sink::block) without a look at
+/// it. So for a place of the maps that the sink was made for, `spot` must answer a spot that these two may be called with, for
+/// every vector of stored channels, and [`BLOCKS`](Sink::BLOCKS) must say which of the two the sink implements.
+pub(crate) unsafe trait Sink<T: Real> {
     /// Whether it takes 2 x 2 blocks instead of single places. Rows and columns that fill no block are left out.
     const BLOCKS: bool;
     /// Finds a place.
     fn spot(&self, at: Place) -> Spot;
     /// One place.
+    ///
+    /// # Safety
+    /// `spot` is this sink's, of a place of its maps; `c` is a multiple of [`LANES`] below the stored channels; nothing else has
+    /// borrowed what the sink writes to since it was made.
     unsafe fn place<V: Vector<T = T>>(&self, spot: Spot, c: usize, v: V) {
         let _ = (spot, c, v);
     }
     /// One block, row by row; its place counts blocks.
+    ///
+    /// # Safety
+    /// As for [`place`](Sink::place).
     unsafe fn block<V: Vector<T = T>>(&self, spot: Spot, c: usize, v: [V; 4]) {
         let _ = (spot, c, v);
     }
@@ -51,10 +60,9 @@ impl<T> Maps<T> {
     /// The maps of `frame` in `values`, one after the other; channels last.
     pub fn new(values: &mut [T], frame: &Frame) -> Self {
         let [_, row, column] = frame.strides();
-        // SAFETY: the first place lies inside the first map, and `values` holds one at least or nothing is written.
-        let first = unsafe { values.as_mut_ptr().add(frame.at(0, 0)) };
         Self {
-            first,
+            // Of no images there is no first place: the pointer may lie beyond the values, and is not followed.
+            first: values.as_mut_ptr().wrapping_add(frame.at(0, 0)),
             image: frame.len(),
             row,
             column,
@@ -131,7 +139,8 @@ pub(crate) struct Store<T, const RELU: bool> {
     pub positive: Option<Marks<u8>>,
 }
 
-impl<T: Real, const RELU: bool> Sink<T> for Store<T, RELU> {
+// SAFETY: offsets are those of the maps and marks of the place.
+unsafe impl<T: Real, const RELU: bool> Sink<T> for Store<T, RELU> {
     const BLOCKS: bool = false;
     #[inline(always)]
     fn spot(&self, at: Place) -> Spot {
@@ -164,7 +173,8 @@ pub(crate) struct StoreUpsampled<T> {
     pub positive: Option<Marks<u8>>,
 }
 
-impl<T: Real> Sink<T> for StoreUpsampled<T> {
+// SAFETY: as above.
+unsafe impl<T: Real> Sink<T> for StoreUpsampled<T> {
     const BLOCKS: bool = false;
     #[inline(always)]
     fn spot(&self, at: Place) -> Spot {
@@ -203,7 +213,8 @@ pub(crate) struct StorePooled<T, const RELU: bool> {
     pub largest: Option<Marks<u64>>,
 }
 
-impl<T: Real, const RELU: bool> Sink<T> for StorePooled<T, RELU> {
+// SAFETY: as above.
+unsafe impl<T: Real, const RELU: bool> Sink<T> for StorePooled<T, RELU> {
     const BLOCKS: bool = true;
     #[inline(always)]
     fn spot(&self, at: Place) -> Spot {
@@ -230,7 +241,8 @@ impl<T: Real, const RELU: bool> Sink<T> for StorePooled<T, RELU> {
 #[derive(Clone, Copy)]
 pub(crate) struct Plain<T, const ADD: bool>(pub Maps<T>);
 
-impl<T: Real, const ADD: bool> Sink<T> for Plain<T, ADD> {
+// SAFETY: as above.
+unsafe impl<T: Real, const ADD: bool> Sink<T> for Plain<T, ADD> {
     const BLOCKS: bool = false;
     #[inline(always)]
     fn spot(&self, at: Place) -> Spot {
@@ -256,7 +268,8 @@ pub(crate) struct Masked<T> {
     pub to: Maps<T>,
 }
 
-impl<T: Real> Sink<T> for Masked<T> {
+// SAFETY: as above.
+unsafe impl<T: Real> Sink<T> for Masked<T> {
     const BLOCKS: bool = false;
     #[inline(always)]
     fn spot(&self, at: Place) -> Spot {
@@ -279,7 +292,8 @@ pub(crate) struct Unpooled<T> {
     pub to: Maps<T>,
 }
 
-impl<T: Real> Sink<T> for Unpooled<T> {
+// SAFETY: as above.
+unsafe impl<T: Real> Sink<T> for Unpooled<T> {
     const BLOCKS: bool = false;
     #[inline(always)]
     fn spot(&self, at: Place) -> Spot {
@@ -309,7 +323,8 @@ pub(crate) struct Summed<T> {
     pub to: Maps<T>,
 }
 
-impl<T: Real> Sink<T> for Summed<T> {
+// SAFETY: as above.
+unsafe impl<T: Real> Sink<T> for Summed<T> {
     const BLOCKS: bool = true;
     #[inline(always)]
     fn spot(&self, at: Place) -> Spot {

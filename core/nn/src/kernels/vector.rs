@@ -18,12 +18,21 @@ pub(crate) const NONE: u8 = 4;
 /// Eight numbers of one type.
 ///
 /// # Safety
-/// The AVX2 instance may be used only where the processor has AVX2 and FMA, that is, inside [`Task::run`].
-pub(crate) trait Vector: Copy {
+/// Kernels leave room for [`LANES`] numbers and no more: an implementation must read and write exactly those in
+/// [`load`](Vector::load) and [`store`](Vector::store), and may ask nothing of its callers but what these two say and a
+/// processor with its instructions. Callers of every function: the AVX2 instance may be used only where the processor has
+/// AVX2 and FMA, that is, inside [`Task::run`].
+pub(crate) unsafe trait Vector: Copy {
     type T: Real;
-    /// Reads eight numbers from `from`, of any alignment.
+    /// Reads eight numbers from `from`.
+    ///
+    /// # Safety
+    /// `from` is good for reads of [`LANES`] numbers and aligned as one of them.
     unsafe fn load(from: *const Self::T) -> Self;
-    /// Writes eight numbers to `to`, of any alignment.
+    /// Writes eight numbers to `to`.
+    ///
+    /// # Safety
+    /// `to` is good for writes of [`LANES`] numbers and aligned as one of them.
     unsafe fn store(self, to: *mut Self::T);
     unsafe fn splat(value: Self::T) -> Self;
     unsafe fn add(self, other: Self) -> Self;
@@ -120,7 +129,8 @@ impl<T: Real> Portable<T> {
     }
 }
 
-impl<T: Real> Vector for Portable<T> {
+// SAFETY: an array of eight numbers, with no instructions of its own.
+unsafe impl<T: Real> Vector for Portable<T> {
     type T = T;
 
     #[inline(always)]
@@ -210,9 +220,9 @@ mod avx2 {
         unsafe { task.run::<Avx2>() }
     }
 
-    // SAFETY of every block below: `Vector`'s contract says that the processor has AVX2 and FMA, and that pointers
-    // are good for eight numbers.
-    impl Vector for Avx2 {
+    // SAFETY: a register of eight numbers. Of every block below: `Vector`'s contract says that the processor has AVX2 and
+    // FMA, and that pointers are good for eight numbers.
+    unsafe impl Vector for Avx2 {
         type T = f32;
 
         #[inline(always)]

@@ -6,21 +6,33 @@ use super::adapter::Unary;
 use crate::kernels::{Real, elementwise};
 
 /// `max(x, 0)`, of any shape. The derivative at 0 is 0; NaN stays NaN.
+///
+/// # Errors
+/// If candle has no operators for the type of `x`, or its device fails.
 pub fn relu(x: &Tensor) -> Result<Tensor> {
     Relu.apply(x)
 }
 
 /// `x` where it is positive, else `slope x`, of any shape. The derivative at 0 is `slope`; NaN stays NaN.
+///
+/// # Errors
+/// If candle has no operators for the type of `x`, or its device fails.
 pub fn leaky_relu(x: &Tensor, slope: f64) -> Result<Tensor> {
     LeakyRelu(slope).apply(x)
 }
 
 /// `1 / (1 + e^-x)`, of any shape.
+///
+/// # Errors
+/// If candle has no operators for the type of `x`, or its device fails.
 pub fn sigmoid(x: &Tensor) -> Result<Tensor> {
     Sigmoid.apply(x)
 }
 
 /// `x` limited to `lo..=hi`, of any shape. The derivative is 1 inside and at the bounds, else 0.
+///
+/// # Errors
+/// If candle has no operators for the type of `x`, or its device fails.
 pub fn clamp(x: &Tensor, lo: f64, hi: f64) -> Result<Tensor> {
     Clamp { lo, hi }.apply(x)
 }

@@ -27,6 +27,9 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
 }
 
 /// `x` `[N, ...]` as `[N, the rest]`.
+///
+/// # Errors
+/// If `x` has no second axis.
 pub fn flatten(x: &Tensor) -> Result<Tensor> {
     x.flatten_from(1)
 }
