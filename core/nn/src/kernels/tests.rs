@@ -15,7 +15,6 @@ use super::vector::{LANES, with_portable_kernels};
 use super::{Real, narrow::Planes};
 use crate::ops::Padding;
 use crate::ops::conv::geometry;
-use candle_core::WithDType;
 
 /// Images of a batch: two chunks of weight gradients would take nine.
 const N: usize = if cfg!(miri) { 1 } else { 9 };
