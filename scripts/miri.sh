@@ -27,6 +27,4 @@ cargo +nightly miri test -p advae-nn --test kernels -- \
     same_padding_is_tensorflows impossible_convolutions_are_errors inputs_need_not_be_contiguous empty_batches_pass
 cargo +nightly miri test -p advae-nn --test gradients -- \
     transposed_convolution_by_hand first_of_equals_has_the_whole_gradient not_a_number_stays_one \
-    an_input_that_no_output_hears_of_has_no_gradient a_tape_runs_again_with_another_cotangent
-cargo +nightly miri test -p advae-nn --test net -- \
-    tapes_live_side_by_side_and_run_again new_weights_are_noticed not_a_number_is_not_hidden
+    a_tape_runs_again_with_another_cotangent
