@@ -3,6 +3,7 @@
 
 use super::score::{Batch, Scorer, Verdict};
 use crate::results::Check;
+use crate::wire::model::looks_like_probabilities;
 use crate::wire::tensor::{Call, Tensor};
 use advae_abi::info::Threading;
 use anyhow::{Result, ensure};
@@ -42,7 +43,7 @@ pub fn repeat(scorer: &Scorer, batch: &Batch, x_adv: &Tensor, clean: &[Verdict],
     Ok(Check {
         repeated: batch.ids.len(),
         differing: verdicts.filter(|(label, verdict)| *label != verdict.prediction).count(),
-        probabilities: probabilities(&logits),
+        probabilities: looks_like_probabilities(&logits),
     })
 }
 
@@ -62,10 +63,4 @@ fn agree(scorer: &Scorer, scored: &Tensor, again: &Tensor, what: &str) -> Result
          output depend on the image alone"
     );
     Ok(())
-}
-
-/// Whether every row adds up to 1 and holds nothing negative.
-fn probabilities(logits: &Tensor) -> bool {
-    let one = |row: &[f32]| row.iter().all(|v| *v >= 0.) && (row.iter().sum::<f32>() - 1.).abs() < 1e-4;
-    logits.rows() > 0 && (0..logits.rows()).all(|i| one(logits.row(i)))
 }

@@ -3,7 +3,7 @@
 use super::checklist::{Checklist, Finding};
 use super::sample::{ANY, IDS, difference, images, scale};
 use super::{Patient, lending, memory, saturation};
-use crate::wire::model::Model;
+use crate::wire::model::{Model, looks_like_probabilities};
 use crate::wire::tensor::{Call, Tensor};
 use advae_abi::ErrorCode;
 use advae_abi::info::{Kind, ModelInfo};
@@ -96,8 +96,7 @@ fn values(model: &Model) -> Result<Finding> {
         model.forward(&Call::score(0, &IDS[..1]), &flat(value))?;
     }
     let y = model.forward(&Call::score(0, &IDS), &images(IDS.len(), input(model)))?;
-    let one = |row: &[f32]| row.iter().all(|v| *v >= 0.) && (row.iter().sum::<f32>() - 1.).abs() < 1e-4;
-    let probabilities = model.kind() == Kind::Classifier && (0..y.rows()).all(|i| one(y.row(i)));
+    let probabilities = model.kind() == Kind::Classifier && looks_like_probabilities(&y);
     let text = match probabilities {
         true => "every row of the output adds up to 1".to_string(),
         false => format!("finite, up to {:.3}", scale(&y)),
