@@ -455,7 +455,7 @@ impl Run<'_> {
             })
         };
         let error = error.or_else(incomplete).filter(|_| !stopped);
-        cell.failed = error.map(|error| format!("{error:#}"));
+        cell.failed = error.map(|error| self.ids.reveal(&format!("{error:#}"), &self.dataset.ids));
         if worked && !stopped {
             lock(self.results).end(&cell)?;
         }

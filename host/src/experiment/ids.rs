@@ -42,6 +42,24 @@ impl Ids {
         u64::from_le_bytes(std::array::from_fn(|i| hash[i]))
     }
 
+    /// A plugin's message as a reader can follow it: the samples `known` under their own ids.
+    pub fn reveal(&self, text: &str, known: &[u64]) -> String {
+        let shortest = 10;
+        let mut numbers = text.split(|c: char| !c.is_ascii_digit());
+        if !numbers.any(|number| number.len() >= shortest) {
+            return text.into();
+        }
+        let purposes = [Purpose::Craft, Purpose::Score, Purpose::Repeat];
+        let names = known
+            .iter()
+            .flat_map(|id| purposes.map(|purpose| (self.opaque(purpose, *id), *id)));
+        let named = |text: String, (opaque, id): (u64, u64)| match text.contains(&opaque.to_string()) {
+            true => text.replace(&opaque.to_string(), &id.to_string()),
+            false => text,
+        };
+        names.fold(text.into(), named)
+    }
+
     /// The ids of several samples.
     pub fn all(&self, purpose: Purpose, ids: &[u64]) -> Vec<u64> {
         ids.iter().map(|id| self.opaque(purpose, *id)).collect()
@@ -51,6 +69,16 @@ impl Ids {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_message_names_samples_by_their_ids_in_the_dataset() {
+        let ids = Ids::new("data", 3);
+        let (craft, score) = (ids.opaque(Purpose::Craft, 7), ids.opaque(Purpose::Score, 8));
+        let text = format!("classifier 'm': image {craft}, then {score}, 12 of 1000000000000");
+        let told = "classifier 'm': image 7, then 8, 12 of 1000000000000";
+        assert_eq!(ids.reveal(&text, &[7, 8, 9]), told);
+        assert_eq!(ids.reveal("12 of 500", &[12]), "12 of 500");
+    }
 
     #[test]
     fn an_id_depends_on_dataset_seed_and_purpose_and_is_repeated_by_them() {

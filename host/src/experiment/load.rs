@@ -26,6 +26,11 @@ pub struct LoadedModel {
 }
 
 impl LoadedModel {
+    /// What it says a reader must know of it.
+    pub fn note(&self) -> String {
+        self.model.info().note.clone()
+    }
+
     /// The backward rule that its gradients go by, where it is a purifier.
     pub fn rule(&self) -> Rule {
         let name = |rule: &BackwardRule| rule.name().to_string();

@@ -6,12 +6,12 @@ use super::load::{LoadedModel, load_model, plugin_config};
 use super::score::Limits;
 use super::settings::{Backward, Settings};
 use crate::plugin::{Plugin, PluginSpec, find, path_dirs, scan_dirs};
-use crate::results::{CellConfig, CellHeader, Named, PluginConfig, Search};
+use crate::results::{CellConfig, CellHeader, Named, PluginConfig};
 use crate::terminal::console;
 use crate::wire::attack::Attack;
 use crate::wire::pipeline::Pipeline;
 use crate::wire::threat::ThreatModel;
-use advae_abi::info::{AttackInfo, BackwardRule, Kind, Target};
+use advae_abi::info::{BackwardRule, Kind, Target};
 use advae_abi::{CONTRACT_MAJOR, CONTRACT_MINOR};
 use advae_data::Dataset;
 use anyhow::{Context, Result, ensure};
@@ -351,25 +351,15 @@ impl Layout<'_> {
             threat_model: threat.named.clone(),
             attack: attack.named.clone(),
             target: Some(target),
-            search: search(attack.attack.info()),
+            search: attack.attack.info().into(),
             rule: purifier.map(LoadedModel::rule),
             crafted_on: None,
             samples: self.dataset.len(),
             l2_caps: l2_caps(self.dataset.shape).to_vec(),
-            note: purifier.map(|p| p.model.info().note.clone()).unwrap_or_default(),
+            note: purifier.map(LoadedModel::note).unwrap_or_default(),
+            classifier_note: classifier.note(),
             config,
         }
-    }
-}
-
-/// What an attack says of its search.
-fn search(info: &AttackInfo) -> Search {
-    Search {
-        passes: info.passes,
-        targeted: info.targeted,
-        reach: info.reach,
-        random_start: info.random_start,
-        loss: info.loss.clone(),
     }
 }
 

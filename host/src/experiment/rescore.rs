@@ -268,10 +268,8 @@ fn header(
     }
     header.classifier = scorers.classifier.named.clone();
     header.purifier = scorers.purifier.map(|p| p.named.clone());
-    header.note = scorers
-        .purifier
-        .map(|p| p.model.info().note.clone())
-        .unwrap_or_default();
+    header.note = scorers.purifier.map(LoadedModel::note).unwrap_or_default();
+    header.classifier_note = scorers.classifier.note();
     header.samples = saved.ids.len();
     header.config.classifier = classifier.clone();
     header.config.purifier = purifier;
@@ -334,6 +332,7 @@ fn unknown(path: &Path, classifier: &ModelConfig) -> CellHeader {
         samples: 0,
         l2_caps: vec![],
         note: String::new(),
+        classifier_note: String::new(),
         config,
     }
 }

@@ -89,6 +89,9 @@ pub struct Summary {
     /// What the purifier says a reader must know of it.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub note: String,
+    /// What the classifier says a reader must know of it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub classifier_note: String,
     /// Defence that the images were crafted on, where that is another one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub crafted_on: Option<String>,
@@ -138,6 +141,13 @@ pub struct Summary {
 }
 
 impl Summary {
+    /// What its models say a reader must know of them, each under its name.
+    pub fn model_notes(&self) -> impl Iterator<Item = (&str, &str)> {
+        let both = [(&self.classifier, &self.classifier_note), (&self.purifier, &self.note)];
+        let both = both.map(|(name, note)| (name.as_str(), note.as_str()));
+        both.into_iter().filter(|(_, note)| !note.is_empty())
+    }
+
     /// Of cells that are shown together.
     pub fn all(cells: &[Cell]) -> Vec<Self> {
         let headers: Vec<&CellHeader> = cells.iter().map(|cell| &cell.header).collect();
@@ -164,6 +174,7 @@ impl Summary {
             dataset: config.dataset.clone(),
             seed: config.seed,
             note: header.note.clone(),
+            classifier_note: header.classifier_note.clone(),
             crafted_on: header.crafted_on.clone(),
             norm: config.norm,
             epsilon: config.epsilon,

@@ -6,7 +6,7 @@ mod labels;
 mod stats;
 mod warnings;
 
-pub use figures::{CapAccuracy, DrawSummary, Share, Spread, Summary, Worst, worst_cases};
+pub use figures::{CapAccuracy, DrawSummary, Share, Spread, Summary, Worst, short, worst_cases};
 pub use format::{Format, with_interval};
 pub use warnings::Warning;
 

@@ -19,8 +19,6 @@ const STANDS: f64 = 0.1;
 const MANY_LEFT: f64 = 0.1;
 /// Robust accuracy of the undefended classifier from which on a black-box attack says nothing.
 const WEAK: f64 = 0.5;
-/// Steps times their length is a little less than it says.
-const ROUNDING: f64 = 1e-9;
 /// Draws of a random defence that count as many.
 const MANY_DRAWS: u64 = 10;
 
@@ -37,14 +35,16 @@ pub enum Warning {
         /// What has not been tried against it yet.
         advice: Advice,
     },
-    /// A search with a random start is too short to cross the ball.
+    /// A search is too short for the ball.
     CannotCross {
         /// Which cell.
         cell: String,
         /// How far it can move.
         reach: f64,
-        /// Diameter of the ball.
-        diameter: f64,
+        /// How far it would have to: the ball's diameter from a random start, its radius from the clean image.
+        needed: f64,
+        /// Whether it starts at random.
+        random_start: bool,
     },
     /// The defence holds against an attacker who ignores it, and much less against one who knows it.
     LivesOnSecrecy {
@@ -209,11 +209,8 @@ impl Tried {
         let rules = like.iter().filter_map(|other| other.cell.header.rule.as_ref());
         let crosses = |other: &&Summary| {
             let (search, config) = (&other.cell.header.search, &other.cell.header.config);
-            let widths = if search.random_start == Some(true) { 2. } else { 1. };
-            let reached = search.reach.zip(config.epsilon);
-            config.same_budget(&cell.cell.header.config)
-                && search.passes >= 10
-                && reached.is_some_and(|(reach, epsilon)| reach * (1. + ROUNDING) >= widths * epsilon)
+            let reaches = |epsilon: f64| search.reach.is_some() && search.falls_short_of(epsilon).is_none();
+            config.same_budget(&cell.cell.header.config) && search.passes >= 10 && config.epsilon.is_some_and(reaches)
         };
         Self {
             crossing: like.iter().any(crosses),
@@ -305,16 +302,13 @@ impl Warning {
             share,
             advice: Advice::against_masking(cell, &Tried::against(cell, all)),
         });
-        let crossing = search
-            .reach
-            .zip(cell.epsilon)
-            .filter(|_| search.random_start == Some(true));
-        let short = crossing.filter(|(reach, epsilon)| reach * (1. + ROUNDING) < 2. * epsilon && left >= STANDS);
+        let short = (cell.epsilon.filter(|_| left >= STANDS)).and_then(|epsilon| search.falls_short_of(epsilon));
         let short = short.filter(|_| !Tried::against(cell, all).crossing);
-        let short = short.map(|(reach, epsilon)| Self::CannotCross {
+        let short = short.map(|needed| Self::CannotCross {
             cell: cell.name(),
-            reach,
-            diameter: 2. * epsilon,
+            reach: search.reach.unwrap_or_default(),
+            needed,
+            random_start: search.random_start == Some(true),
         });
         // Without gradients of the defence itself, giving up is no fault of the search.
         let unbounded = cell.epsilon.is_none() && cell.through_the_defence();
@@ -436,14 +430,29 @@ impl fmt::Display for Warning {
                  {advice}",
                 percent(*share)
             ),
-            Self::CannotCross { cell, reach, diameter } => write!(
-                f,
-                "{cell}: from its random start the search can move {}, but the ball is {} wide: some of it is never reached: \
-                 run it with longer steps too, such as --attack pgd:step_size={}",
-                super::figures::short(*reach),
-                super::figures::short(*diameter),
-                super::figures::short(diameter / 20.)
-            ),
+            Self::CannotCross {
+                cell,
+                reach,
+                needed,
+                random_start,
+            } => {
+                let (reach, far) = (super::figures::short(*reach), super::figures::short(*needed));
+                match random_start {
+                    true => write!(
+                        f,
+                        "{cell}: from its random start the search can move {reach}, but the ball is {far} wide"
+                    )?,
+                    false => write!(
+                        f,
+                        "{cell}: the search can move {reach}, but the edge of the ball is {far} away"
+                    )?,
+                }
+                let step = super::figures::short(needed / 20.);
+                write!(
+                    f,
+                    ": some of it is never reached: run it with longer steps too, such as --attack pgd:step_size={step}"
+                )
+            }
             Self::LivesOnSecrecy {
                 cell,
                 oblivious,
@@ -675,7 +684,17 @@ mod tests {
         cell.header.search.reach = Some(0.75);
         assert_eq!(warned(std::slice::from_ref(&cell)), []);
         (cell.header.search.reach, cell.header.search.random_start) = (Some(0.4), Some(false));
-        assert_eq!(warned(&[cell]), [], "from the clean image the radius is enough");
+        assert_eq!(
+            warned(std::slice::from_ref(&cell)),
+            [],
+            "from the clean image the radius is enough"
+        );
+        cell.header.search.reach = Some(0.1);
+        let text = warned(&[cell])[0].to_string();
+        assert!(
+            text.contains("can move 0.1, but the edge of the ball is 0.3 away"),
+            "{text}"
+        );
     }
 
     #[test]

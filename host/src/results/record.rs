@@ -1,7 +1,7 @@
 //! What is kept of an experiment: everything that a figure or a warning of the report needs, and how to repeat it.
 
 use crate::plugin::{PluginSpec, hex};
-use advae_abi::info::{NormKind, Target, WeightSource};
+use advae_abi::info::{AttackInfo, NormKind, Target, WeightSource};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -176,6 +176,35 @@ pub struct Search {
     pub loss: Option<String>,
 }
 
+impl From<&AttackInfo> for Search {
+    fn from(info: &AttackInfo) -> Self {
+        Self {
+            passes: info.passes,
+            targeted: info.targeted,
+            reach: info.reach,
+            random_start: info.random_start,
+            loss: info.loss.clone(),
+        }
+    }
+}
+
+impl Search {
+    /// How far one search would have to move to come to every point of a ball of radius `epsilon`, if it says that it moves less: from
+    /// edge to edge with a random start, from the centre without one.
+    pub fn falls_short_of(&self, epsilon: f64) -> Option<f64> {
+        /// Steps times step size, as f64 makes it of decimal fractions.
+        const ROUNDING: f64 = 1e-9;
+        let needed = if self.random_start == Some(true) {
+            2. * epsilon
+        } else {
+            epsilon
+        };
+        self.reach
+            .filter(|reach| reach * (1. + ROUNDING) < needed)
+            .map(|_| needed)
+    }
+}
+
 /// The backward rule that gradients of the purifier went by.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Rule {
@@ -219,6 +248,9 @@ pub struct CellHeader {
     /// What the purifier says a reader must know of it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub note: String,
+    /// What the classifier says a reader must know of it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub classifier_note: String,
     /// What is needed to repeat the cell.
     pub config: CellConfig,
 }

@@ -46,7 +46,7 @@ impl Origin {
             None => Ok(()),
             Some(what) => Err(self.fault(
                 ErrorCode::Compute,
-                format!("wrote into {what}: it must compute in memory of its own"),
+                format!("{WROTE} {what}: it must compute in memory of its own"),
             )),
         }
     }
@@ -65,6 +65,15 @@ impl Origin {
     pub fn fault(&self, code: ErrorCode, text: String) -> anyhow::Error {
         anyhow!(AbiError::new(code, text)).context(self.to_string())
     }
+}
+
+/// How [`Origin::check_unwritten`] begins to complain.
+const WROTE: &str = "wrote into";
+
+/// Whether a call failed because the plugin wrote into what it was lent.
+pub fn wrote(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<AbiError>();
+    error.is_some_and(|error| error.message.starts_with(WROTE))
 }
 
 /// Something lent that must not be written into.

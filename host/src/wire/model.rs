@@ -277,8 +277,11 @@ impl Model {
     }
 }
 
-/// Asks the plugin for a model. What it says of its weights in an error names the user's file.
-pub(super) fn ask(plugin: &Plugin, request: &Construct) -> Result<ModelBox, AbiError> {
+/// Asks the plugin for a model, which is not looked at. What it says of its weights in an error names the user's file.
+///
+/// # Errors
+/// The plugin's own.
+pub fn ask(plugin: &Plugin, request: &Construct) -> Result<ModelBox, AbiError> {
     let json = serde_json::to_string(request).map_err(|e| AbiError::from_error(ErrorCode::Config, &e))?;
     let model = (plugin.root().new_model())(json.as_str().into()).into_result();
     model.map_err(|mut error| {

@@ -11,11 +11,11 @@ use crate::wire::oracle::{Meter, export_labels, images, to_abi};
 use crate::wire::pipeline::Pipeline;
 use crate::wire::tensor::Call;
 use advae_abi::abi_stable::erased_types::TD_Opaque;
-use advae_abi::abi_stable::std_types::{RStr, Tuple2};
+use advae_abi::abi_stable::std_types::{RStr, RString, Tuple2};
 use advae_abi::info::{Access, Construct, Kind};
 use advae_abi::{
-    AbiError, AbiResult, AbiServices, AbiServices_TO, AbiTensor, AbiTensorRef, CtxRef, ErrorCode, ModelBox,
-    ServicesBox, ThreatModelBox, guard,
+    AbiError, AbiModel, AbiModel_TO, AbiResult, AbiServices, AbiServices_TO, AbiTensor, AbiTensorRef, CtxRef,
+    ErrorCode, ModelBox, ServicesBox, Taped, ThreatModelBox, TrainableBox, guard,
 };
 use advae_data::Dataset;
 use anyhow::Result;
@@ -120,7 +120,12 @@ impl AbiServices for Services {
             plugin.expect_kind(Kind::Classifier).map_err(to_abi)?;
             let origin = Origin::new(Kind::Classifier, &plugin.manifest.name);
             let new = || fresh(&plugin, config, &self.request.device, seed).into();
-            origin.enter("constructor", new).map_err(to_abi)
+            let model = Foreign::new(origin.enter("constructor", new).map_err(to_abi)?);
+            let cancel = self.cancel.clone();
+            Ok(AbiModel_TO::from_value(
+                Interruptible { origin, model, cancel },
+                TD_Opaque,
+            ))
         })
     }
 
@@ -152,9 +157,91 @@ impl AbiServices for Services {
     }
 }
 
+/// A classifier that a threat model trains. Training may call nothing else of the host for minutes: so each pass asks whether the run
+/// goes on.
+struct Interruptible {
+    origin: Origin,
+    model: Foreign<ModelBox>,
+    cancel: Cancel,
+}
+
+impl Interruptible {
+    fn call<T>(&self, what: &'static str, f: impl FnOnce(&ModelBox) -> AbiResult<T>) -> AbiResult<T> {
+        let call = || self.origin.enter(what, || f(&self.model)).map_err(to_abi);
+        fenv::as_host(|| guard(|| self.cancel.check().and_then(|()| call())))
+    }
+}
+
+impl AbiModel for Interruptible {
+    fn info(&self) -> AbiResult<RString> {
+        self.call("info", |model| model.info())
+    }
+
+    fn forward(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<AbiTensor> {
+        self.call("forward", |model| model.forward(ctx, x))
+    }
+
+    fn forward_tape(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<Taped> {
+        self.call("forward", |model| model.forward_tape(ctx, x))
+    }
+
+    fn trainable(&self, settings: RStr<'_>) -> AbiResult<TrainableBox> {
+        self.call("trainable", |model| model.trainable(settings))
+    }
+
+    fn features(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<AbiTensor> {
+        self.call("features", |model| model.features(ctx, x))
+    }
+
+    fn features_tape(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<Taped> {
+        self.call("features", |model| model.features_tape(ctx, x))
+    }
+}
+
 impl Services {
     /// Runs the host's own code for the threat model.
     fn answer<T>(&self, f: impl FnOnce() -> std::result::Result<T, AbiError>) -> AbiResult<T> {
         fenv::as_host(|| guard(|| self.cancel.check().and_then(|()| f())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use advae_abi::abi_stable::std_types::RErr;
+    use advae_abi::not_trainable;
+
+    struct Nothing;
+
+    impl AbiModel for Nothing {
+        fn info(&self) -> AbiResult<RString> {
+            RErr(AbiError::new(ErrorCode::Compute, "asked"))
+        }
+
+        fn forward(&self, _: CtxRef<'_>, _: AbiTensorRef<'_>) -> AbiResult<AbiTensor> {
+            RErr(AbiError::new(ErrorCode::Compute, "asked"))
+        }
+
+        fn forward_tape(&self, _: CtxRef<'_>, _: AbiTensorRef<'_>) -> AbiResult<Taped> {
+            RErr(AbiError::new(ErrorCode::Compute, "asked"))
+        }
+
+        fn trainable(&self, _: RStr<'_>) -> AbiResult<TrainableBox> {
+            not_trainable()
+        }
+    }
+
+    #[test]
+    fn a_model_under_training_answers_until_the_run_is_cancelled() {
+        let cancel = Cancel::default();
+        let model = Interruptible {
+            origin: Origin::new(Kind::Classifier, "m"),
+            model: Foreign::new(AbiModel_TO::from_value(Nothing, TD_Opaque)),
+            cancel: cancel.clone(),
+        };
+        let pass = || model.info().into_result().unwrap_err();
+        assert_eq!(pass().to_string(), "classifier 'm': asked");
+        cancel.cancel();
+        assert!(pass().is(ErrorCode::Cancelled));
     }
 }

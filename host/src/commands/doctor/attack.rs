@@ -1,11 +1,13 @@
 //! Attacks, tried on a linear classifier inside the host.
 
 use super::checklist::{Checklist, Finding};
-use super::lending::{self, Lent};
+use super::lending;
 use super::model::same_rows;
 use super::sample::{IDS, difference, images, scale};
 use super::{Patient, toy};
 use crate::experiment::Limits;
+use crate::report::short;
+use crate::results::Search;
 use crate::terminal::cancel::Cancel;
 use crate::terminal::console;
 use crate::terminal::progress::Ticker;
@@ -34,13 +36,7 @@ pub fn examine(list: &mut Checklist, patient: &Patient) -> Result<()> {
     let y = model.forward(&Call::score(0, &IDS), &x)?.argmax();
     let trial = Trial { attack, model, x, y };
     list.check("description", || Ok(trial.description()))?;
-    let mut whole = true;
-    list.check(lending::CHECK, || {
-        let written = trial.written()?;
-        whole = written.is_none();
-        Ok(lending::finding(written))
-    })?;
-    if !whole {
+    if !lending::examine(list, || trial.first())? {
         return Ok(());
     }
     let mut perturbed = None;
@@ -63,15 +59,10 @@ pub fn examine(list: &mut Checklist, patient: &Patient) -> Result<()> {
 }
 
 impl Trial {
-    /// What the attack wrote into, of what it was lent.
-    fn written(&self) -> Result<Option<String>> {
-        let lent = Lent::new(&self.x, &IDS);
+    fn first(&self) -> Result<()> {
         let (oracle, _) = self.oracle(5, true, &IDS, &self.y);
-        let done = (self.attack).perturb(&Call::craft(5, &lent.ids), &oracle, &lent.x, &self.y);
-        match lent.written() {
-            Some(what) => Ok(Some(format!("{what} that perturb was lent"))),
-            None => done.map(|_| None),
-        }
+        let perturbed = (self.attack).perturb(&Call::craft(5, &IDS), &oracle, &self.x, &self.y);
+        perturbed.map(drop)
     }
 
     /// Attacks some of the samples, with everything granted or nothing.
@@ -112,17 +103,29 @@ impl Trial {
     }
 
     fn description(&self) -> Finding {
+        let info = self.attack.info();
         let AttackInfo {
             norm,
             epsilon,
             targeted,
             passes,
             ..
-        } = self.attack.info();
+        } = info;
         let budget = epsilon.map_or("without a budget".into(), |epsilon| format!("within {epsilon}"));
         let aim = if *targeted { "targeted" } else { "untargeted" };
         let text = format!("{norm} {budget}, {aim}, {passes} forward or backward passes a sample at most");
-        Finding::Pass(text)
+        let (search, advice) = (
+            Search::from(info),
+            "take longer steps, or more of them, so that it can go everywhere",
+        );
+        match epsilon.and_then(|epsilon| search.falls_short_of(epsilon)) {
+            None => Finding::Pass(text),
+            Some(needed) => Finding::Warn(format!(
+                "{text}; one search moves {} where the budget takes {}: {advice}",
+                short(search.reach.unwrap_or_default()),
+                short(needed)
+            )),
+        }
     }
 
     fn images(&self, perturbed: &Perturbed) -> Finding {

@@ -4,7 +4,7 @@ mod page;
 mod tables;
 
 use crate::commands::complain;
-use crate::experiment::{self, Backward, Settings, threads};
+use crate::experiment::{self, Backward, Settings, check_device, threads};
 use crate::report::Report;
 use crate::terminal::cancel::Cancel;
 use crate::terminal::console;
@@ -39,6 +39,9 @@ pub struct ReproduceArgs {
     /// Threads [default: all cores]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    /// Where the networks compute: cpu, or cuda:N with plugins built for it [default: cpu]
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", hide_default_value = true)]
+    device: String,
     /// Folder for the table (md) and the rows of all tables (rows.jsonl); what is there already is not run again
     #[arg(long, value_name = "DIR", default_value = "results")]
     out: PathBuf,
@@ -66,10 +69,11 @@ pub fn run(args: ReproduceArgs) -> Result<i32> {
         Name::Purifiers => tables::purifiers(),
     };
     let columns = chosen(&table, &args.column)?;
+    check_device(&args.device)?;
     std::fs::create_dir_all(&args.out).with_context(|| format!("cannot make the folder '{}'", args.out.display()))?;
     let cancel = Cancel::on_ctrl_c()?;
     let path = args.out.join(format!("{}.md", table.name));
-    let mut page = Page::new(&table, Run::here(args.samples, args.seed, dataset(&args)));
+    let mut page = Page::new(&table, Run::here(args.samples, args.seed, dataset(&args), &args.device));
     let mut code = 0;
     for column in columns {
         console::say(&format!("{}: {}", table.name, column.title));
@@ -139,6 +143,7 @@ fn settings(args: &ReproduceArgs, table: &Table, column: &Column) -> Result<Sett
         eot: column.eot,
         backward: column.backward.map(Backward::One),
         seed: args.seed,
+        device: args.device.clone(),
         threads: threads(args.threads)?,
         out: Some(args.out.join(ROWS)),
         resume: true,

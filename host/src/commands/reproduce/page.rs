@@ -3,6 +3,7 @@
 use super::tables::{Column, Table};
 use crate::report::{Share, Summary, with_interval};
 use crate::terminal::version;
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 /// Where and how a table was measured.
@@ -16,11 +17,11 @@ pub struct Run {
 
 impl Run {
     /// This process, now.
-    pub fn here(samples: usize, seed: u64, dataset: &str) -> Self {
+    pub fn here(samples: usize, seed: u64, dataset: &str, device: &str) -> Self {
         Self {
             date: jiff::Timestamp::now().strftime("%Y-%m-%d").to_string(),
             commit: version::COMMIT.into(),
-            machine: machine(),
+            machine: machine() + &card(device),
             command: command(),
             data: format!("{samples} of {dataset}, seed {seed}"),
         }
@@ -35,6 +36,31 @@ fn machine() -> String {
     let model = model.map_or("unknown processor", |(_, name)| name.trim());
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     format!("{model}, {cores} cores")
+}
+
+/// The graphics card of `cuda:N`, as its driver names it. The host has no CUDA to ask.
+fn card(device: &str) -> String {
+    if device == "cpu" {
+        return String::new();
+    }
+    let cards = std::fs::read_dir("/proc/driver/nvidia/gpus").into_iter().flatten();
+    let model = |text: String| {
+        Some(
+            text.lines()
+                .find_map(|line| line.strip_prefix("Model:"))?
+                .trim()
+                .to_owned(),
+        )
+    };
+    let names: BTreeSet<String> = cards
+        .flatten()
+        .filter_map(|card| model(std::fs::read_to_string(card.path().join("information")).ok()?))
+        .collect();
+    // Which of several kinds N is, the driver's folder does not say.
+    match names.len() {
+        1 => format!(", {device} ({})", names.into_iter().collect::<String>()),
+        _ => format!(", {device}"),
+    }
 }
 
 /// The command line, without the folder that the program lies in.
@@ -75,9 +101,10 @@ impl<'a> Page<'a> {
                     column.title, first.samples
                 ));
             }
-            if !first.note.is_empty() {
-                self.notes.push(format!("- {}: {}.", column.title, first.note));
-            }
+            let said = first
+                .model_notes()
+                .map(|(_, note)| format!("- {}: {note}.", column.title));
+            self.notes.extend(said);
             if let Some(clean) = first.clean_accuracy {
                 self.line(column, "none", clean, column.paper[0], "");
             }

@@ -94,8 +94,8 @@ fn attacks(worst: &Worst) -> String {
 pub fn notes(report: &Report) -> String {
     let mut out = String::new();
     let mut line = |text: String| out.extend([text.as_str(), "\n"]);
-    let noted = report.cells.iter().filter(|cell| !cell.note.is_empty());
-    let said: BTreeSet<String> = noted.map(|cell| format!("{}: {}", cell.purifier, cell.note)).collect();
+    let noted = report.cells.iter().flat_map(Summary::model_notes);
+    let said: BTreeSet<String> = noted.map(|(model, note)| format!("{model}: {note}")).collect();
     said.into_iter().for_each(&mut line);
     report.cells.iter().flat_map(cell_notes).for_each(&mut line);
     for worst in report.worst_cases.iter().filter(|worst| worst.left_out > 0) {

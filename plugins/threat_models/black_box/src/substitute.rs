@@ -40,18 +40,16 @@ fn label_logits(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
     (logits * chosen.to_dtype(DType::F32)?)?.sum(1)
 }
 
-/// Trains the substitute from the seeds `x [N,C,H,W]`. `ask` gives the black box's labels `[N]`; an error of `go_on`, which is called
-/// before every epoch, ends the training.
+/// Trains the substitute from the seeds `x [N,C,H,W]`. `ask` gives the black box's labels `[N]`.
 ///
 /// # Errors
-/// If the images would become too many, or as `ask`, `go_on` and the student fail: their errors are returned as they are.
+/// If the images would become too many, or as `ask` and the student fail: their errors, a cancelled run's too, are returned as they are.
 pub fn train(
     settings: &BlackBoxSettings,
     pass: &Pass,
     student: &impl Student,
     mut x: Tensor,
     ask: impl Fn(&Tensor) -> Result<Tensor>,
-    go_on: impl Fn() -> Result<()>,
 ) -> Result<()> {
     let (seeds, rounds) = (x.dim(0)?, settings.rounds);
     if seeds << (rounds - 1) > MOST_IMAGES {
@@ -64,7 +62,6 @@ pub fn train(
     let mut labels = ask(&x)?;
     for round in 0..settings.rounds {
         for epoch in 0..settings.epochs {
-            go_on()?;
             let number = round * settings.epochs + epoch;
             let mut order: Vec<u32> = (0..x.dim(0)? as u32).collect();
             order.shuffle(&mut pass.rng(number as usize, ORDER));
