@@ -1,6 +1,6 @@
 //! Flags of `eval`, the same keys in a file, and what is left when both are settled.
 
-use super::complain;
+use super::complain::complain;
 use crate::experiment::{self, Backward, Budgets, Settings, check_device};
 use crate::report::{Format, Report};
 use crate::terminal::cancel::Cancel;

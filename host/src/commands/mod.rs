@@ -1,5 +1,6 @@
 //! The commands, one file or folder each: flags to settings, and what is printed.
 
+mod complain;
 pub mod doctor;
 pub mod eval;
 pub mod plugins;
@@ -8,23 +9,3 @@ pub mod report;
 pub mod reproduce;
 pub mod score;
 pub mod train;
-
-use crate::report::Report;
-use crate::terminal::console;
-use crate::terminal::exit::EXIT_FAILED;
-
-/// Tells what went wrong, and the exit code that follows from it. `trouble`: with the results file.
-pub fn complain(report: &Report, trouble: Option<&str>) -> i32 {
-    let complaints = report.complaints();
-    complaints
-        .iter()
-        .for_each(|complaint| console::say(&format!("error: {complaint}")));
-    trouble
-        .iter()
-        .for_each(|trouble| console::say(&format!("error: {trouble}")));
-    if complaints.is_empty() && trouble.is_none() {
-        0
-    } else {
-        EXIT_FAILED
-    }
-}

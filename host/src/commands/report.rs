@@ -1,6 +1,6 @@
 //! `report`: the report of an evaluation from its results file, without measuring anything.
 
-use super::complain;
+use super::complain::complain;
 use crate::report::{Format, Report};
 use crate::results::{merge, read};
 use anyhow::Result;

@@ -1,6 +1,6 @@
 //! `score`: measures and classifies saved adversarial images again.
 
-use super::complain;
+use super::complain::complain;
 use crate::experiment::{Budgets, Rescored, Rescoring, check_device, threads};
 use crate::report::{Format, Report};
 use crate::results::Cell;

@@ -3,7 +3,7 @@
 use super::ids::{Ids, Purpose};
 use super::images::Images;
 use super::load::LoadedModel;
-use super::repeat::{chosen, repeat};
+use super::repeat::{Chosen, Scored, repeat};
 use super::score::{Batch, Limits, Scorer, Verdict};
 use super::workers::{Layout, for_each_batch};
 use crate::results::{Cell, CellHeader, Check, Records, Results, Row, Substitute};
@@ -68,6 +68,8 @@ pub struct Run<'a> {
     pub dataset: &'a Dataset,
     /// Their ids as plugins see them.
     pub ids: Ids,
+    /// Those of which the scoring is repeated.
+    pub chosen: Chosen,
     /// Images for the attacker.
     pub seeds: Option<Arc<Dataset>>,
     /// Seed of the experiment.
@@ -353,7 +355,15 @@ impl Run<'_> {
             let clean: Vec<Verdict> = batch.ids.iter().map(|id| live.clean[id]).collect();
             let limits = &work.group.crafting.limits;
             let scored = live.scorer.score(&live.header.key, limits, &batch, &clean, &perturbed);
-            let checked = scored.and_then(|rows| Ok((self.repeat(live, &batch, &clean, &perturbed)?, rows)));
+            let checked = scored.and_then(|rows| {
+                let scored = Scored {
+                    batch: &batch,
+                    clean: &clean,
+                    perturbed: &perturbed,
+                    rows: &rows,
+                };
+                Ok((repeat(&live.scorer, &self.ids, &self.chosen, &scored)?, rows))
+            });
             let (check, mut rows) = match checked {
                 Ok(checked) => checked,
                 Err(error) => {
@@ -372,25 +382,6 @@ impl Run<'_> {
         }
         self.progress.estimate(self.cells);
         Ok(())
-    }
-
-    /// Repeats the scoring of a share of the batch, where the defence says it is deterministic.
-    fn repeat(&self, live: &Live, batch: &Batch, clean: &[Verdict], perturbed: &Perturbed) -> Result<Option<Check>> {
-        let indices = chosen(batch);
-        if live.scorer.pipeline.random() || indices.is_empty() {
-            return Ok(None);
-        }
-        let few = batch.select(&indices);
-        let clean: Vec<Verdict> = indices.iter().map(|i| clean[*i]).collect();
-        // What was refused, such as NaN, is not shown to a model.
-        let mut x_adv = perturbed.x_adv.select(&indices);
-        for i in 0..indices.len() {
-            if x_adv.row(i).iter().any(|v| !v.is_finite()) {
-                x_adv.set_row(i, few.x.row(i));
-            }
-        }
-        let other_ids = self.ids.all(Purpose::Repeat, &few.ids);
-        repeat(&live.scorer, &few, &x_adv, &clean, &other_ids).map(Some)
     }
 
     fn keep(&self, live: &Live, rows: Vec<Row>, check: Option<Check>) -> Result<()> {
@@ -456,10 +447,13 @@ impl Run<'_> {
         };
         let error = error.or_else(incomplete).filter(|_| !stopped);
         cell.failed = error.map(|error| self.ids.reveal(&format!("{error:#}"), &self.dataset.ids));
+        if let Some(images) = self.images.take(live.header, self.dataset.shape)? {
+            lock(self.results).images(&live.header.key, images.sha256())?;
+            self.images.write(live.header, &images);
+        }
         if worked && !stopped {
             lock(self.results).end(&cell)?;
         }
-        self.images.save(live.header, self.dataset.shape)?;
         Ok(cell)
     }
 }

@@ -12,6 +12,8 @@ pub enum Purpose {
     Score,
     /// The models when their scoring is repeated.
     Repeat,
+    /// Nobody: which samples are repeated is decided by it.
+    Choose,
 }
 
 /// Turns a dataset's ids into opaque ones: a keyed hash, another one for every purpose.

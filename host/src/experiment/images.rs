@@ -1,13 +1,14 @@
 //! Adversarial images on their way to npz files.
 
 use super::score::Batch;
-use crate::results::{CellHeader, Named};
+use crate::results::{CellHeader, Named, Records};
 use crate::wire::attack::Perturbed;
 use advae_data::Dataset;
 use advae_data::npz::Saved;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -32,6 +33,9 @@ struct Kept {
 #[derive(Default)]
 pub struct Images {
     dir: Option<PathBuf>,
+    /// Keeps other runs from writing into the folder as long as it is open.
+    _lock: Option<File>,
+    trouble: Mutex<Option<String>>,
     kept: Mutex<HashMap<String, BTreeMap<u64, Kept>>>,
 }
 
@@ -39,13 +43,14 @@ impl Images {
     /// Keeps images for `dir`, those of an interrupted run included; keeps nothing without one.
     ///
     /// # Errors
-    /// Where the folder cannot be written, a file of these cells is there and is not to be gone on with, or is not what
-    /// this run would have written.
+    /// Where the folder cannot be written or another run writes into it, a file of these cells is there and is not to be gone on
+    /// with, or is not what `previous` runs have written.
     pub fn new<'a>(
         dir: Option<&Path>,
         resume: bool,
         cells: impl Iterator<Item = &'a CellHeader>,
         dataset: &Dataset,
+        previous: &Records,
     ) -> Result<Self> {
         let Some(dir) = dir else { return Ok(Self::default()) };
         std::fs::create_dir_all(dir).with_context(|| format!("cannot make the folder '{}'", dir.display()))?;
@@ -53,7 +58,8 @@ impl Images {
         tempfile_in(dir).with_context(|| format!("cannot write into the folder '{}'", dir.display()))?;
         let images = Self {
             dir: Some(dir.into()),
-            kept: Mutex::default(),
+            _lock: Some(claim(dir)?),
+            ..Self::default()
         };
         for cell in cells {
             let path = dir.join(file_name(cell));
@@ -66,6 +72,12 @@ impl Images {
                 path.display()
             );
             let saved = Saved::read(&path)?;
+            let known = previous.cell(&cell.key).map(|known| &known.images);
+            ensure!(
+                known.is_none_or(|known| known.is_empty() || known.contains(&saved.sha256())),
+                "'{}' is not what was written for this cell, says the results file: move it away",
+                path.display()
+            );
             images
                 .restore(cell, saved, dataset)
                 .with_context(|| format!("'{}'", path.display()))?;
@@ -142,18 +154,22 @@ impl Images {
         self.lock().entry(cell.into()).or_default().extend(images);
     }
 
-    /// Writes the cell's file and forgets its images.
+    /// Why files could not be written, if one could not. The run goes on without it.
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes the cell's images for its file.
     ///
     /// # Errors
-    /// Where it cannot be written.
-    pub fn save(&self, cell: &CellHeader, shape: [usize; 3]) -> Result<()> {
-        let Some(dir) = &self.dir else { return Ok(()) };
+    /// Where what is known of the cell cannot be serialised.
+    pub fn take(&self, cell: &CellHeader, shape: [usize; 3]) -> Result<Option<Saved>> {
         let images = self.lock().remove(&cell.key).unwrap_or_default();
         if images.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         let kept = || images.values();
-        let saved = Saved {
+        Ok(Some(Saved {
             images: kept().flat_map(|kept| &kept.image).copied().collect(),
             shape,
             labels: kept().map(|kept| kept.label).collect(),
@@ -162,8 +178,33 @@ impl Images {
             targets: kept().map(|kept| kept.target).collect(),
             found: kept().map(|kept| kept.found).collect(),
             meta: serde_json::to_string(&SavedMeta { cell: cell.clone() })?,
-        };
-        Ok(saved.write(&dir.join(file_name(cell)))?)
+        }))
+    }
+
+    /// Writes the cell's file. Where that fails, [`trouble`](Self::trouble) says so, and the measurements stay.
+    pub fn write(&self, cell: &CellHeader, saved: &Saved) {
+        let Some(dir) = &self.dir else { return };
+        let path = dir.join(file_name(cell));
+        if let Err(error) = saved.write(&path) {
+            let text = format!(
+                "'{}' could not be written ({error}): these images are lost; make room and run the same command with --resume",
+                path.display()
+            );
+            let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+            trouble.get_or_insert(text);
+        }
+    }
+}
+
+/// A lock on the folder. Where a file system knows none there is none.
+fn claim(dir: &Path) -> Result<File> {
+    let folder = File::open(dir).with_context(|| format!("cannot open the folder '{}'", dir.display()))?;
+    match folder.try_lock() {
+        Err(TryLockError::WouldBlock) => bail!(
+            "another run saves its images in '{}': wait for its end, or choose another folder",
+            dir.display()
+        ),
+        Err(TryLockError::Error(_)) | Ok(()) => Ok(folder),
     }
 }
 
@@ -201,6 +242,7 @@ fn file_name(cell: &CellHeader) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::results::Cell;
     use crate::results::tests::header;
     use crate::wire::tensor::Tensor;
     use advae_abi::info::NormKind;
@@ -224,10 +266,47 @@ mod tests {
             found: Some(vec![true, false]),
             targets: Some(vec![1, 0]),
         };
-        let images = Images::new(Some(dir), false, std::iter::empty(), &dataset).unwrap();
+        let none = Records::default();
+        let images = Images::new(Some(dir), false, std::iter::empty(), &dataset, &none).unwrap();
         images.keep(&cell.key, &batch, &perturbed);
-        images.save(cell, dataset.shape).unwrap();
+        images.write(cell, &images.take(cell, dataset.shape).unwrap().unwrap());
+        assert_eq!(images.trouble(), None);
         dir.join(file_name(cell))
+    }
+
+    fn resumed(dir: &Path, cell: &CellHeader, previous: &Records) -> Result<Images> {
+        Images::new(Some(dir), true, [cell].into_iter(), &dataset(), previous)
+    }
+
+    #[test]
+    fn a_file_whose_images_were_exchanged_is_not_adopted() {
+        let dir = tempfile::tempdir().unwrap();
+        let cell = header("cw", NormKind::L2, None);
+        let path = save(dir.path(), &cell);
+        let mut saved = Saved::read(&path).unwrap();
+        let mut known = Cell::new(cell.clone());
+        known.images.insert(saved.sha256());
+        let records = Records {
+            cells: vec![known],
+            ..Records::default()
+        };
+        drop(resumed(dir.path(), &cell, &records).unwrap());
+        saved.images[0] = 0.;
+        saved.write(&path).unwrap();
+        let error = resumed(dir.path(), &cell, &records).err().unwrap().to_string();
+        assert!(error.contains("is not what was written for this cell"), "{error}");
+    }
+
+    #[test]
+    fn two_runs_do_not_save_into_one_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let cell = header("cw", NormKind::L2, None);
+        let _first = resumed(dir.path(), &cell, &Records::default()).unwrap();
+        let error = resumed(dir.path(), &cell, &Records::default())
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(error.contains("another run saves its images"), "{error}");
     }
 
     #[test]
@@ -251,7 +330,7 @@ mod tests {
         );
         let meta: SavedMeta = serde_json::from_str(&saved.meta).unwrap();
         assert_eq!(meta.cell, cell);
-        let again = Images::new(Some(dir.path()), true, [&cell].into_iter(), &dataset()).unwrap();
+        let again = resumed(dir.path(), &cell, &Records::default()).unwrap();
         assert!(again.has(&cell.key, 9) && !again.has(&cell.key, 10));
     }
 
@@ -260,11 +339,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let cell = header("cw", NormKind::L2, None);
         let path = save(dir.path(), &cell);
-        let again = |resume| Images::new(Some(dir.path()), resume, [&cell].into_iter(), &dataset());
-        let error = again(false).err().unwrap().to_string();
+        let none = Records::default();
+        let first = Images::new(Some(dir.path()), false, [&cell].into_iter(), &dataset(), &none);
+        let error = first.err().unwrap().to_string();
         assert!(error.contains("is there already"), "{error}");
         // A smaller run goes on with it: what it does not score stays.
-        again(true).unwrap().save(&cell, [1, 1, 1]).unwrap();
+        let again = resumed(dir.path(), &cell, &none).unwrap();
+        again.write(&cell, &again.take(&cell, [1, 1, 1]).unwrap().unwrap());
         assert_eq!(Saved::read(&path).unwrap().ids, [4, 9]);
     }
 
@@ -275,10 +356,9 @@ mod tests {
         let path = save(dir.path(), &cell);
         std::fs::rename(&path, dir.path().join(file_name(&other))).unwrap();
         let refused = |cell: &CellHeader, dataset: &Dataset| {
-            let error = Images::new(Some(dir.path()), true, [cell].into_iter(), dataset)
-                .err()
-                .unwrap();
-            format!("{error:#}")
+            let cells = [cell].into_iter();
+            let error = Images::new(Some(dir.path()), true, cells, dataset, &Records::default());
+            format!("{:#}", error.err().unwrap())
         };
         assert!(refused(&other, &dataset()).contains("images of another cell"));
         std::fs::rename(dir.path().join(file_name(&other)), &path).unwrap();

@@ -103,7 +103,8 @@ fn load(spec: &PluginSpec, kind: Kind, device: &str, backward: Option<BackwardRu
     let (label, named) = (spec.label(), Named::from(spec));
     if model.info().parameters > 0 && model.info().weights.starts_with("init:") {
         console::say(&format!(
-            "warning: '{label}' is untrained, its weights are a seeded initialisation: name some, {label}@SET or {label}@FILE.safetensors"
+            "warning: '{label}' is untrained, its weights are a seeded initialisation: name some, {name}@SET or {name}@FILE.safetensors",
+            name = spec.name
         ));
     }
     Ok(LoadedModel {

@@ -351,6 +351,7 @@ impl Layout<'_> {
             threat_model: threat.named.clone(),
             attack: attack.named.clone(),
             target: Some(target),
+            granted: Some(threat.threat_model.access().into()),
             search: attack.attack.info().into(),
             rule: purifier.map(LoadedModel::rule),
             crafted_on: None,

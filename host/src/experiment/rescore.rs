@@ -3,16 +3,17 @@
 use super::ids::{Ids, Purpose};
 use super::images::SavedMeta;
 use super::load::{LoadedModel, load_model, load_recorded};
+use super::repeat::{Chosen, Scored, repeat};
 use super::score::{Batch, Limits, Scorer};
 use super::workers::{Layout, for_each};
 use crate::plugin::hex;
-use crate::results::{Cell, CellConfig, CellHeader, ModelConfig, Named, PluginConfig, Row, Search};
+use crate::results::{Cell, CellConfig, CellHeader, Check, ModelConfig, Named, PluginConfig, Row, Search};
 use crate::wire::attack::Perturbed;
 use crate::wire::pipeline::Pipeline;
 use crate::wire::tensor::{Call, Tensor};
 use advae_abi::info::{Kind, NormKind};
 use advae_data::npz::{Logits, Saved};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Map;
 use sha2::{Digest, Sha256};
 use std::path::Path;
@@ -111,9 +112,12 @@ impl Rescored {
 
     /// Ids of a batch as plugins see them.
     fn scoring_ids(&self, batch: &[usize]) -> Vec<u64> {
-        let config = &self.header.config;
         let ids: Vec<u64> = batch.iter().map(|i| self.saved.ids[*i]).collect();
-        Ids::new(&config.dataset_sha256, config.seed).all(Purpose::Score, &ids)
+        self.ids().all(Purpose::Score, &ids)
+    }
+
+    fn ids(&self) -> Ids {
+        Ids::new(&self.header.config.dataset_sha256, self.header.config.seed)
     }
 
     /// Images of a batch, out of those of all samples.
@@ -159,8 +163,9 @@ impl Rescored {
             draws: self.header.config.draws,
             call_threads: self.layout.call_threads,
         };
-        let batches = self.layout.cut(&self.samples);
-        let rows: Vec<Vec<Row>> = for_each(self.layout.workers, batches.len(), |i| {
+        let (batches, ids) = (self.layout.cut(&self.samples), self.ids());
+        let chosen = Chosen::of(&ids, &self.saved.ids);
+        let scored: Result<Vec<(Vec<Row>, Option<Check>)>> = for_each(self.layout.workers, batches.len(), |i| {
             let of = |all: &[u32]| batches[i].iter().map(|i| all[*i]).collect::<Vec<u32>>();
             let batch = Batch {
                 ids: batches[i].iter().map(|i| self.saved.ids[*i]).collect(),
@@ -176,12 +181,22 @@ impl Rescored {
                 targets: self.saved.targets.as_deref().map(of),
             };
             let mut rows = scorer.score(&self.header.key, &self.limits, &batch, &clean, &perturbed)?;
+            let scored = Scored {
+                batch: &batch,
+                clean: &clean,
+                perturbed: &perturbed,
+                rows: &rows,
+            };
+            let check = repeat(&scorer, &ids, &chosen, &scored)?;
             let at = start.elapsed().as_secs_f64();
             rows.iter_mut().for_each(|row| row.at = at);
-            Ok(rows)
-        })?;
+            Ok((rows, check))
+        });
+        let scored = scored.map_err(|error| anyhow!(ids.reveal(&format!("{error:#}"), &self.saved.ids)))?;
         let mut cell = Cell::new(self.header.clone());
+        let (rows, checks): (Vec<_>, Vec<_>) = scored.into_iter().unzip();
         cell.rows = rows.into_iter().flatten().map(|row| (row.id, row)).collect();
+        cell.check = checks.into_iter().flatten().reduce(Check::and);
         Ok(cell)
     }
 }
@@ -263,7 +278,7 @@ fn header(
         };
     if transfer && header.target.is_some() {
         header.crafted_on = Some(crafted_on(&header));
-        (header.target, header.rule) = (None, None);
+        (header.target, header.granted, header.rule) = (None, None, None);
         header.threat_model = Named::plain("transfer");
     }
     header.classifier = scorers.classifier.named.clone();
@@ -287,11 +302,17 @@ fn crafted_on(header: &CellHeader) -> String {
     format!("{}{purifier}, {}", header.classifier, header.threat_model)
 }
 
-/// Hash of what is scored.
+/// Hash of what is scored, and of what success means.
 fn content(saved: &Saved) -> String {
     let mut hasher = Sha256::new();
     saved.ids.iter().for_each(|id| hasher.update(id.to_le_bytes()));
     saved.images.iter().for_each(|pixel| hasher.update(pixel.to_le_bytes()));
+    for target in saved.targets.iter().flatten() {
+        hasher.update(target.to_le_bytes());
+    }
+    for found in saved.found.iter().flatten() {
+        hasher.update([u8::from(*found)]);
+    }
     hex(&hasher.finalize())
 }
 
@@ -326,6 +347,7 @@ fn unknown(path: &Path, classifier: &ModelConfig) -> CellHeader {
         threat_model: Named::plain("-"),
         attack: Named::plain(&path.to_string_lossy()),
         target: None,
+        granted: None,
         search: Search::default(),
         rule: None,
         crafted_on: None,

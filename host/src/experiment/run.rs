@@ -4,6 +4,7 @@ use super::cells::{Run, Substitutes};
 use super::ids::Ids;
 use super::images::Images;
 use super::plan::Plan;
+use super::repeat::Chosen;
 use super::settings::Settings;
 use crate::results::{Cell, Records, Results};
 use crate::terminal::cancel::Cancel;
@@ -17,7 +18,7 @@ pub struct Outcome {
     pub cells: Vec<Cell>,
     /// Rows in the results file, or without one in memory.
     pub rows: usize,
-    /// Why the results file is not whole, if it is not.
+    /// Why the results file, or one of images, is not whole.
     pub trouble: Option<String>,
 }
 
@@ -36,6 +37,7 @@ pub fn run(settings: &Settings, plan: &Plan, cancel: &Cancel) -> Result<Outcome>
         settings.resume,
         headers,
         &plan.dataset,
+        &previous,
     )?;
     let passes = plan
         .groups
@@ -44,13 +46,15 @@ pub fn run(settings: &Settings, plan: &Plan, cancel: &Cancel) -> Result<Outcome>
         .fold(0, u64::saturating_add);
     let progress = Progress::new(passes.saturating_mul(plan.dataset.len() as u64));
     let results = Mutex::new(results);
+    let ids = Ids::new(&plan.dataset_sha256, settings.seed);
     let run = Run {
+        chosen: Chosen::of(&ids, &plan.dataset.ids),
         seeds: plan.attacker_images.clone(),
         seed: settings.seed,
         threads: settings.threads,
         batch: settings.batch,
         dataset: &plan.dataset,
-        ids: Ids::new(&plan.dataset_sha256, settings.seed),
+        ids,
         previous: &previous,
         results: &results,
         images: &images,
@@ -83,7 +87,10 @@ pub fn run(settings: &Settings, plan: &Plan, cancel: &Cancel) -> Result<Outcome>
     Ok(Outcome {
         rows: here + others.map(|cell| cell.rows.len()).sum::<usize>(),
         cells,
-        trouble: results.trouble().map(String::from),
+        trouble: match (results.trouble(), images.trouble()) {
+            (Some(rows), Some(images)) => Some(format!("{rows}; {images}")),
+            (rows, images) => images.or(rows.map(String::from)),
+        },
     })
 }
 

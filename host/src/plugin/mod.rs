@@ -14,4 +14,4 @@ pub use elf::{Inspected, hex, inspect};
 pub use find::{Found, find, path_dirs, scan, scan_dirs, search_dirs};
 pub use load::{Plugin, owner};
 pub use number::number;
-pub use spec::PluginSpec;
+pub use spec::{PluginSpec, quoted_path};

@@ -88,7 +88,7 @@ impl PluginSpec {
         }
     }
 
-    /// Short and stable name for tables: `pgd steps=100 restarts=5`, `model_x@clean`.
+    /// The spec without the folders of its files, for messages and pictures: `pgd:steps=100,restarts=5`, `model_x@clean`.
     pub fn label(&self) -> String {
         let file = self.name.rsplit('/').next().unwrap_or(&self.name);
         let stem = file.strip_suffix(".so").unwrap_or(file);
@@ -99,8 +99,8 @@ impl PluginSpec {
             WeightSource::Path(path) => label += &format!("@{}", path.rsplit('/').next().unwrap_or(path)),
             WeightSource::Init(seed) => label += &format!("@init:{seed}"),
         }
-        self.written.iter().for_each(|setting| label += &format!(" {setting}"));
-        label
+        let colon = if self.written.is_empty() { "" } else { ":" };
+        label + colon + &self.written.join(",")
     }
 
     fn read_setting(&mut self, part: &str, text: &str) -> Result<()> {
@@ -205,7 +205,7 @@ fn is_path(weights: &str) -> bool {
 }
 
 /// Quoted where it could be cut elsewhere.
-fn quoted_path(path: &str) -> String {
+pub fn quoted_path(path: &str) -> String {
     match path.contains([':', '@', '"']) {
         true => Value::from(path).to_string(),
         false => path.into(),
@@ -282,7 +282,7 @@ mod tests {
         assert_eq!(Value::Object(spec.config.clone()), expected);
         assert_eq!(
             spec.label(),
-            "pgd steps=100 step_size=0.01 norm=l2 targets=[1,2,x] random_start=false"
+            "pgd:steps=100,step_size=0.01,norm=l2,targets=[1,2,x],random_start=false"
         );
     }
 
@@ -293,7 +293,7 @@ mod tests {
         assert_eq!(Value::Object(spec.config.clone()), expected);
         assert_eq!(
             spec.label(),
-            "pgd epsilon=8/255 step_size=2/255 schedule=[1/2,1] file=a/b"
+            "pgd:epsilon=8/255,step_size=2/255,schedule=[1/2,1],file=a/b"
         );
         let error = PluginSpec::parse("pgd:epsilon=8/0").unwrap_err();
         assert_eq!(
@@ -323,7 +323,7 @@ mod tests {
         assert_eq!(spec.weights, WeightSource::Path("/w/plus.safetensors".into()));
         assert_eq!(
             (spec.name.as_str(), spec.label().as_str()),
-            ("lib/libadvae.so", "advae@plus.safetensors depth=2")
+            ("lib/libadvae.so", "advae@plus.safetensors:depth=2")
         );
         let spec = parse("model_x@init:3:depth=2");
         assert_eq!((spec.weights, spec.config.len()), (WeightSource::Init(3), 1));

@@ -3,6 +3,7 @@
 use super::figures::Summary;
 use super::labels::NONE;
 use super::stats::mcnemar_of;
+use advae_abi::info::Target;
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -153,23 +154,22 @@ pub enum Warning {
     },
 }
 
-/// What to run next: only what was not done yet.
+/// What to run next: only what can be run and was not yet.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Advice(Vec<String>);
 
 impl Advice {
     /// Against gradients that lead nowhere.
     fn against_masking(cell: &Summary, tried: &Tried) -> Self {
-        let search = &cell.cell.header.search;
         let mut advice = vec![];
-        if search.loss.as_deref() == Some("ce") && !tried.margin {
-            advice.push(with_setting(&cell.attack, "loss=margin"));
+        if !tried.margin {
+            advice.push(format!("--attack {}", margin(cell)));
         }
         let identity = cell.cell.header.rule.is_some() && !tried.rules.contains("identity");
         if identity && cell.through_the_defence() {
             advice.push("--backward all".into());
         }
-        if advice.is_empty() {
+        if advice.is_empty() && !tried.black_box {
             advice.push("an attack that needs no gradient, such as --threat-model black_box".into());
         }
         Self(advice)
@@ -178,8 +178,8 @@ impl Advice {
     /// Against a search that ends too early.
     fn against_short_search(cell: &Summary, tried: &Tried) -> Self {
         let mut advice = Self::against_masking(cell, tried);
-        if cell.cell.header.search.passes < 100 {
-            let steps = "more steps and restarts, such as pgd:steps=100,restarts=5";
+        if !tried.thorough {
+            let steps = "more steps and restarts, such as --attack pgd:steps=100,restarts=5";
             advice.0.insert(0, steps.into());
         }
         advice
@@ -188,44 +188,74 @@ impl Advice {
 
 impl fmt::Display for Advice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "run {}", self.0.join(", or "))
-    }
-}
-
-/// What was run against one defence by one attack plugin.
-struct Tried {
-    rules: BTreeSet<String>,
-    margin: bool,
-    /// Whether a search reached the whole ball.
-    crossing: bool,
-}
-
-impl Tried {
-    fn against(cell: &Summary, all: &[&Summary]) -> Self {
-        let like = |other: &&&Summary| {
-            other.same_defence(cell) && other.cell.header.config.attack.name == cell.cell.header.config.attack.name
-        };
-        let like: Vec<&Summary> = all.iter().filter(like).copied().collect();
-        let rules = like.iter().filter_map(|other| other.cell.header.rule.as_ref());
-        let crosses = |other: &&Summary| {
-            let (search, config) = (&other.cell.header.search, &other.cell.header.config);
-            let reaches = |epsilon: f64| search.reach.is_some() && search.falls_short_of(epsilon).is_none();
-            config.same_budget(&cell.cell.header.config) && search.passes >= 10 && config.epsilon.is_some_and(reaches)
-        };
-        Self {
-            crossing: like.iter().any(crosses),
-            rules: rules.map(|rule| rule.used.clone()).collect(),
-            margin: like
-                .iter()
-                .any(|other| other.cell.header.search.loss.as_deref() == Some("margin")),
+        match self.0.as_slice() {
+            [] => write!(f, "what is at hand was run: take the lowest figure as an upper bound"),
+            advice => write!(f, "run {}", advice.join(", or ")),
         }
     }
 }
 
-/// The attack with one setting more.
-fn with_setting(attack: &str, setting: &str) -> String {
-    let separator = if attack.contains(':') { ',' } else { ':' };
-    format!("--attack {attack}{separator}{setting}")
+/// The attack with the margin loss; where it is another than `pgd`, which has that loss, `pgd` itself.
+fn margin(cell: &Summary) -> String {
+    let named = &cell.cell.header.attack;
+    let own = named
+        .settings
+        .iter()
+        .filter(|_| cell.cell.header.config.attack.name == "pgd");
+    let kept = own.map(String::as_str).filter(|setting| !setting.starts_with("loss="));
+    let settings: Vec<&str> = kept.chain(["loss=margin"]).collect();
+    format!("pgd:{}", settings.join(","))
+}
+
+/// What was run against one defence.
+struct Tried {
+    /// Backward rules, under the cell's threat model.
+    rules: BTreeSet<String>,
+    /// Whether a search went by the margin loss, under that.
+    margin: bool,
+    /// Whether a search reached the whole ball, under that.
+    crossing: bool,
+    /// Whether a search had 100 steps and 5 restarts, under that.
+    thorough: bool,
+    /// Whether an attacker had labels alone.
+    black_box: bool,
+}
+
+impl Tried {
+    fn against(cell: &Summary, all: &[&Summary]) -> Self {
+        let config = |other: &Summary| other.cell.header.config.clone();
+        let like: Vec<&Summary> = all.iter().filter(|other| other.same_defence(cell)).copied().collect();
+        let rules = like.iter().filter_map(|other| other.cell.header.rule.as_ref());
+        let same_budget = |other: &&&Summary| config(other).same_budget(&config(cell));
+        let crosses = |other: &&Summary| {
+            let search = &other.cell.header.search;
+            let reaches = |epsilon: f64| search.reach.is_some() && search.falls_short_of(epsilon).is_none();
+            search.passes >= 10 && other.epsilon.is_some_and(reaches)
+        };
+        let thorough = |other: &&Summary| {
+            let setting = |name: &str| {
+                config(other)
+                    .attack
+                    .config
+                    .get(name)
+                    .and_then(serde_json::Value::as_u64)
+            };
+            config(other).attack.name == "pgd" && setting("steps") >= Some(100) && setting("restarts") >= Some(5)
+        };
+        let substitute = |other: &&Summary| {
+            let target = other.cell.header.target == Some(Target::Substitute);
+            target && config(other).same_defence(&config(cell))
+        };
+        Self {
+            crossing: like.iter().filter(same_budget).any(|other| crosses(other)),
+            thorough: like.iter().filter(same_budget).any(|other| thorough(other)),
+            rules: rules.map(|rule| rule.used.clone()).collect(),
+            margin: like
+                .iter()
+                .any(|other| other.cell.header.search.loss.as_deref() == Some("margin")),
+            black_box: all.iter().any(substitute),
+        }
+    }
 }
 
 impl Warning {
@@ -385,7 +415,7 @@ impl Warning {
             });
         }
         let same = x.same_defence(y) && a.same_attack(b);
-        let ignores = a.cell.header.target == Some(advae_abi::info::Target::Classifier) && a.purifier != NONE;
+        let ignores = a.cell.header.target == Some(Target::Classifier) && a.purifier != NONE;
         if !same || !ignores || !b.through_the_defence() || !differ(a, b) {
             return None;
         }
@@ -565,9 +595,10 @@ impl fmt::Display for Warning {
 mod tests {
     use super::super::figures::DrawSummary;
     use super::*;
+    use crate::plugin::PluginSpec;
     use crate::results::tests::{header, row};
     use crate::results::{Cell, Check, Named, Rule, Substitute};
-    use advae_abi::info::{NormKind, Target};
+    use advae_abi::info::NormKind;
 
     /// A cell of 100 correct samples, of which that many stay so.
     fn record(attack: &str, target: Target, passes: u64, robust: u64) -> Cell {
@@ -662,6 +693,55 @@ mod tests {
         zeros.header.search.loss = Some("margin".into());
         let last = text(&[zeros]);
         assert!(last.contains("needs no gradient"), "{last}");
+    }
+
+    #[test]
+    fn advice_can_be_pasted() {
+        let advised = |attack: &str, settings: &[&str], loss: Option<&str>| {
+            let mut cell = record(attack, WHITE, 40, 60);
+            cell.rows.values_mut().for_each(|row| row.zero_gradients = 5);
+            cell.header.attack.settings = settings.iter().map(|s| s.to_string()).collect();
+            cell.header.search.loss = loss.map(String::from);
+            warned(&[cell])[0].to_string()
+        };
+        let spec = |text: &str| {
+            let from = text.find("--attack ").map(|at| at + "--attack ".len()).unwrap();
+            let word = text[from..].split_whitespace().next().unwrap().trim_end_matches(',');
+            PluginSpec::parse(word).unwrap().to_string()
+        };
+        let fgsm = advised("fgsm", &[], Some("ce"));
+        assert_eq!(spec(&fgsm), "pgd:loss=margin", "fgsm has no such setting");
+        let pgd = advised("pgd", &["steps=20", "loss=ce"], Some("ce"));
+        assert_eq!(spec(&pgd), "pgd:steps=20,loss=margin");
+        assert_eq!(spec(&advised("theirs", &["a=b"], None)), "pgd:loss=margin");
+    }
+
+    #[test]
+    fn nothing_is_advised_twice() {
+        let weak = record("pgd", WHITE, 40, 60);
+        let step = record("fgsm", WHITE, 1, 20);
+        let text = |cells: &[Cell]| warned(cells).iter().map(Warning::to_string).collect::<String>();
+        assert!(text(&[step.clone(), weak.clone()]).contains("pgd:steps=100,restarts=5"));
+        let mut thorough = record("pgd", WHITE, 1000, 50);
+        let config = &mut thorough.header.config.attack.config;
+        (
+            config.insert("steps".into(), 100.into()),
+            config.insert("restarts".into(), 5.into()),
+        );
+        thorough.header.key = thorough.header.config.key();
+        let said = text(&[step.clone(), weak.clone(), thorough.clone()]);
+        assert!(
+            said.contains("a single step") && !said.contains("pgd:steps=100"),
+            "{said}"
+        );
+        thorough.header.search.loss = Some("margin".into());
+        assert!(text(&[step.clone(), weak.clone(), thorough.clone()]).contains("--threat-model black_box"));
+        let box_ = record("pgd", Target::Substitute, 40, 60);
+        let said = text(&[step, weak, thorough, box_]);
+        assert!(
+            said.contains("what is at hand was run") && !said.contains("--threat-model black_box"),
+            "{said}"
+        );
     }
 
     #[test]

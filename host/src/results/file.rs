@@ -166,6 +166,17 @@ impl Results {
         }])
     }
 
+    /// Notes what the cell's file of adversarial images will hold, before it is written.
+    ///
+    /// # Errors
+    /// Where it cannot be serialised.
+    pub fn images(&mut self, cell: &str, sha256: String) -> Result<()> {
+        self.write([Line::Images {
+            cell: cell.into(),
+            sha256,
+        }])
+    }
+
     /// Notes how a cell ended: failed, or with all its rows.
     ///
     /// # Errors
@@ -180,7 +191,7 @@ impl Results {
             None => Line::Done {
                 cell: key,
                 rows: cell.rows.len(),
-                digest: digest_of(&cell.rows),
+                digest: digest_of(cell),
             },
         }])
     }

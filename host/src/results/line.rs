@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 /// Format that this host writes and reads.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,6 +33,13 @@ pub enum Line {
         #[serde(flatten)]
         check: Check,
     },
+    /// The cell's adversarial images are about to be written to a file.
+    Images {
+        /// Key of the cell.
+        cell: String,
+        /// Hash of what the file will hold.
+        sha256: String,
+    },
     /// A cell failed.
     Failed {
         /// Key of the cell.
@@ -46,7 +53,7 @@ pub enum Line {
         cell: String,
         /// Number of its rows.
         rows: usize,
-        /// Hash of its rows: a row that went missing is noticed.
+        /// Hash of its rows and of what else is known of it: a line that went missing is noticed.
         digest: String,
     },
 }

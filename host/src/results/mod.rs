@@ -10,7 +10,7 @@ pub use file::Results;
 pub use merge::merge;
 pub use read::{Records, read};
 pub use record::{
-    Cell, CellConfig, CellHeader, Check, DrawShares, ModelConfig, Named, PluginConfig, Row, Rule, Run, Search,
+    Cell, CellConfig, CellHeader, Check, DrawShares, Granted, ModelConfig, Named, PluginConfig, Row, Rule, Run, Search,
     Substitute,
 };
 

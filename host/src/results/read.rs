@@ -1,11 +1,11 @@
 //! A results file read back: whole, in order, and believed only as far as its checksums go.
 
 use super::line::{FORMAT, Line};
-use super::record::{Cell, Row, Run};
+use super::record::{Cell, Run};
 use crate::plugin::hex;
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -72,7 +72,7 @@ pub fn refuse_damage(contents: &Contents, remedy: &str) -> Result<()> {
 /// Reads a file line by line.
 ///
 /// # Errors
-/// Where it cannot be read or its first line is not that of a results file.
+/// Where it cannot be read, holds no line of a results file, or is of another format.
 pub fn contents(path: &Path) -> Result<Contents> {
     let mut bytes = vec![];
     let metadata = std::fs::metadata(path)?;
@@ -85,7 +85,6 @@ pub fn contents(path: &Path) -> Result<Contents> {
     if bytes.is_empty() {
         return Ok(contents);
     }
-    check_first(&bytes)?;
     let mut reader = Reader::default();
     let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
     for (number, line) in bytes[..whole].split(|b| *b == b'\n').enumerate() {
@@ -104,30 +103,35 @@ pub fn contents(path: &Path) -> Result<Contents> {
         });
         match taken {
             Ok(text) => contents.sound.push(text),
+            Err(error) if error.is::<OtherFormat>() => return Err(error),
             Err(error) => contents.damage.push(format!("line {}: {error:#}", number + 1)),
         }
     }
+    // A file that has no line of ours is never written.
+    ensure!(
+        !contents.sound.is_empty(),
+        "its first line is not that of a results file of this host: choose another file"
+    );
     contents.end = whole as u64;
     contents.records = reader.records;
     Ok(contents)
 }
 
-/// A file whose first line is not ours is never written.
-fn check_first(bytes: &[u8]) -> Result<()> {
-    let first = bytes.split(|b| *b == b'\n').next().unwrap_or_default();
-    let text = std::str::from_utf8(first).unwrap_or_default().trim_end_matches('\r');
-    match Line::read(text) {
-        Ok(Line::Run(run)) => {
-            ensure!(
-                run.format == FORMAT,
-                "it has format {}, this host writes format {FORMAT}: choose another file",
-                run.format
-            );
-            Ok(())
-        }
-        _ => bail!("its first line is not that of a results file of this host: choose another file"),
+/// A file of another version.
+#[derive(Debug)]
+struct OtherFormat(u32);
+
+impl std::fmt::Display for OtherFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "it has format {}, this host writes format {FORMAT}: choose another file",
+            self.0
+        )
     }
 }
+
+impl std::error::Error for OtherFormat {}
 
 #[derive(Default)]
 struct Reader {
@@ -138,6 +142,7 @@ struct Reader {
 impl Reader {
     fn take(&mut self, line: Line) -> Result<()> {
         match line {
+            Line::Run(run) if run.format != FORMAT => bail!(OtherFormat(run.format)),
             Line::Run(run) => self.records.runs.push(run),
             Line::Cell(header) => self.begin(*header)?,
             Line::Sample(row) => {
@@ -153,11 +158,12 @@ impl Reader {
             }
             Line::Substitute { cell, substitute } => self.cell(&cell)?.substitute = Some(substitute),
             Line::Check { cell, check } => self.cell(&cell)?.check = Some(check),
+            Line::Images { cell, sha256 } => drop(self.cell(&cell)?.images.insert(sha256)),
             Line::Failed { cell, error } => self.cell(&cell)?.failed = Some(error),
             Line::Done { cell, rows, digest } => {
                 let cell = self.cell(&cell)?;
                 ensure!(
-                    (cell.rows.len(), digest_of(&cell.rows)) == (rows, digest),
+                    (cell.rows.len(), digest_of(cell)) == (rows, digest),
                     "the cell '{}' ended with {rows} rows, of which {} are here unchanged or others have been added",
                     cell.header.key,
                     cell.rows.len()
@@ -189,11 +195,12 @@ impl Reader {
     }
 }
 
-/// Hash over the rows of a cell, in the order of their ids.
-pub fn digest_of(rows: &BTreeMap<u64, Row>) -> String {
+/// Hash over the rows of a cell in the order of their ids, its substitute and the repeated scoring.
+pub fn digest_of(cell: &Cell) -> String {
     let mut hasher = Sha256::new();
-    for row in rows.values() {
+    for row in cell.rows.values() {
         hasher.update(serde_json::to_vec(row).unwrap_or_default());
     }
+    hasher.update(serde_json::to_vec(&(&cell.substitute, &cell.check)).unwrap_or_default());
     hex(&hasher.finalize())[..16].to_string()
 }

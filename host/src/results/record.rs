@@ -1,11 +1,11 @@
 //! What is kept of an experiment: everything that a figure or a warning of the report needs, and how to repeat it.
 
-use crate::plugin::{PluginSpec, hex};
-use advae_abi::info::{AttackInfo, NormKind, Target, WeightSource};
+use crate::plugin::{PluginSpec, hex, quoted_path};
+use advae_abi::info::{Access, AttackInfo, NormKind, Target, WeightSource};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A plugin file and its settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -128,11 +128,13 @@ impl Named {
 }
 
 impl std::fmt::Display for Named {
-    /// As on the command line.
+    /// As on the command line, where it can be pasted.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.plugin)?;
-        if let Some(weights) = &self.weights {
-            write!(f, "@{weights}")?;
+        f.write_str(&quoted_path(&self.plugin))?;
+        match &self.weights {
+            Some(seed) if seed.starts_with("init:") => write!(f, "@{seed}")?,
+            Some(weights) => write!(f, "@{}", quoted_path(weights))?,
+            None => {}
         }
         match &self.settings[..] {
             [] => Ok(()),
@@ -205,6 +207,31 @@ impl Search {
     }
 }
 
+/// What a threat model grants.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Granted {
+    /// Gradients.
+    pub gradients: bool,
+    /// Logits.
+    pub logits: bool,
+    /// Labels.
+    pub labels: bool,
+    /// Label queries at the most; absent: any number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub query_limit: Option<u64>,
+}
+
+impl From<&Access> for Granted {
+    fn from(access: &Access) -> Self {
+        Self {
+            gradients: access.gradients,
+            logits: access.logits,
+            labels: access.labels,
+            query_limit: access.query_limit,
+        }
+    }
+}
+
 /// The backward rule that gradients of the purifier went by.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Rule {
@@ -231,6 +258,9 @@ pub struct CellHeader {
     /// Whom the oracle answered for; absent: not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<Target>,
+    /// What the threat model granted the attacker; absent: not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub granted: Option<Granted>,
     /// How the attack searches.
     #[serde(default)]
     pub search: Search,
@@ -360,9 +390,9 @@ impl Substitute {
 /// What the host found when it repeated its own scoring of a few samples.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Check {
-    /// Samples whose clean image was classified a second time.
+    /// Samples whose images were classified a second time.
     pub repeated: usize,
-    /// Those of them that came out otherwise although the defence says it is not random.
+    /// Those of them that came out otherwise among fewer others, although the defence says it is not random.
     pub differing: usize,
     /// Whether the classifier's output looks like probabilities instead of logits.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -402,6 +432,8 @@ pub struct Cell {
     pub substitute: Option<Substitute>,
     /// What repeating the scoring found.
     pub check: Option<Check>,
+    /// Hashes of what was written, or was about to be, to its file of adversarial images.
+    pub images: BTreeSet<String>,
     /// Why it failed, if it did.
     pub failed: Option<String>,
 }
@@ -414,6 +446,7 @@ impl Cell {
             rows: BTreeMap::new(),
             substitute: None,
             check: None,
+            images: BTreeSet::new(),
             failed: None,
         }
     }

@@ -48,6 +48,7 @@ pub(crate) fn header(attack: &str, norm: NormKind, epsilon: Option<f64>) -> Cell
             weights: None,
         },
         target: Some(Target::Pipeline),
+        granted: None,
         search: Search::default(),
         rule: None,
         crafted_on: None,

@@ -2,7 +2,7 @@
 
 use super::console;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,7 @@ struct Told {
     /// Whether lines are printed: only where somebody looks and sees no bar.
     lines: bool,
     skipped: AtomicU64,
+    ended: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -60,11 +61,32 @@ impl Progress {
             begun: Instant::now(),
             lines,
             skipped: AtomicU64::new(0),
+            ended: AtomicBool::new(false),
             state: Mutex::default(),
         };
-        Self {
+        let progress = Self {
             bar,
             told: Arc::new(told),
+        };
+        progress.beat();
+        progress
+    }
+
+    /// Lines go on while no pass is counted, as when a threat model prepares: from a thread that ends with the run.
+    fn beat(&self) {
+        let (bar, told) = (self.bar.clone(), Arc::downgrade(&self.told));
+        let watch = move || {
+            loop {
+                std::thread::sleep(Duration::from_millis(500));
+                let Some(told) = told.upgrade() else { return };
+                let (begun, bar) = (told.begun, bar.clone());
+                if let Some(line) = (Self { bar, told }).line_after(begun.elapsed()) {
+                    console::say(&line);
+                }
+            }
+        };
+        if self.told.lines {
+            std::thread::spawn(watch);
         }
     }
 
@@ -116,10 +138,10 @@ impl Progress {
     /// The line that is due, if one is.
     fn line_after(&self, gone: Duration) -> Option<String> {
         let mut state = self.told.state();
-        if !self.told.lines || gone < state.last + BETWEEN_LINES {
+        let silent = !self.told.lines || self.told.ended.load(Ordering::Relaxed);
+        if silent || gone < state.last + BETWEEN_LINES {
             return None;
         }
-        let left = self.left(gone)?;
         state.last = gone;
         let percent = 100 * self.bar.position() / self.bar.length()?.max(1);
         let what = if state.what.is_empty() {
@@ -127,18 +149,13 @@ impl Progress {
         } else {
             format!("{}: ", state.what)
         };
-        Some(format!(
-            "{what}{percent} %, {} gone, about {} left",
-            duration(gone),
-            duration(left)
-        ))
+        let left = self.left(gone);
+        let left = left.map_or_else(String::new, |left| format!(", about {} left", duration(left)));
+        Some(format!("{what}{percent} %, {} gone{left}", duration(gone)))
     }
 
     fn inc(&self, passes: u64) {
         self.bar.inc(passes);
-        if let Some(line) = self.line_after(self.told.begun.elapsed()) {
-            console::say(&line);
-        }
     }
 
     /// A counter for one micro-batch that is expected to need `passes`.
@@ -152,6 +169,7 @@ impl Progress {
 
     /// Removes the bar.
     pub fn finish(&self) {
+        self.told.ended.store(true, Ordering::Relaxed);
         console::set_bar(None);
         self.bar.finish_and_clear();
     }
@@ -227,9 +245,13 @@ mod tests {
     fn a_line_is_due_every_thirty_seconds_where_there_is_no_terminal() {
         let progress = lines(1000);
         progress.say("pgd on model_x + advae, white_box");
-        assert_eq!(progress.line_after(40 * SECOND), None, "nothing is known yet");
-        progress.bar.inc(430);
         assert_eq!(progress.line_after(29 * SECOND), None);
+        let line = progress.line_after(40 * SECOND).unwrap();
+        assert_eq!(
+            line, "pgd on model_x + advae, white_box: 0 %, 40 s gone",
+            "while nothing is known"
+        );
+        progress.bar.inc(430);
         let line = progress.line_after(120 * SECOND).unwrap();
         assert_eq!(
             line,
@@ -239,9 +261,11 @@ mod tests {
         assert!(progress.line_after(150 * SECOND).is_some());
         let seen = Progress {
             told: Progress::hidden().told,
-            ..progress
+            ..progress.clone()
         };
         assert_eq!(seen.line_after(1000 * SECOND), None, "on a terminal there is a bar");
+        progress.finish();
+        assert_eq!(progress.line_after(1000 * SECOND), None, "the run is over");
     }
 
     #[test]

@@ -3,8 +3,9 @@
 use super::checklist::{Checklist, Finding};
 use super::lending;
 use super::model::same_rows;
+use super::patient::Patient;
 use super::sample::{IDS, difference, images, scale};
-use super::{Patient, toy};
+use super::toy;
 use crate::experiment::Limits;
 use crate::report::short;
 use crate::results::Search;

@@ -1,8 +1,7 @@
 //! A gradient against central differences of the output, both through the plugin's `.so`.
 
 use super::checklist::Finding;
-use super::model::input;
-use super::sample::{IDS, difference, images, signed};
+use super::sample::{IDS, difference, images, input, signed};
 use crate::wire::model::{Model, Tape};
 use crate::wire::tensor::{Call, Tensor};
 use anyhow::{Context, Result};

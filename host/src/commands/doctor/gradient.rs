@@ -1,10 +1,11 @@
 //! Gradients through the plugin's tapes.
 
 use super::checklist::{Checklist, Finding};
+use super::differences;
 use super::differences::{OPERATORS, backward};
-use super::model::{input, same_rows};
-use super::sample::{IDS, difference, images, scale, signed};
-use super::{Patient, differences};
+use super::model::same_rows;
+use super::patient::Patient;
+use super::sample::{IDS, difference, images, input, scale, signed};
 use crate::terminal::console;
 use crate::wire::model::Model;
 use crate::wire::tensor::Call;

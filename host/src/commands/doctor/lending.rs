@@ -2,8 +2,7 @@
 //! afterwards, so that this check is the first pass, and told apart from whatever else goes wrong with one.
 
 use super::checklist::{Checklist, Finding};
-use super::model::input;
-use super::sample::{IDS, images, signed};
+use super::sample::{IDS, images, input, signed};
 use crate::terminal::console;
 use crate::wire::boundary::wrote;
 use crate::wire::model::Model;

@@ -1,9 +1,8 @@
 //! Models that remember: their output must follow the image, whatever was seen before under its id.
 
-use super::Patient;
 use super::checklist::Finding;
-use super::model::input;
-use super::sample::{difference, images};
+use super::patient::Patient;
+use super::sample::{difference, images, input};
 use crate::wire::model::Model;
 use crate::wire::tensor::{Call, Tensor};
 use advae_abi::CallPhase;

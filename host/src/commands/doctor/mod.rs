@@ -7,6 +7,7 @@ mod gradient;
 mod lending;
 mod memory;
 mod model;
+mod patient;
 pub(crate) mod sample;
 mod saturation;
 mod settings;
@@ -19,10 +20,11 @@ use crate::plugin::{Plugin, PluginSpec, find, inspect};
 use crate::terminal::console;
 use crate::terminal::exit::EXIT_FAILED;
 use crate::wire::construct::{Wanted, request};
-use advae_abi::info::{Construct, Kind};
+use advae_abi::info::Kind;
 use anyhow::Result;
 use checklist::{Checklist, Finding};
 use clap::Args;
+use patient::Patient;
 
 /// Flags of `doctor`.
 #[derive(Args, Clone, Debug)]
@@ -32,18 +34,6 @@ pub struct DoctorArgs {
     /// Where models run: `cpu` or `cuda:N`
     #[arg(long, default_value = "cpu")]
     device: String,
-}
-
-/// A loaded plugin, and how it is to be constructed.
-struct Patient {
-    plugin: Plugin,
-    request: Construct,
-}
-
-impl Patient {
-    fn kind(&self) -> Kind {
-        self.plugin.manifest.kind
-    }
 }
 
 /// Examines a plugin and prints a checklist. Returns the exit code: 2 where anything failed.

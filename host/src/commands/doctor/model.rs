@@ -1,8 +1,9 @@
 //! Forward passes of classifiers and purifiers.
 
 use super::checklist::{Checklist, Finding};
-use super::sample::{ANY, IDS, difference, images, scale};
-use super::{Patient, lending, memory, saturation};
+use super::patient::Patient;
+use super::sample::{IDS, difference, images, input, scale};
+use super::{lending, memory, saturation};
 use crate::wire::model::{Model, ask, looks_like_probabilities};
 use crate::wire::tensor::{Call, Tensor};
 use advae_abi::ErrorCode;
@@ -15,11 +16,6 @@ const ROUNDING: f64 = 1e-5;
 /// What a purifier has to list.
 const BACKWARD_RULES: &str = "it lists no backward rules: list `Exact` where it is differentiable, else `Identity` (BPDA), `Custom` or `None`, the \
      default first";
-
-/// Shape of the images a model is tried on.
-pub fn input(model: &Model) -> [usize; 3] {
-    model.info().input.unwrap_or(ANY)
-}
 
 /// Checks what can be seen without gradients. False where nothing else can be tried with this model.
 pub fn examine(list: &mut Checklist, patient: &Patient) -> Result<bool> {

@@ -1,5 +1,6 @@
 //! What plugins are tried on: images of noise, keyed so that every run sees the same.
 
+use crate::wire::model::Model;
 use crate::wire::tensor::Tensor;
 use anyhow::Result;
 use rand::{Rng, SeedableRng};
@@ -7,6 +8,11 @@ use rand_chacha::ChaCha8Rng;
 
 /// Shape of an image where the plugin takes any.
 pub const ANY: [usize; 3] = [1, 28, 28];
+
+/// Shape of the images a model is tried on.
+pub fn input(model: &Model) -> [usize; 3] {
+    model.info().input.unwrap_or(ANY)
+}
 
 /// Ids of the samples; gaps, so that an id cannot be mistaken for a position.
 pub const IDS: [u64; 7] = [3, 17, 4, 100, 41, 8, 260];

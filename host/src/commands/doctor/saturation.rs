@@ -1,8 +1,7 @@
 //! Logits so large that a cross-entropy in f32 has no gradient left.
 
 use super::checklist::Finding;
-use super::model::input;
-use super::sample::{IDS, digits, images};
+use super::sample::{IDS, digits, images, input};
 use crate::wire::model::Model;
 use crate::wire::tensor::Call;
 use anyhow::Result;

@@ -1,7 +1,7 @@
 //! Construction: settings, weights, device.
 
-use super::Patient;
 use super::checklist::{Checklist, Finding};
+use super::patient::Patient;
 use crate::terminal::console;
 use crate::wire::attack::Attack;
 use crate::wire::model::Model;

@@ -1,7 +1,8 @@
 //! Threat models: what they grant, and what they prepare.
 
 use super::checklist::{Checklist, Finding};
-use super::{Patient, toy};
+use super::patient::Patient;
+use super::toy;
 use crate::plugin::Plugin;
 use crate::wire::construct::fresh;
 use crate::wire::model::Model;

@@ -1,9 +1,9 @@
 //! Trainable models: the tape guards the weights, and weights come back as they went.
 
-use super::Patient;
 use super::checklist::{Checklist, Finding};
 use super::differences::moved;
-use super::model::input;
+use super::patient::Patient;
+use super::sample::input;
 use super::sample::{IDS, difference, images, signed};
 use crate::terminal::console;
 use crate::wire::model::{Model, Trainable};

@@ -3,16 +3,16 @@
 mod page;
 mod tables;
 
-use crate::commands::complain;
+use crate::commands::complain::complain;
 use crate::experiment::{self, Backward, Settings, check_device, threads};
 use crate::report::Report;
 use crate::terminal::cancel::Cancel;
 use crate::terminal::console;
 use crate::terminal::exit::{EXIT_CANCELLED, EXIT_FAILED};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use page::{Page, Run};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tables::{Column, Table};
 
 /// File of the rows. Tables share it, since they share cells.
@@ -70,9 +70,16 @@ pub fn run(args: ReproduceArgs) -> Result<i32> {
     };
     let columns = chosen(&table, &args.column)?;
     check_device(&args.device)?;
+    ensure!(args.samples > 0, "--samples is 0: give 1 or more");
     std::fs::create_dir_all(&args.out).with_context(|| format!("cannot make the folder '{}'", args.out.display()))?;
     let cancel = Cancel::on_ctrl_c()?;
-    let path = args.out.join(format!("{}.md", table.name));
+    let part = if columns.len() < table.columns.len() {
+        "-part"
+    } else {
+        ""
+    };
+    let path = args.out.join(format!("{}{part}.md", table.name));
+    replaceable(&path, &table)?;
     let mut page = Page::new(&table, Run::here(args.samples, args.seed, dataset(&args), &args.device));
     let mut code = 0;
     for column in columns {
@@ -101,6 +108,21 @@ pub fn run(args: ReproduceArgs) -> Result<i32> {
     console::print(&page.text())?;
     console::say(&format!("written to '{}'", path.display()));
     Ok(code)
+}
+
+/// Refuses to replace a file that is no page of this table, and says that one is replaced.
+fn replaceable(path: &Path, table: &Table) -> Result<()> {
+    let shown = path.display();
+    if path.symlink_metadata().is_err() {
+        return Ok(());
+    }
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    ensure!(
+        text.lines().next() == Some(page::heading(table).as_str()),
+        "'{shown}' is there and is no page of this table: move it away, or choose another folder with --out"
+    );
+    console::say(&format!("note: the page '{shown}' is written anew"));
+    Ok(())
 }
 
 /// The columns asked for, in the table's order: a whole title names its column, anything else all whose titles hold it.

@@ -177,9 +177,9 @@ impl<'a> Page<'a> {
             data,
         } = &self.run;
         let mut text = format!(
-            "# {}\n\nMeasured {date} at {commit}, on {machine}, by `{command}`: {data}. Accuracy in percent with Wilson's 95 % \
+            "{}\n\nMeasured {date} at {commit}, on {machine}, by `{command}`: {data}. Accuracy in percent with Wilson's 95 % \
              interval over samples, the paper's figure, and the difference in points. Labels are the true ones unless said.\n\n",
-            self.table.title
+            heading(self.table)
         );
         text += "| defence | attack | ours [95 %] | paper | difference | distances |\n";
         text += "|---|---|---|---|---|---|\n";
@@ -189,6 +189,11 @@ impl<'a> Page<'a> {
         }
         text
     }
+}
+
+/// First line of a table's page.
+pub fn heading(table: &Table) -> String {
+    format!("# {}", table.title)
 }
 
 /// What the paper prints.

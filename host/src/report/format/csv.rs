@@ -1,7 +1,8 @@
 //! For a spreadsheet: a line a cell.
 
-use super::Render;
-use crate::report::{Report, Summary};
+use super::parts::Render;
+use crate::report::contents::Report;
+use crate::report::figures::Summary;
 use anyhow::Result;
 
 /// The format.

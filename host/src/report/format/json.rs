@@ -1,7 +1,7 @@
 //! For a program.
 
-use super::Render;
-use crate::report::Report;
+use super::parts::Render;
+use crate::report::contents::Report;
 use anyhow::Result;
 
 /// The format.

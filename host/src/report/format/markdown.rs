@@ -1,7 +1,8 @@
 //! For a document: all columns, one table.
 
-use super::{LEGEND, Render, attacks, figures, notes, with_interval};
-use crate::report::{Report, Summary, Worst};
+use super::parts::{LEGEND, Render, attacks, figures, notes, with_interval};
+use crate::report::contents::Report;
+use crate::report::figures::{Summary, Worst};
 use anyhow::Result;
 
 const CELLS: [&str; 15] = [

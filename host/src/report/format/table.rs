@@ -1,7 +1,8 @@
 //! For a terminal: a table a defence, as many columns as the terminal has room for.
 
-use super::{LEGEND, Render, attacks, figures, notes, with_interval};
-use crate::report::{Report, Summary, Worst};
+use super::parts::{LEGEND, Render, attacks, figures, notes, with_interval};
+use crate::report::contents::Report;
+use crate::report::figures::{Summary, Worst};
 use anyhow::Result;
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle};
