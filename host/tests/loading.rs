@@ -157,6 +157,35 @@ fn weights_are_read_once() {
 }
 
 #[test]
+fn paths_with_colons_and_at_signs_are_plugins_and_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    for folder in ["a:b", "c@d:1"] {
+        std::fs::create_dir(dir.path().join(folder)).unwrap();
+        std::fs::copy(fixtures::plugin("probe"), dir.path().join(folder).join("libprobe@2.so")).unwrap();
+    }
+    std::fs::write(dir.path().join("w@2.safetensors"), "class 7").unwrap();
+    std::fs::write(dir.path().join("c@d:1/w:3@x.safetensors"), "class 7").unwrap();
+    let cell = ["--attack", "plain_noise", "--threat-model", "plain_white_box"];
+    for (i, classifier) in [
+        "a:b/libprobe@2.so@w@2.safetensors",
+        "a:b/libprobe@2.so@w@2.safetensors:mode=sound",
+        "c@d:1/libprobe@2.so@c@d:1/w:3@x.safetensors:mode=sound",
+        r#""a:b/libprobe@2.so"@"w@2.safetensors":mode=sound"#,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let out = format!("rows{i}");
+        let args = ["eval", "--classifier", classifier, "--out", &out, "--samples", "5"];
+        let output = host(dir.path(), &[&args[..], &cell].concat()).output().unwrap();
+        assert!(output.status.success(), "{classifier}: {}", said(&output));
+        let rows = std::fs::read_to_string(dir.path().join(out)).unwrap();
+        let sevens = rows.matches(r#""clean_prediction":7"#).count();
+        assert_eq!(sevens, 5, "{classifier} is not the probe with those weights: {rows}");
+    }
+}
+
+#[test]
 fn a_name_is_never_a_file_of_the_current_folder() {
     let (dir, path) = copied(&fixtures::plugin("probe"), "plain_fgsm");
     let loaded = dir.path().join("loaded");

@@ -5,38 +5,22 @@
 mod fixtures;
 #[path = "common/plugins.rs"]
 mod plugins;
+#[path = "common/run.rs"]
+mod run;
 
+use run::{interrupt, outcome, piped, refused, report, said, stderr, stdout, text, until};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Child, Command, Output};
+use std::time::Instant;
 
-/// A host that finds fixtures and the workspace's plugins. 80 columns leave the measured times out of its tables.
+/// A host that finds fixtures and the workspace's plugins.
 fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_advae-host"));
-    let path = format!("{}:{}", fixtures::dir().display(), plugins::plugin_dir().display());
-    command
-        .args(args)
-        .env("ADVAE_PLUGIN_PATH", path)
-        .env("COLUMNS", "80")
-        .env_remove("ADVAE_DATA_DIR");
-    command
+    run::command(&[fixtures::dir(), plugins::plugin_dir()], args)
 }
 
 fn host(args: &[&str]) -> Output {
     command(args).output().unwrap()
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
 }
 
 fn fixture(more: &[&str]) -> Output {
@@ -45,6 +29,10 @@ fn fixture(more: &[&str]) -> Output {
 
 /// The same over so many samples.
 fn fixture_of(samples: &str, more: &[&str]) -> Output {
+    fixture_command(samples, more).output().unwrap()
+}
+
+fn fixture_command(samples: &str, more: &[&str]) -> Command {
     let cell = [
         "eval",
         "--classifier",
@@ -53,7 +41,7 @@ fn fixture_of(samples: &str, more: &[&str]) -> Output {
         "plain_white_box",
     ];
     let attack = ["--attack", "plain_noise", "--samples", samples];
-    host(&[&cell[..], &attack, more].concat())
+    command(&[&cell[..], &attack, more].concat())
 }
 
 /// Cells with warnings: gradients that are zero, a rule that is not the purifier's own.
@@ -78,14 +66,10 @@ const WARNED: [&str; 16] = [
 
 /// Starts the run, and gives it back once its file has that many lines.
 fn started(out: &Path, lines: usize, more: &[&str]) -> Child {
-    let args = [&WARNED[..], &["--out", text(out)], more].concat();
-    let mut run = command(&args);
-    let child = run.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let start = Instant::now();
-    while std::fs::read_to_string(out).unwrap_or_default().lines().count() < lines {
-        assert!(start.elapsed() < Duration::from_secs(120), "the run does not get on");
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    let child = piped(&mut command(&[&WARNED[..], &["--out", text(out)], more].concat()));
+    until("the run gets on", || {
+        std::fs::read_to_string(out).unwrap_or_default().lines().count() >= lines
+    });
     child
 }
 
@@ -103,9 +87,8 @@ fn the_report_of_an_interrupted_and_resumed_run_is_that_of_an_undisturbed_one() 
     killed.wait().unwrap();
     let lines = std::fs::read_to_string(&out).unwrap().lines().count();
     let stopped = started(&out, lines + 8, &["--resume"]);
-    let pid = stopped.id().to_string();
-    assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
-    let stopped = stopped.wait_with_output().unwrap();
+    interrupt(&stopped);
+    let stopped = outcome(stopped);
     assert_eq!(stopped.status.code(), Some(130), "{}", stderr(&stopped));
     let kept = rows(&out);
     assert!(
@@ -129,27 +112,50 @@ fn rows(path: &Path) -> usize {
 }
 
 #[test]
-fn a_report_prints_every_format_from_the_file_alone() {
+fn a_report_prints_every_format_from_the_file_alone_and_every_figure_as_eval_did() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("results.jsonl");
+    // Notes, warnings, and a width that has room for the times.
+    let more = [
+        "--attack",
+        "plain_noise:epsilon=0.1",
+        "--classifier",
+        "plain_linear:mode=probabilities",
+        "--purifier",
+        "none",
+        "--purifier",
+        "plain_purifier:mode=escape_codes",
+    ];
+    let wide = |command: &mut Command| command.env("COLUMNS", "200").output().unwrap();
     for (format, says) in [
         ("table", "plain_linear: mnist-1k, 20 samples, seed 0"),
-        ("markdown", "| plain_linear |"),
-        ("csv", "plain_linear,none,"),
+        (
+            "markdown",
+            "| plain_linear | none | plain_white_box | plain_noise:epsilon=0.1 | Linf 0.1 |",
+        ),
+        (
+            "csv",
+            "plain_linear,none,plain_white_box,plain_noise:epsilon=0.1,Linf,0.1,20,",
+        ),
         ("json", "\"worst_cases\""),
     ] {
         let _ = std::fs::remove_file(&out);
-        let printed = stdout(&fixture(&["--format", format, "--out", text(&out)]));
-        assert!(printed.contains(says), "{printed}");
-        let again = host(&["report", text(&out), "--format", format]);
-        let timeless = |text: &str| match format {
-            "table" => text.to_string(),
-            _ => text
-                .lines()
-                .filter(|line| !line.contains("plain_linear") && !line.contains("second"))
-                .collect(),
-        };
-        assert_eq!(timeless(&stdout(&again)), timeless(&printed));
+        let printed = wide(&mut fixture_command(
+            "20",
+            &[&more[..], &["--format", format, "--out", text(&out)]].concat(),
+        ));
+        assert!(stdout(&printed).contains(says), "{}", said(&printed));
+        assert!(
+            stdout(&printed).contains("plain_linear:mode=probabilities"),
+            "{}",
+            said(&printed)
+        );
+        let again = wide(&mut command(&["report", text(&out), "--format", format]));
+        assert_eq!(stdout(&again), stdout(&printed), "{format}");
+        // Notes and warnings are beside the spreadsheet.
+        let notes = stderr(&again);
+        assert_eq!(notes.contains("warning: "), format == "csv", "{notes}");
+        assert!(stderr(&printed).contains(&notes), "{}\n{notes}", said(&printed));
     }
     let missing = host(&["report", "nowhere.jsonl"]);
     assert_eq!(missing.status.code(), Some(2));
@@ -298,4 +304,186 @@ fn logits_are_never_written_over_each_other() {
     );
     let again = host(&["score", text(&file), "--logits", text(&logits)]);
     assert!(stderr(&again).contains("is there already"), "{}", stderr(&again));
+}
+
+/// Label queries of the attack that asks for labels.
+fn queries(samples: &str, more: &[&str]) -> u64 {
+    let attack = ["--attack", "plain_noise:mode=asks_for_labels", "--format", "json"];
+    let output = fixture_of(samples, &[&attack, more].concat());
+    assert!(output.status.success(), "{}", said(&output));
+    report(&output)["cells"][1]["queries"].as_u64().unwrap()
+}
+
+#[test]
+fn label_queries_of_a_resumed_run_are_those_of_an_undisturbed_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let [whole, cut, grown] = ["whole", "cut", "grown"].map(|name| dir.path().join(name));
+    let expected = queries("40", &["--out", text(&whole)]);
+    // Every sample is asked about, and some of them twice.
+    assert!((41..80).contains(&expected), "{expected}");
+
+    // Killed in the middle of a line of the cell's rows.
+    let written = std::fs::read_to_string(&whole).unwrap();
+    let row = written.match_indices("\"type\":\"sample\"").nth(60).unwrap().0;
+    std::fs::write(&cut, &written[..row + 20]).unwrap();
+    assert_eq!(queries("40", &["--resume", "--out", text(&cut)]), expected);
+
+    let fewer = queries("15", &["--out", text(&grown)]);
+    assert!(fewer < expected);
+    assert_eq!(queries("40", &["--resume", "--out", text(&grown)]), expected);
+    for file in [&whole, &cut, &grown] {
+        let again = host(&["report", text(file), "--format", "json"]);
+        assert_eq!(report(&again)["cells"][1]["queries"], expected);
+    }
+}
+
+#[test]
+fn a_pipe_is_refused_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = dir.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let at_once = |command: &mut Command| outcome(piped(command));
+    for (more, says) in [
+        (&["--resume"][..], "no regular file"),
+        (&["--resume", "--repair"], "no regular file"),
+        (&[], "is there already"),
+    ] {
+        let mut eval = fixture_command("5", &[&["--out", text(&pipe)], more].concat());
+        refused(&at_once(&mut eval), &[text(&pipe), says]);
+    }
+    let mut again = command(&["report", text(&pipe)]);
+    refused(&at_once(&mut again), &[text(&pipe), "no regular file"]);
+}
+
+/// Two files of one name in the folders `a` and `b`.
+fn namesakes(dir: &Path, name: &str, contents: [Vec<u8>; 2]) {
+    for (folder, bytes) in ["a", "b"].into_iter().zip(contents) {
+        std::fs::create_dir_all(dir.join(folder)).unwrap();
+        std::fs::write(dir.join(folder).join(name), bytes).unwrap();
+    }
+}
+
+/// Names in a column of the cells and of the worst cases.
+fn named(report: &Value, column: &str) -> [Vec<String>; 2] {
+    ["cells", "worst_cases"].map(|part| {
+        let rows = report[part].as_array().unwrap().iter();
+        rows.map(|row| row[column].as_str().unwrap().to_string()).collect()
+    })
+}
+
+/// Runs the noise against defences that are named from a folder.
+fn eval_in(dir: &Path, defences: &[&str]) -> Output {
+    let attack = ["--threat-model", "plain_white_box", "--attack", "plain_noise"];
+    let few = ["--samples", "20", "--format", "json"];
+    let mut host = command(&[&["eval"], defences, &attack, &few].concat());
+    let output = host.current_dir(dir).output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    output
+}
+
+#[test]
+fn two_files_of_one_name_have_two_rows_two_worst_cases_and_two_labels() {
+    let dir = tempfile::tempdir().unwrap();
+    // The same code in two files that differ.
+    for name in ["linear", "purifier"] {
+        let bytes = std::fs::read(fixtures::plugin(name)).unwrap();
+        let other = [&bytes[..], b"another build"].concat();
+        namesakes(dir.path(), &format!("lib{name}.so"), [bytes, other]);
+    }
+    let shown = |column: &str, labels: [&str; 2], defences: &[&str]| {
+        let told = report(&eval_in(dir.path(), defences));
+        let labels = labels.map(String::from).to_vec();
+        assert_eq!(named(&told, column), [labels.clone(), labels]);
+        told
+    };
+    let classifiers = ["--classifier", "a/liblinear.so", "--classifier", "b/liblinear.so"];
+    shown("classifier", ["a/linear", "b/linear"], &classifiers);
+    let purifiers = ["--purifier", "a/libpurifier.so", "--purifier", "b/libpurifier.so"];
+    let defences = [&["--classifier", "plain_linear"], &purifiers[..]].concat();
+    shown("purifier", ["a/purifier", "b/purifier"], &defences);
+
+    let class = |class: usize| format!("class {class}").into_bytes();
+    namesakes(dir.path(), "w.safetensors", [class(3), class(4)]);
+    let weights = ["plain_probe@a/w.safetensors", "plain_probe@b/w.safetensors"];
+    let defences = ["--classifier", weights[0], "--classifier", weights[1]];
+    let told = shown("classifier", weights, &defences);
+    let clean = [0, 1].map(|i| &told["cells"][i]["clean_accuracy"]["value"]);
+    assert_ne!(clean[0], clean[1]);
+    for (i, clean) in clean.into_iter().enumerate() {
+        assert_eq!(told["worst_cases"][i]["robust_accuracy"]["value"], *clean);
+    }
+}
+
+#[test]
+fn two_copies_of_one_file_do_not_become_one_row_without_a_word() {
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = std::fs::read(fixtures::plugin("linear")).unwrap();
+    namesakes(dir.path(), "libnet.so", [bytes.clone(), bytes]);
+    let output = eval_in(
+        dir.path(),
+        &["--classifier", "a/libnet.so", "--classifier", "b/libnet.so"],
+    );
+    match named(&report(&output), "classifier").map(|names| names.len()) {
+        [2, 2] => {}
+        rows => assert!(
+            rows == [1, 1] && stderr(&output).contains("named twice"),
+            "{}",
+            said(&output)
+        ),
+    }
+}
+
+#[test]
+fn seconds_are_wall_time_whatever_the_number_of_threads() {
+    let start = Instant::now();
+    // Eight workers that each sleep for half a second.
+    let eight = ["--threads", "8", "--batch", "1", "--format", "json"];
+    let output = fixture_of("8", &[&["--attack", "plain_noise:mode=sleeps"], &eight[..]].concat());
+    let wall = start.elapsed().as_secs_f64();
+    assert!(output.status.success(), "{}", said(&output));
+    let cell = &report(&output)["cells"][1];
+    let seconds = cell["seconds"].as_f64().unwrap();
+    assert!((0.5..=wall).contains(&seconds), "{seconds} of {wall}");
+    let rate = cell["images_per_second"].as_f64().unwrap();
+    assert!(
+        (rate * seconds / 8. - 1.).abs() < 1e-9,
+        "{rate} images a second in {seconds}"
+    );
+}
+
+#[test]
+fn the_table_is_printed_where_saved_images_find_no_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let images = dir.path().join("images");
+    let more = [
+        "--attack",
+        "plain_noise:epsilon=0.1",
+        "--save-adversarial",
+        text(&images),
+    ];
+    let inner = fixture_command("20", &more);
+    // No file of the process may have more than a few blocks.
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", r#"trap "" XFSZ; ulimit -f 4; exec "$@""#, "sh"])
+        .arg(inner.get_program())
+        .args(inner.get_args());
+    for (name, value) in inner.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    let output = outcome(piped(&mut shell));
+    let code = output.status.code();
+    assert!(code.is_some_and(|code| code != 0), "{}", said(&output));
+    for says in [
+        "plain_linear: mnist-1k, 20 samples, seed 0",
+        "epsilon=0.1",
+        "worst case of",
+    ] {
+        assert!(stdout(&output).contains(says), "no '{says}' in: {}", said(&output));
+    }
+    let named = |line: &str| line.starts_with("error: ") && line.contains(text(&images));
+    assert!(stderr(&output).lines().any(named), "{}", said(&output));
 }

@@ -13,7 +13,7 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::io::{BufReader, BufWriter, Read};
+use std::io::{self, BufReader, Cursor, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -174,7 +174,7 @@ impl Saved {
         })
     }
 
-    fn write_arrays(&self, writer: BufWriter<File>) -> Result<BufWriter<File>, BoxedError> {
+    fn write_arrays(&self, writer: Cursor<Vec<u8>>) -> Result<Cursor<Vec<u8>>, BoxedError> {
         let n = self.labels.len();
         let [c, h, w] = self.shape;
         let wide = |labels: &[u32]| labels.iter().map(|&label| i64::from(label)).collect::<Vec<i64>>();
@@ -245,27 +245,26 @@ impl Logits {
     }
 }
 
-/// Writes to a temporary neighbour, which then takes the name; errors name `path`, the file that was asked for.
+/// Writes to a temporary neighbour, which then takes the name; errors name `path`, the file that was asked for. The archive is put
+/// together in memory: an archiver that meets a full disk complains to the terminal by itself.
 fn write_whole(
     path: &Path,
-    arrays: impl FnOnce(BufWriter<File>) -> Result<BufWriter<File>, BoxedError>,
+    arrays: impl FnOnce(Cursor<Vec<u8>>) -> Result<Cursor<Vec<u8>>, BoxedError>,
 ) -> Result<(), DataError> {
+    let archive = arrays(Cursor::default()).map_err(|reason| DataError::Npz {
+        action: "write",
+        path: path.to_path_buf(),
+        reason,
+        remedy: "give arrays of one length",
+    })?;
     let temporary = neighbour(path);
     let write = || {
-        let file = File::create(&temporary).map_err(|error| DataError::io("write", path, error))?;
-        let buffered = arrays(BufWriter::new(file)).map_err(|reason| DataError::Npz {
-            action: "write",
-            path: path.to_path_buf(),
-            reason,
-            remedy: "check the free space and the rights of its folder",
-        })?;
-        let file = buffered
-            .into_inner()
-            .map_err(|error| DataError::io("write", path, error.into_error()))?;
-        file.sync_all().map_err(|error| DataError::io("write", path, error))?;
-        fs::rename(&temporary, path).map_err(|error| DataError::io("write", path, error))
+        let mut file = File::create(&temporary)?;
+        file.write_all(archive.get_ref())?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
     };
-    let written = write();
+    let written = write().map_err(|error| DataError::io("write", path, error));
     if written.is_err() {
         // Best effort: the first error is the one to tell.
         let _ = fs::remove_file(&temporary);
@@ -291,7 +290,12 @@ struct Archive {
 
 impl Archive {
     fn open(path: &Path) -> Result<Self, DataError> {
-        let file = File::open(path).map_err(|error| DataError::io("open", path, error))?;
+        let file = || match fs::metadata(path)?.is_file() {
+            true => File::open(path),
+            // A pipe would wait for its other end.
+            false => Err(io::Error::other("it is no regular file: name an npz file")),
+        };
+        let file = file().map_err(|error| DataError::io("open", path, error))?;
         let zip = ZipArchive::new(BufReader::new(file)).map_err(|reason| unreadable(path, reason.into()))?;
         let array = |name: &str| name.strip_suffix(".npy").unwrap_or(name).to_owned();
         Ok(Self {

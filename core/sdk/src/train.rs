@@ -87,7 +87,11 @@ impl<N: Network> Trainable<N> {
                 }
             }
         }
-        let teach = |own| model.network.teacher(own, &Weights::init(settings.seed));
+        let teach = |own| {
+            model
+                .network
+                .teacher(own, &Weights::init(settings.seed).with_device(&model.device))
+        };
         let teacher = settings.own.as_ref().map(teach).transpose();
         let teacher = teacher.map_err(|e| AbiError {
             code: ErrorCode::Config as u32,

@@ -305,8 +305,8 @@ pub struct Worst {
     pub samples: usize,
     /// Samples that only some of them attacked: left out.
     pub left_out: usize,
-    /// Share of samples that no attack broke.
-    pub robust_accuracy: Share,
+    /// Share of samples that no attack broke; absent where all of them attacked none together.
+    pub robust_accuracy: Option<Share>,
     /// Key of the first of the cells.
     #[serde(skip)]
     pub first: String,
@@ -360,7 +360,7 @@ fn worst_of(group: &[&Summary]) -> Option<Worst> {
         budget: first.budget(),
         samples: common.len(),
         left_out: least.len() - common.len(),
-        robust_accuracy: Share::of(common)?,
+        robust_accuracy: Share::of(common),
         first: first.key.clone(),
     })
 }

@@ -80,7 +80,7 @@ fn worst(cells: &[Cell]) -> Vec<f64> {
     Report::new(cells)
         .worst_cases
         .iter()
-        .map(|worst| worst.robust_accuracy.value)
+        .map(|worst| worst.robust_accuracy.unwrap().value)
         .collect()
 }
 
@@ -110,7 +110,11 @@ fn two_weight_files_of_one_name_are_two_rows_and_two_worst_cases() {
     let report = Report::new(&[a, b]);
     let names: Vec<&str> = report.cells.iter().map(|cell| cell.purifier.as_str()).collect();
     assert_eq!(names, ["advae@a/weights.safetensors", "advae@b/weights.safetensors"]);
-    let worst: Vec<f64> = report.worst_cases.iter().map(|w| w.robust_accuracy.value).collect();
+    let worst: Vec<f64> = report
+        .worst_cases
+        .iter()
+        .map(|w| w.robust_accuracy.unwrap().value)
+        .collect();
     assert_eq!(worst, [0.25, 0.5]);
 }
 
@@ -162,7 +166,7 @@ fn the_worst_case_joins_rows_by_id_and_leaves_out_what_is_not_common() {
     let report = Report::new(&[a, b]);
     let worst = &report.worst_cases[0];
     assert_eq!((worst.samples, worst.left_out), (3, 2));
-    assert!((worst.robust_accuracy.value - 1. / 3.).abs() < 1e-12);
+    assert!((worst.robust_accuracy.unwrap().value - 1. / 3.).abs() < 1e-12);
     let text = report.render(Format::Table, None).unwrap();
     assert!(
         text.contains("over the 3 samples that all of them attacked; 2 others are left out"),

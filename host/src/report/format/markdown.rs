@@ -88,7 +88,7 @@ fn worst(worst: &Worst) -> Vec<String> {
         worst.threat_model.clone(),
         attacks(worst),
         worst.budget.clone(),
-        with_interval(worst.robust_accuracy),
+        worst.robust_accuracy.map_or("-".into(), with_interval),
         worst.samples.to_string(),
     ]
 }

@@ -68,12 +68,15 @@ pub fn notes(report: &Report) -> String {
     specs.into_iter().for_each(&mut line);
     report.cells.iter().flat_map(cell_notes).for_each(&mut line);
     for worst in report.worst_cases.iter().filter(|worst| worst.left_out > 0) {
+        let over = match worst.samples {
+            0 => "there is none, as no sample was attacked by all of them".to_string(),
+            samples => format!("over the {samples} samples that all of them attacked"),
+        };
         line(format!(
-            "worst case of {} ({}, {}): over the {} samples that all of them attacked; {} others are left out",
+            "worst case of {} ({}, {}): {over}; {} others are left out",
             attacks(worst),
             worst.purifier,
             worst.threat_model,
-            worst.samples,
             worst.left_out
         ));
     }

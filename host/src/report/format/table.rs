@@ -131,7 +131,7 @@ fn worst(worst: &Worst, more: usize, attack: usize) -> Vec<String> {
         folded(&format!("worst case of {}", attacks(worst)), attack),
         worst.budget.clone(),
         String::new(),
-        with_interval(worst.robust_accuracy),
+        worst.robust_accuracy.map_or("-".into(), with_interval),
     ];
     cells.resize(COLUMNS.len() + more, String::new());
     cells

@@ -2,7 +2,7 @@ use crate::substitute::{Student, train};
 use crate::{BlackBox, BlackBoxSettings};
 use advae_sdk::candle_core::{DType, Device, Error};
 use advae_sdk::prelude::*;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 /// Remembers what it was taught; the gradient of its label's logit is 1 where the label is 1, else -1.
 #[derive(Default)]
