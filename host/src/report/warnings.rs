@@ -247,8 +247,8 @@ impl Tried {
             target && config(other).same_defence(&config(cell))
         };
         Self {
-            crossing: like.iter().filter(same_budget).any(|other| crosses(other)),
-            thorough: like.iter().filter(same_budget).any(|other| thorough(other)),
+            crossing: like.iter().filter(same_budget).any(crosses),
+            thorough: like.iter().filter(same_budget).any(thorough),
             rules: rules.map(|rule| rule.used.clone()).collect(),
             margin: like
                 .iter()
@@ -724,10 +724,8 @@ mod tests {
         assert!(text(&[step.clone(), weak.clone()]).contains("pgd:steps=100,restarts=5"));
         let mut thorough = record("pgd", WHITE, 1000, 50);
         let config = &mut thorough.header.config.attack.config;
-        (
-            config.insert("steps".into(), 100.into()),
-            config.insert("restarts".into(), 5.into()),
-        );
+        config.insert("steps".into(), 100.into());
+        config.insert("restarts".into(), 5.into());
         thorough.header.key = thorough.header.config.key();
         let said = text(&[step.clone(), weak.clone(), thorough.clone()]);
         assert!(

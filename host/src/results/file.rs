@@ -105,14 +105,10 @@ impl Results {
 
     /// Says who writes from here on.
     fn introduce(&mut self) -> Result<()> {
-        let mut words: Vec<String> = std::env::args().collect();
-        if let Some(program) = words.first_mut() {
-            *program = "advae-host".into();
-        }
         let run = Run {
             format: FORMAT,
             host: version::LINE.into(),
-            command: words.join(" "),
+            command: version::command(),
         };
         self.write([Line::Run(run)])?;
         match self.trouble.take() {

@@ -224,8 +224,9 @@ fn every_flipped_digit_is_named_with_its_line_and_the_remedy() {
     write(&path);
     let text = std::fs::read_to_string(&path).unwrap();
     let digits = text.bytes().enumerate().filter(|(_, b)| b.is_ascii_digit());
-    let first = text.find('\n').unwrap();
-    for (at, digit) in digits.filter(|(at, _)| *at > first) {
+    // Another number of the format is another format, and is told so.
+    let format = text.find("\"format\":").unwrap() + "\"format\":".len();
+    for (at, digit) in digits.filter(|(at, _)| *at != format) {
         let mut damaged = text.clone().into_bytes();
         damaged[at] = if digit == b'9' { b'0' } else { digit + 1 };
         std::fs::write(&path, &damaged).unwrap();
@@ -257,6 +258,60 @@ fn a_repair_drops_what_is_damaged_and_keeps_the_file_as_it_was() {
     assert!(read(&path).is_ok());
     let kept = dir.path().join("results.jsonl.damaged");
     assert_eq!(std::fs::read_to_string(kept).unwrap(), damaged);
+}
+
+#[test]
+fn a_first_line_that_is_damaged_is_dropped_by_a_repair_like_any_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("results.jsonl");
+    let header = write(&path);
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replacen("run", "ran", 1)).unwrap();
+    let error = format!("{:#}", Results::resume(&path, false).err().unwrap());
+    assert!(error.contains("line 1:") && error.contains("add --repair"), "{error}");
+    let (_, previous) = Results::resume(&path, true).unwrap();
+    assert_eq!(previous.cell(&header.key).unwrap().rows.len(), 3);
+    assert!(read(&path).is_ok());
+}
+
+#[test]
+fn a_check_or_a_substitute_that_went_missing_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("results.jsonl");
+    let header = linf();
+    let mut cell = Cell::new(header.clone());
+    cell.rows = [(7, row(&header.key, 7, true, true))].into();
+    cell.check = Some(Check {
+        repeated: 1,
+        ..Check::default()
+    });
+    cell.substitute = Some(Substitute {
+        queries: 5,
+        agreeing: 1,
+        of: 1,
+    });
+    let mut results = Results::create(&path).unwrap();
+    results.begin(&header).unwrap();
+    results.prepared(&header.key, cell.substitute.unwrap()).unwrap();
+    let rows: Vec<Row> = cell.rows.values().cloned().collect();
+    results.append(&header.key, &rows, cell.check).unwrap();
+    results.end(&cell).unwrap();
+    drop(results);
+    assert!(read(&path).is_ok());
+    let text = std::fs::read_to_string(&path).unwrap();
+    for kind in ["check", "substitute"] {
+        let lines = text
+            .lines()
+            .filter(|line| !line.contains(&format!("\"type\":\"{kind}\"")));
+        let without: String = lines.flat_map(|line| [line, "\n"]).collect();
+        assert!(without.len() < text.len());
+        std::fs::write(&path, without).unwrap();
+        let error = format!("{:#}", read(&path).unwrap_err());
+        assert!(
+            error.contains("of which 1 are here unchanged or others have been added"),
+            "{kind}: {error}"
+        );
+    }
 }
 
 #[test]

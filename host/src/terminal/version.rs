@@ -9,3 +9,35 @@ pub const COMMIT: &str = env!("ADVAE_COMMIT");
 
 /// Both, as `--version` shows them.
 pub const LINE: &str = concat!(env!("CARGO_PKG_VERSION"), " (commit ", env!("ADVAE_COMMIT"), ")");
+
+/// The command line as it can be typed again, without the folder that the program lies in.
+pub fn command() -> String {
+    let words = std::env::args().skip(1);
+    std::iter::once("advae-host".to_string())
+        .chain(words.map(|word| quoted(&word)))
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// A word as a shell reads it as one.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "-_./=:@,+%^".contains(c);
+    match !word.is_empty() && word.chars().all(plain) {
+        true => word.into(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_where_a_shell_would_cut_them() {
+        assert_eq!(quoted("pgd:steps=100,targets=a"), "pgd:steps=100,targets=a");
+        assert_eq!(quoted("AdvAE, white box"), "'AdvAE, white box'");
+        assert_eq!(quoted("targets=[1]"), "'targets=[1]'");
+        assert_eq!(quoted("it's"), r"'it'\''s'");
+        assert_eq!(quoted(""), "''");
+    }
+}

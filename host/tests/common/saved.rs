@@ -23,16 +23,17 @@ pub fn changed(file: &Path, name: &str, change: impl FnOnce(&mut Saved)) -> Path
 /// Keeps these rows, in this order.
 pub fn keep(saved: &mut Saved, rows: &[usize]) {
     let len: usize = saved.shape.iter().product();
-    let images = |all: &[f32]| -> Vec<f32> {
-        let image = |row: &usize| &all[row * len..(row + 1) * len];
-        rows.iter().flat_map(image).copied().collect()
-    };
-    saved.images = images(&saved.images);
-    saved.originals = saved.originals.as_deref().map(images);
+    saved.images = images(&saved.images, rows, len);
+    saved.originals = saved.originals.as_deref().map(|all| images(all, rows, len));
     saved.labels = some(&saved.labels, rows);
     saved.ids = some(&saved.ids, rows);
     saved.targets = saved.targets.as_deref().map(|all| some(all, rows));
     saved.found = saved.found.as_deref().map(|all| some(all, rows));
+}
+
+fn images(all: &[f32], rows: &[usize], len: usize) -> Vec<f32> {
+    let image = |row: &usize| &all[row * len..(row + 1) * len];
+    rows.iter().flat_map(image).copied().collect()
 }
 
 fn some<T: Copy>(all: &[T], rows: &[usize]) -> Vec<T> {

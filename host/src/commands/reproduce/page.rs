@@ -22,7 +22,7 @@ impl Run {
             date: jiff::Timestamp::now().strftime("%Y-%m-%d").to_string(),
             commit: version::COMMIT.into(),
             machine: machine() + &card(device),
-            command: command(),
+            command: version::command(),
             data: format!("{samples} of {dataset}, seed {seed}"),
         }
     }
@@ -61,15 +61,6 @@ fn card(device: &str) -> String {
         1 => format!(", {device} ({})", names.into_iter().collect::<String>()),
         _ => format!(", {device}"),
     }
-}
-
-/// The command line, without the folder that the program lies in.
-fn command() -> String {
-    let mut words: Vec<String> = std::env::args().collect();
-    if let Some(program) = words.first_mut() {
-        *program = "advae-host".into();
-    }
-    words.join(" ")
 }
 
 /// The page so far.
