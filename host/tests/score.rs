@@ -221,6 +221,20 @@ fn files_that_say_nothing_of_themselves_have_one_worst_case_under_a_budget() {
 }
 
 #[test]
+fn a_budget_below_the_one_that_images_were_made_within_is_refused_and_a_larger_one_is_not() {
+    let two = two();
+    let a = &two.files[0];
+    for other in ["linf=0.05", "l2=3"] {
+        refused(
+            &score(&[a], &["--epsilon", other]),
+            &["within Linf 0.1", "leave --epsilon out"],
+        );
+    }
+    assert!(score(&[a], &["--epsilon", "linf=0.1"]).status.success());
+    assert!(score(&[a], &["--epsilon", "linf=0.2"]).status.success());
+}
+
+#[test]
 fn images_that_are_not_in_the_unit_interval_are_refused_with_a_remedy() {
     let two = two();
     let a = &two.files[0];

@@ -74,6 +74,13 @@ impl Rescored {
             Some((norm, epsilon)) => (norm, Some(epsilon)),
             None => recorded().unwrap_or((NormKind::L2, None)),
         };
+        if let (Some((norm, asked)), Some((its_norm, Some(its)))) = (rescoring.budget, recorded()) {
+            ensure!(
+                (norm, asked >= its) == (its_norm, true),
+                "--epsilon {norm} {asked}: its images were made within {its_norm} {its}, and beyond a budget nothing is measured: leave \
+                 --epsilon out, or run eval with the budget that you want"
+            );
+        }
         let limits = Limits { bounds, norm, epsilon };
         let scorers = Scorers {
             classifier: &classifier,

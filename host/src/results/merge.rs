@@ -21,7 +21,13 @@ pub fn merge(all: Vec<Records>) -> Result<Records> {
                 continue;
             };
             let known = &mut merged.cells[*at];
-            for (id, row) in cell.rows {
+            // Times are those of one run where one has all samples, not of several that were measured beside each other.
+            let whole = cell.rows.len() > known.rows.len() && known.rows.keys().all(|id| cell.rows.contains_key(id));
+            let mut rows = cell.rows;
+            if whole {
+                std::mem::swap(&mut known.rows, &mut rows);
+            }
+            for (id, row) in rows {
                 match known.rows.get(&id) {
                     Some(other) if !same(other, &row) => bail!(
                         "two files contradict each other about sample {id} of cell '{}': report them one by one",

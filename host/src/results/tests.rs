@@ -352,6 +352,27 @@ fn a_full_disk_ends_the_file_and_not_the_run() {
 }
 
 #[test]
+fn a_cell_that_one_file_has_whole_keeps_that_files_times() {
+    let header = linf();
+    let cell = |ids: std::ops::Range<u64>, at: f64| {
+        let mut cell = Cell::new(header.clone());
+        let timed = |id| Row {
+            at,
+            ..row(&header.key, id, true, true)
+        };
+        cell.rows = ids.map(|id| (id, timed(id))).collect();
+        Records {
+            cells: vec![cell],
+            ..Records::default()
+        }
+    };
+    for files in [[cell(0..3, 9.), cell(0..4, 2.)], [cell(0..4, 2.), cell(0..3, 9.)]] {
+        let merged = merge(files.to_vec()).unwrap();
+        assert_eq!((merged.cells[0].rows.len(), merged.cells[0].seconds()), (4, 2.));
+    }
+}
+
+#[test]
 fn files_are_merged_by_cell_and_sample() {
     let cell = |ids: &[u64], robust| {
         let mut cell = Cell::new(linf());
