@@ -6,8 +6,9 @@ use super::images::Images;
 use super::plan::Plan;
 use super::repeat::Chosen;
 use super::settings::Settings;
-use crate::results::{Cell, Records, Results};
+use crate::results::{Cell, CellHeader, Records, Results};
 use crate::terminal::cancel::Cancel;
+use crate::terminal::console;
 use crate::terminal::progress::Progress;
 use anyhow::Result;
 use std::sync::{Mutex, PoisonError};
@@ -32,6 +33,16 @@ pub fn run(settings: &Settings, plan: &Plan, cancel: &Cancel) -> Result<Outcome>
         .groups
         .iter()
         .flat_map(|group| group.cells.iter().map(|(header, _)| header));
+    let larger = |header: &CellHeader| {
+        let known = previous.cell(&header.key).map(|known| known.rows.len());
+        known.filter(|rows| *rows > plan.dataset.len())
+    };
+    if let Some(rows) = headers.clone().filter_map(larger).max() {
+        console::say(&format!(
+            "note: the results file has up to {rows} samples a cell, more than the {} asked for: all of them are shown",
+            plan.dataset.len()
+        ));
+    }
     let images = Images::new(
         settings.save_adversarial.as_deref(),
         settings.resume,
