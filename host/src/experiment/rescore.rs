@@ -355,6 +355,7 @@ fn unknown(path: &Path, classifier: &ModelConfig) -> CellHeader {
         l2_caps: vec![],
         note: String::new(),
         classifier_note: String::new(),
+        dataset_note: String::new(),
         config,
     }
 }

@@ -275,6 +275,9 @@ pub struct CellHeader {
     /// L2 caps at which an attack without a budget is read on this dataset.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub l2_caps: Vec<f64>,
+    /// What a reader must know of the dataset.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub dataset_note: String,
     /// What the purifier says a reader must know of it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub note: String,

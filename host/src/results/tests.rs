@@ -56,6 +56,7 @@ pub(crate) fn header(attack: &str, norm: NormKind, epsilon: Option<f64>) -> Cell
         l2_caps: vec![1.5, 2., 3.],
         note: String::new(),
         classifier_note: String::new(),
+        dataset_note: String::new(),
         config,
     }
 }
