@@ -138,7 +138,7 @@ fn a_folder_of_a_users_own_images_is_evaluated_without_any_code() {
 
     refused(
         &eval(&["--dataset", text(&folder)]),
-        &["these images have no customary linf budget: give --epsilon"],
+        &["these images have no customary Linf budget: give --epsilon"],
     );
     let image = folder.join("3/1.png");
     fs::write(&image, &png(7)[..50]).unwrap();

@@ -79,7 +79,7 @@ pub fn within_range(norm: NormKind, epsilon: f64) -> Result<f64> {
 }
 
 /// The budget of the literature.
-pub fn customary(norm: NormKind, conventions: &Conventions) -> Option<f64> {
+fn customary(norm: NormKind, conventions: &Conventions) -> Option<f64> {
     match norm {
         NormKind::Linf => conventions.linf,
         NormKind::L2 => conventions.l2,

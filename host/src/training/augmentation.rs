@@ -54,11 +54,11 @@ impl Augmentation {
         }
         let [_, h, w] = batch.shape;
         let mut images = vec![0.; batch.images.len()];
-        let planes = batch.images.chunks_exact(h * w).zip(images.chunks_exact_mut(h * w));
-        let each = planes.len() / batch.len().max(1);
-        for (i, (from, to)) in planes.enumerate() {
-            self.moved(seed, epoch, batch.ids[i / each])
-                .apply(from, to, w, self.pad);
+        let rows = images.chunks_exact_mut(batch.image_len()).enumerate();
+        for (i, image) in rows {
+            let moved = self.moved(seed, epoch, batch.ids[i]);
+            let planes = batch.image(i).chunks_exact(h * w).zip(image.chunks_exact_mut(h * w));
+            planes.for_each(|(from, to)| moved.apply(from, to, w, self.pad));
         }
         batch.images = images;
         batch
