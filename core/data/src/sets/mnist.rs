@@ -36,7 +36,7 @@ pub(super) static SAMPLE: Set = Set {
     test: true,
     family: &MNIST,
     source: Source::Embedded(mnist_1k::scored),
-    content: Content::Sha256("72e3b7dd15fc2be26ad21b64cfb0c8f8fa0f1f9c4c7a0b4a4dbbcbb1bbee7b54"),
+    content: Content::Sha256("1b52bb40647aa02bfe3cf9ab2a8fac36952a06048d07fee53df461de35644268"),
     aside: Aside::Embedded {
         images: mnist_1k::seeds,
         within: false,
@@ -50,7 +50,7 @@ pub(super) static SEEDS: Set = Set {
     test: true,
     family: &MNIST,
     source: Source::Embedded(mnist_1k::seeds),
-    content: Content::Sha256("-"),
+    content: Content::Sha256("8a4bf457362b24b12ae279e4e976ea45cee31db4da5acbae1e2494dcd5f5dee2"),
     aside: Aside::Embedded {
         images: mnist_1k::seeds,
         within: false,
