@@ -259,12 +259,17 @@ fn write_whole(
     })?;
     let temporary = neighbour(path);
     let write = || {
-        let mut file = File::create(&temporary)?;
-        file.write_all(archive.get_ref())?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
+        let mut file = File::create(&temporary).map_err(|error| DataError::io("write", path, error))?;
+        file.write_all(archive.get_ref()).map_err(|reason| DataError::Npz {
+            action: "write",
+            path: path.to_path_buf(),
+            reason: reason.into(),
+            remedy: "check the free space and the rights of its folder",
+        })?;
+        file.sync_all().map_err(|error| DataError::io("write", path, error))?;
+        fs::rename(&temporary, path).map_err(|error| DataError::io("write", path, error))
     };
-    let written = write().map_err(|error| DataError::io("write", path, error));
+    let written = write();
     if written.is_err() {
         // Best effort: the first error is the one to tell.
         let _ = fs::remove_file(&temporary);

@@ -4,7 +4,7 @@ use crate::report::Report;
 use crate::terminal::console;
 use crate::terminal::exit::EXIT_FAILED;
 
-/// Tells what went wrong, and the exit code that follows from it. `trouble`: with the results file.
+/// Tells what went wrong, and the exit code that follows from it. `trouble`: with the files of results and images.
 pub fn complain(report: &Report, trouble: Option<&str>) -> i32 {
     let complaints = report.complaints();
     complaints

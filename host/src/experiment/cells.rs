@@ -447,7 +447,8 @@ impl Run<'_> {
         };
         let error = error.or_else(incomplete).filter(|_| !stopped);
         cell.failed = error.map(|error| self.ids.reveal(&format!("{error:#}"), &self.dataset.ids));
-        if let Some(images) = self.images.take(live.header, self.dataset.shape)? {
+        // Taken in any case, that they are forgotten; a cell without work has its file.
+        if let Some(images) = (self.images.take(live.header, self.dataset.shape)?).filter(|_| worked) {
             lock(self.results).images(&live.header.key, images.sha256())?;
             self.images.write(live.header, &images);
         }

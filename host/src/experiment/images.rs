@@ -1,14 +1,14 @@
 //! Adversarial images on their way to npz files.
 
 use super::score::Batch;
-use crate::results::{CellHeader, Named, Records};
+use crate::results::{CellHeader, Named, Records, claim};
 use crate::wire::attack::Perturbed;
 use advae_data::Dataset;
 use advae_data::npz::Saved;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -58,7 +58,7 @@ impl Images {
         tempfile_in(dir).with_context(|| format!("cannot write into the folder '{}'", dir.display()))?;
         let images = Self {
             dir: Some(dir.into()),
-            _lock: Some(claim(dir)?),
+            _lock: Some(locked(dir)?),
             ..Self::default()
         };
         for cell in cells {
@@ -196,16 +196,16 @@ impl Images {
     }
 }
 
-/// A lock on the folder. Where a file system knows none there is none.
-fn claim(dir: &Path) -> Result<File> {
+/// A lock on the folder.
+fn locked(dir: &Path) -> Result<File> {
     let folder = File::open(dir).with_context(|| format!("cannot open the folder '{}'", dir.display()))?;
-    match folder.try_lock() {
-        Err(TryLockError::WouldBlock) => bail!(
+    claim(&folder, || {
+        format!(
             "another run saves its images in '{}': wait for its end, or choose another folder",
             dir.display()
-        ),
-        Err(TryLockError::Error(_)) | Ok(()) => Ok(folder),
-    }
+        )
+    })?;
+    Ok(folder)
 }
 
 /// Writes and removes a file.

@@ -44,7 +44,7 @@ impl Results {
         let file = File::create_new(path).with_context(|| {
             format!("cannot write --out '{shown}': name a file in a folder that is there and may be written")
         })?;
-        claim(&file, path)?;
+        claim(&file, || busy(path))?;
         let mut results = Self::of(path, file, HashMap::new());
         results.introduce()?;
         Ok(results)
@@ -70,7 +70,7 @@ impl Results {
             .write(true)
             .open(path)
             .with_context(|| format!("cannot write '{shown}'"))?;
-        claim(&file, path)?;
+        claim(&file, || busy(path))?;
         let mut read = contents(path).with_context(|| format!("cannot resume '{shown}'"))?;
         if repair && !read.damage.is_empty() {
             read = repaired(path, &mut file, &read).with_context(|| format!("cannot repair '{shown}'"))?;
@@ -235,13 +235,22 @@ fn repaired(path: &Path, file: &mut File, damaged: &Contents) -> Result<Contents
     }
 }
 
-/// Keeps other runs from writing the file as long as it is open. Where a file system knows no locks there is none.
-fn claim(file: &File, path: &Path) -> Result<()> {
-    match file.try_lock() {
-        Err(TryLockError::WouldBlock) => bail!(
-            "'{}' is being written by another run: wait for its end, or choose another --out",
-            path.display()
-        ),
+/// Keeps other runs from what is open, a file or a folder, as long as it is; `busy` says what to do where another run has it. Where a file
+/// system knows no locks there is none.
+///
+/// # Errors
+/// Where another run has it.
+pub fn claim(open: &File, busy: impl FnOnce() -> String) -> Result<()> {
+    match open.try_lock() {
+        Err(TryLockError::WouldBlock) => bail!(busy()),
         Err(TryLockError::Error(_)) | Ok(()) => Ok(()),
     }
+}
+
+/// What to do where another run writes the results file.
+fn busy(path: &Path) -> String {
+    format!(
+        "'{}' is being written by another run: wait for its end, or choose another --out",
+        path.display()
+    )
 }

@@ -6,7 +6,7 @@ mod merge;
 mod read;
 mod record;
 
-pub use file::Results;
+pub use file::{Results, claim};
 pub use merge::merge;
 pub use read::{Records, read};
 pub use record::{

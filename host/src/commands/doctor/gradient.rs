@@ -1,8 +1,7 @@
 //! Gradients through the plugin's tapes.
 
 use super::checklist::{Checklist, Finding};
-use super::differences;
-use super::differences::{OPERATORS, backward};
+use super::differences::{self, OPERATORS, backward};
 use super::model::same_rows;
 use super::patient::Patient;
 use super::sample::{IDS, difference, images, input, scale, signed};

@@ -3,8 +3,7 @@
 use super::checklist::{Checklist, Finding};
 use super::differences::moved;
 use super::patient::Patient;
-use super::sample::input;
-use super::sample::{IDS, difference, images, signed};
+use super::sample::{IDS, difference, images, input, signed};
 use crate::terminal::console;
 use crate::wire::model::{Model, Trainable};
 use crate::wire::tensor::{Call, Tensor};
