@@ -243,3 +243,52 @@ fn a_budget_is_inline_then_a_flag_then_the_datasets() {
         0.1
     );
 }
+
+#[test]
+fn a_file_without_results_is_no_report() {
+    let dir = tempfile::tempdir().unwrap();
+    let empty = dir.path().join("empty.jsonl");
+    std::fs::write(&empty, "").unwrap();
+    refused(
+        &host(&["report", empty.to_str().unwrap()]),
+        "holds no results: give a file that eval --out wrote",
+    );
+    refused(
+        &host(&["report", dir.path().join("none").to_str().unwrap()]),
+        "give a file that eval --out or reproduce wrote",
+    );
+}
+
+#[test]
+fn a_folder_of_plugins_that_is_none_and_a_file_that_hides_another_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let (own, file) = (dir.path().join("own"), dir.path().join("file.so"));
+    std::fs::create_dir(&own).unwrap();
+    std::fs::write(&file, "").unwrap();
+    std::fs::copy(
+        fixtures::dir().join("libplain_linear.so"),
+        own.join("libplain_linear.so"),
+    )
+    .unwrap();
+    let with = |folders: &[&Path]| {
+        let folders: Vec<String> = folders.iter().map(|dir| dir.display().to_string()).collect();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_advae-host"));
+        let args = [&["eval"], &CELL[..], &["--samples", "3"]].concat();
+        command
+            .args(args)
+            .env("ADVAE_PLUGIN_PATH", folders.join(":"))
+            .output()
+            .unwrap()
+    };
+    let told = with(&[&file, Path::new("/nowhere"), &own, fixtures::dir()]);
+    assert!(told.status.success(), "{}", stderr(&told));
+    for says in [
+        "file.so' of $ADVAE_PLUGIN_PATH is no folder",
+        "'/nowhere' of $ADVAE_PLUGIN_PATH is no folder",
+    ] {
+        assert_eq!(stderr(&told).matches(says).count(), 1, "{}", stderr(&told));
+    }
+    assert!(stderr(&told).contains("which hides"), "{}", stderr(&told));
+    let quiet = with(&[fixtures::dir(), fixtures::dir()]);
+    assert_eq!(stderr(&quiet), "", "one file twice hides nothing");
+}

@@ -40,6 +40,11 @@ fn sound_plugins_pass() {
 }
 
 #[test]
+fn a_budget_that_eval_refuses_is_found() {
+    finds("pgd:epsilon=8", "description", "the Linf budget 8 is above 1");
+}
+
+#[test]
 fn an_objective_of_its_own_is_tried() {
     let (code, said) = doctor("defense_gan:steps=2");
     assert_eq!(code, Some(0), "{said}");

@@ -218,6 +218,18 @@ fn files_that_say_nothing_of_themselves_have_one_worst_case_under_a_budget() {
     refused(&score(&[&a, &b], &[]), &["give --classifier"]);
     let more = ["--classifier", "plain_linear", "--epsilon", "linf=0.3"];
     assert_eq!(worst(&scored(&[&a, &b], &more)), (SAMPLES as u64, expected));
+    // What they do not say is not taken for granted in silence.
+    let output = score(&[&a], &more[..2]);
+    for says in [
+        "does not say what its images were made for",
+        "give --purifier",
+        "give --epsilon linf=VALUE",
+    ] {
+        assert!(stderr(&output).contains(says), "no '{says}' in: {}", said(&output));
+    }
+    assert!(stdout(&output).contains("unknown"), "{}", said(&output));
+    let output = score(&[&a], &[&more[..], &["--purifier", "none"]].concat());
+    assert!(!stderr(&output).contains("give --"), "{}", said(&output));
 }
 
 #[test]

@@ -228,3 +228,57 @@ fn again(out: &Path, format: &str) -> Output {
     assert!(stdout(&output).len() + stderr(&output).len() > 100, "{}", said(&output));
     output
 }
+
+#[test]
+fn a_purifier_without_another_rule_is_named_where_all_are_asked_for() {
+    let cell = [
+        "--classifier",
+        "model_d",
+        "--threat-model",
+        "white_box",
+        "--samples",
+        "5",
+        "--attack",
+        "fgsm",
+    ];
+    let rules = |purifier: &str| {
+        let output = eval(&[&cell[..], &["--backward", "all", "--purifier", purifier]].concat());
+        assert!(output.status.success(), "{}", said(&output));
+        output
+    };
+    let one = rules("jpeg");
+    assert!(
+        stderr(&one).contains("note: 'jpeg' has the backward rule identity and no other: --backward all adds nothing"),
+        "{}",
+        said(&one)
+    );
+    assert!(
+        stdout(&one).contains("gradients through jpeg went by the backward rule identity"),
+        "{}",
+        said(&one)
+    );
+    let several = rules("gaussian_blur");
+    assert!(!stderr(&several).contains("no other"), "{}", said(&several));
+    assert!(stdout(&several).contains("rules exact, identity"), "{}", said(&several));
+}
+
+#[test]
+fn a_budget_that_makes_every_image_grey_is_warned_about() {
+    let cell = [
+        "--classifier",
+        "model_d",
+        "--threat-model",
+        "white_box",
+        "--samples",
+        "10",
+        "--attack",
+        "fgsm",
+    ];
+    let hopeless = warnings(&[&cell[..], &["--epsilon", "linf=0.5"]].concat());
+    assert!(
+        has(&hopeless, &["Linf 0.5 is enough to make 10 of 10 images plain grey"]),
+        "{hopeless:?}"
+    );
+    let usual = warnings(&cell);
+    assert!(!has(&usual, &["plain grey"]), "{usual:?}");
+}

@@ -41,10 +41,11 @@ pub(crate) fn boxed<N: Network>(
     let weights = weights.with_device(&device);
     let config = |error| {
         let error = to_abi(error);
-        AbiError::new(
-            ErrorCode::Config,
-            format!("cannot build with weights '{source}': {error}"),
-        )
+        let with = match request.weights {
+            WeightSource::Default if sets.is_empty() => "cannot be built".into(),
+            _ => format!("cannot build with weights '{source}'"),
+        };
+        AbiError::new(ErrorCode::Config, format!("{with}: {error}"))
     };
     let network = Guarded::new(build(&weights).map_err(config)?);
     weights.finish().map_err(config)?;

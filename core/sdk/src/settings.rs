@@ -144,8 +144,40 @@ fn unknown(key: &str, known: &[&str]) -> String {
     }
     let name = key.replace('-', "_");
     let near = known.iter().find(|known| strsim::osa_distance(known, &name) <= 2);
+    let near = near.or_else(|| known.iter().find(|known| elsewhere(known).contains(&name.as_str())));
     let meant = near.map_or_else(String::new, |name| format!("did you mean '{name}'? "));
     format!("unknown setting '{key}': {meant}its settings are {}", known.join(", "))
+}
+
+/// What other libraries (foolbox, torchattacks, ART, AutoAttack) call a setting of this name.
+fn elsewhere(name: &str) -> &'static [&'static str] {
+    match name {
+        "epsilon" => &["eps", "radius", "max_eps", "epsilons"],
+        "step_size" => &[
+            "alpha",
+            "eps_step",
+            "stepsize",
+            "eps_iter",
+            "abs_stepsize",
+            "rel_stepsize",
+        ],
+        "steps" | "iterations" => &[
+            "n_iter",
+            "nb_iter",
+            "max_iter",
+            "num_steps",
+            "n_steps",
+            "steps",
+            "iterations",
+        ],
+        "restarts" => &["n_restarts", "num_restarts", "num_random_init", "nb_restarts"],
+        "random_start" => &["rand_init", "random_init", "rand_start"],
+        "learning_rate" => &["lr", "stepsize"],
+        "initial_constant" => &["c", "initial_const"],
+        "binary_search_steps" => &["search_steps"],
+        "confidence" => &["kappa"],
+        _ => &[],
+    }
 }
 
 /// A message of serde without the names of Rust's types.
@@ -216,6 +248,21 @@ mod tests {
         assert!(error.contains("steps, kind, step_size"), "{error}");
         let error = parse::<NoSettings>(&object(r#"{"step": 1}"#)).unwrap_err().to_string();
         assert!(error.contains("no settings"), "{error}");
+    }
+
+    #[test]
+    fn a_name_of_another_library_leads_to_ours() {
+        for (theirs, ours) in [
+            ("eps", "epsilon"),
+            ("alpha", "step_size"),
+            ("eps_step", "step_size"),
+            ("n_iter", "steps"),
+        ] {
+            let error = refused(&format!(r#"{{"{theirs}": 1}}"#));
+            assert!(error.contains(&format!("did you mean '{ours}'?")), "{error}");
+        }
+        let error = refused(r#"{"kappa": 1}"#);
+        assert!(!error.contains("did you mean"), "it has no confidence: {error}");
     }
 
     #[test]

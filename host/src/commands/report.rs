@@ -3,7 +3,7 @@
 use super::complain::complain;
 use crate::report::{Format, Report};
 use crate::results::{merge, read};
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -24,6 +24,13 @@ pub struct ReportArgs {
 /// Where a file cannot be read, is damaged, or contradicts another one.
 pub fn run(args: ReportArgs) -> Result<i32> {
     let records = args.files.iter().map(|path| read(path)).collect::<Result<Vec<_>>>()?;
+    for (path, records) in args.files.iter().zip(&records) {
+        ensure!(
+            !records.cells.is_empty(),
+            "'{}' holds no results: give a file that eval --out wrote",
+            path.display()
+        );
+    }
     let report = Report::new(&merge(records)?.cells);
     report.print(args.format)?;
     Ok(complain(&report, None))

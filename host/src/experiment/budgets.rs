@@ -70,8 +70,12 @@ pub fn within_range(norm: NormKind, epsilon: f64) -> Result<f64> {
     );
     ensure!(
         norm != NormKind::Linf || epsilon <= 1.,
-        "the Linf budget {epsilon} is above 1, but pixels are in 0..1: give a share of that range, such as {:.4} for {epsilon}/255",
-        epsilon / 255.
+        "the Linf budget {epsilon} is above 1, but pixels are in 0..1: give a share of that range, such as {}",
+        if epsilon <= 255. {
+            format!("{epsilon}/255")
+        } else {
+            "8/255".into()
+        }
     );
     Ok(epsilon)
 }
@@ -85,6 +89,22 @@ fn customary(norm: NormKind, shape: [usize; 3]) -> Option<f64> {
         ([3, 32, 32], NormKind::L2) => Some(0.5),
         _ => None,
     }
+}
+
+/// How many of the images the budget allows to be made plain grey, each of the grey that is nearest to it. No classifier can
+/// tell those apart.
+pub fn made_plain<'a>(images: impl Iterator<Item = &'a [f32]>, norm: NormKind, epsilon: f64) -> usize {
+    let far = |image: &[f32]| {
+        let pixels = || image.iter().map(|pixel| f64::from(*pixel));
+        match norm {
+            NormKind::Linf => (pixels().fold(0., f64::max) - pixels().fold(1., f64::min)) / 2.,
+            NormKind::L2 => {
+                let mean = pixels().sum::<f64>() / image.len().max(1) as f64;
+                pixels().map(|pixel| (pixel - mean).powi(2)).sum::<f64>().sqrt()
+            }
+        }
+    };
+    images.filter(|image| far(image) <= epsilon).count()
 }
 
 /// L2 caps at which an attack without a budget is read.
@@ -123,7 +143,19 @@ mod tests {
             .resolve(NormKind::Linf, mnist)
             .unwrap_err()
             .to_string();
-        assert!(error.contains("0.0314 for 8/255"), "{error}");
+        assert!(error.ends_with("such as 8/255"), "{error}");
+    }
+
+    #[test]
+    fn a_large_budget_makes_images_plain() {
+        let images: [&[f32]; 2] = [&[0., 0.5, 0.5, 1.], &[0.4, 0.6, 0.5, 0.5]];
+        let plain = |norm, epsilon| made_plain(images.into_iter(), norm, epsilon);
+        assert_eq!(
+            [0.05, 0.11, 0.5].map(|epsilon| plain(NormKind::Linf, epsilon)),
+            [0, 1, 2]
+        );
+        // Distances from the mean: 0.7071 and 0.1414.
+        assert_eq!([0.1, 0.2, 0.8].map(|epsilon| plain(NormKind::L2, epsilon)), [0, 1, 2]);
     }
 
     #[test]

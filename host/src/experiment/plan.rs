@@ -1,6 +1,6 @@
 //! From settings to cells: finds, loads and constructs everything before anything runs.
 
-use super::budgets::{l2_caps, within_range};
+use super::budgets::{l2_caps, made_plain, within_range};
 use super::cells::{Crafting, Group};
 use super::load::{LoadedModel, load_model, plugin_config};
 use super::score::Limits;
@@ -137,13 +137,21 @@ fn purifiers(settings: &Settings) -> Result<Vec<Option<LoadedModel>>> {
                 let mut rules = own.model.info().backward_rules.clone();
                 rules.push(BackwardRule::Identity);
                 let own_rule = rules[0];
-                all.push(Some(own));
                 let mut seen = vec![own_rule, BackwardRule::None];
+                rules.retain(|rule| {
+                    let new = !seen.contains(rule);
+                    seen.push(*rule);
+                    new
+                });
+                if rules.is_empty() {
+                    let (label, rule) = (&own.label, own_rule.name());
+                    console::say(&format!(
+                        "note: '{label}' has the backward rule {rule} and no other: --backward all adds nothing"
+                    ));
+                }
+                all.push(Some(own));
                 for rule in rules {
-                    if !seen.contains(&rule) {
-                        seen.push(rule);
-                        all.push(Some(load(Some(rule))?));
-                    }
+                    all.push(Some(load(Some(rule))?));
                 }
             }
         }
@@ -357,6 +365,10 @@ impl Layout<'_> {
             crafted_on: None,
             samples: self.dataset.len(),
             l2_caps: l2_caps(self.dataset.shape).to_vec(),
+            plain: (attack.limits.epsilon).map_or(0, |epsilon| {
+                let images = (0..self.dataset.len()).map(|i| self.dataset.image(i));
+                made_plain(images, attack.limits.norm, epsilon)
+            }),
             note: purifier.map(LoadedModel::note).unwrap_or_default(),
             classifier_note: classifier.note(),
             config,
@@ -367,20 +379,35 @@ impl Layout<'_> {
 /// Groups whose cells were not in an earlier one: a cell that was named twice is measured once.
 fn once_each(groups: Vec<Group>) -> Vec<Group> {
     let mut seen = HashSet::new();
-    let mut twice = 0;
+    let mut twice = vec![];
     let mut once = vec![];
     for mut group in groups {
-        let before = group.cells.len();
-        group.cells.retain(|(header, _)| seen.insert(header.key.clone()));
-        twice += before - group.cells.len();
+        group.cells.retain(|(header, _)| {
+            let new = seen.insert(header.key.clone());
+            if !new {
+                twice.push(title(header));
+            }
+            new
+        });
         if !group.cells.is_empty() {
             once.push(group);
         }
     }
-    if twice > 0 {
-        console::say(&format!(
-            "note: {twice} of the cells were named twice: each is measured once"
-        ));
+    if !twice.is_empty() {
+        console::say(&format!("note: named twice, and measured once: {}", twice.join("; ")));
     }
     once
+}
+
+/// The cell as it was named.
+fn title(header: &CellHeader) -> String {
+    let purifier = header
+        .purifier
+        .as_ref()
+        .map(|named| format!(" + {named}"))
+        .unwrap_or_default();
+    format!(
+        "{}{purifier}, {}, {}",
+        header.classifier, header.threat_model, header.attack
+    )
 }

@@ -1,5 +1,6 @@
 //! Saved adversarial images, measured and classified again.
 
+use super::budgets::made_plain;
 use super::ids::{Ids, Purpose};
 use super::images::SavedMeta;
 use super::load::{LoadedModel, load_model, load_recorded};
@@ -8,6 +9,7 @@ use super::score::{Batch, Limits, Scorer};
 use super::workers::{Layout, for_each};
 use crate::plugin::hex;
 use crate::results::{Cell, CellConfig, CellHeader, Check, ModelConfig, Named, PluginConfig, Row, Search};
+use crate::terminal::console;
 use crate::wire::attack::Perturbed;
 use crate::wire::pipeline::Pipeline;
 use crate::wire::tensor::{Call, Tensor};
@@ -82,6 +84,9 @@ impl Rescored {
             );
         }
         let limits = Limits { bounds, norm, epsilon };
+        if origin.is_none() {
+            console::say(&unsaid(path, rescoring));
+        }
         let scorers = Scorers {
             classifier: &classifier,
             purifier: purifier.as_ref(),
@@ -276,6 +281,9 @@ fn header(
     let classifier = &scorers.classifier.config;
     let purifier = scorers.purifier.map(|p| p.config.clone());
     let mut header = origin.unwrap_or_else(|| unknown(path, classifier));
+    let len: usize = saved.shape.iter().product();
+    let originals = saved.originals.as_deref().unwrap_or_default().chunks(len.max(1));
+    header.plain = (limits.epsilon).map_or(0, |epsilon| made_plain(originals, limits.norm, epsilon));
     let other = |a: &ModelConfig, b: &ModelConfig| (&a.plugin, &a.weights) != (&b.plugin, &b.weights);
     let config = &header.config;
     let transfer = other(&config.classifier, classifier)
@@ -323,6 +331,18 @@ fn content(saved: &Saved) -> String {
     hex(&hasher.finalize())
 }
 
+/// What is taken for granted of a file that does not say where its images come from.
+fn unsaid(path: &Path, rescoring: &Rescoring) -> String {
+    let mut text = format!("note: '{}' does not say what its images were made for", path.display());
+    if rescoring.purifier.is_none() {
+        text += "; scored without a purifier: give --purifier where there is one";
+    }
+    if rescoring.budget.is_none() {
+        text += "; any distance is allowed: give --epsilon linf=VALUE or l2=VALUE to refuse what is beyond a budget";
+    }
+    text
+}
+
 /// A header for images of unknown origin.
 fn unknown(path: &Path, classifier: &ModelConfig) -> CellHeader {
     let plugin = PluginConfig {
@@ -351,7 +371,7 @@ fn unknown(path: &Path, classifier: &ModelConfig) -> CellHeader {
         key: String::new(),
         classifier: Named::default(),
         purifier: None,
-        threat_model: Named::plain("-"),
+        threat_model: Named::plain("unknown"),
         attack: Named::plain(&path.to_string_lossy()),
         target: None,
         granted: None,
@@ -360,6 +380,7 @@ fn unknown(path: &Path, classifier: &ModelConfig) -> CellHeader {
         crafted_on: None,
         samples: 0,
         l2_caps: vec![],
+        plain: 0,
         note: String::new(),
         classifier_note: String::new(),
         config,

@@ -4,6 +4,7 @@ use super::elf::{Inspected, inspect};
 use anyhow::{Result, bail};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 /// Variable that lists plugin folders, separated by colons.
 const PATH_VARIABLE: &str = "ADVAE_PLUGIN_PATH";
@@ -17,14 +18,24 @@ pub struct Found {
     pub inspected: Result<Inspected>,
 }
 
-/// Folders of `$ADVAE_PLUGIN_PATH`.
+/// Folders of `$ADVAE_PLUGIN_PATH`. What is none is told once.
 pub fn path_dirs() -> Vec<PathBuf> {
+    static TOLD: Once = Once::new();
     let Some(list) = std::env::var_os(PATH_VARIABLE) else {
         return vec![];
     };
-    std::env::split_paths(&list)
+    let dirs: Vec<PathBuf> = std::env::split_paths(&list)
         .filter(|dir| !dir.as_os_str().is_empty())
-        .collect()
+        .collect();
+    TOLD.call_once(|| {
+        for dir in dirs.iter().filter(|dir| !dir.is_dir()) {
+            tracing::warn!(
+                "'{}' of ${PATH_VARIABLE} is no folder: give folders, with ':' between them",
+                dir.display()
+            );
+        }
+    });
+    dirs
 }
 
 /// All folders that are searched, in order.
@@ -67,6 +78,9 @@ fn find_in(name: &str, dirs: &[PathBuf], current: &Path) -> Result<PathBuf> {
         .iter()
         .flat_map(|dir| candidates.iter().map(move |file| dir.join(file)));
     if let Some(path) = files.find(|path| path.is_file()) {
+        if let Some(hidden) = files.find(|other| other.is_file() && !same_file(&path, other)) {
+            tracing::warn!("'{name}' is '{}', which hides '{}'", path.display(), hidden.display());
+        }
         return Ok(path);
     }
     // `current` is written as it is to be typed.
@@ -90,12 +104,18 @@ fn find_in(name: &str, dirs: &[PathBuf], current: &Path) -> Result<PathBuf> {
     )
 }
 
+fn same_file(a: &Path, b: &Path) -> bool {
+    let canonical = |path: &Path| path.canonicalize().ok();
+    canonical(a) == canonical(b)
+}
+
 /// The plugin whose name is nearly `name`.
 fn nearest(name: &str, dirs: &[PathBuf]) -> Option<String> {
     let files = dirs.iter().flat_map(|dir| libraries(dir));
     let names = files.filter_map(|path| Some(stem(&path.file_name()?.to_string_lossy()).to_string()));
     let near = names.map(|other| (strsim::osa_distance(&other, name), other));
-    near.filter(|(distance, _)| *distance <= 2)
+    // Of a short name two letters are most of it.
+    near.filter(|(distance, other)| *distance <= 2 && 2 * distance < other.chars().count().max(3))
         .min()
         .map(|(_, other)| other)
 }

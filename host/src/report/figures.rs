@@ -1,11 +1,11 @@
 //! Figures of a cell, and the worst case over cells, from records alone.
 
-use super::labels::{Labels, NONE, OTHER_RULE, labels};
+use super::labels::{Labels, NONE, labels};
 use super::stats::{max, median, wilson};
-use crate::results::{Cell, CellHeader, Row, Substitute};
+use crate::results::{Cell, CellHeader, Row, Rule, Substitute};
 use advae_abi::info::{NormKind, Target};
-use serde::Serialize;
-use std::collections::{BTreeMap, BTreeSet};
+use serde::{Serialize, Serializer};
+use std::collections::BTreeSet;
 
 /// A share of samples with its 95 % interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -69,6 +69,9 @@ pub struct DrawSummary {
     pub ever_wrong: f64,
 }
 
+/// What to do where images are refused.
+const REFUSED: &str = "mend the attack, or give the budget that its images keep";
+
 /// Figures of one cell.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
@@ -82,6 +85,8 @@ pub struct Summary {
     pub threat_model: String,
     /// Name in the table; may be given to `--attack`.
     pub attack: String,
+    /// Backward rule of the purifier that the attacker's gradients went by; absent where they did not go through one.
+    pub backward: Option<Rule>,
     /// Name of the dataset.
     pub dataset: String,
     /// Seed.
@@ -103,7 +108,7 @@ pub struct Summary {
     pub samples: usize,
     /// Share of clean images that are classified correctly; absent where the cell failed.
     pub clean_accuracy: Option<Share>,
-    /// Share of scored images that are classified correctly; absent where the cell failed.
+    /// Share of scored images that are classified correctly; absent where the cell failed or every image was refused.
     pub robust_accuracy: Option<Share>,
     /// Samples that were correct and that the attack broke.
     pub broken: usize,
@@ -135,8 +140,8 @@ pub struct Summary {
     pub images_per_second: Option<f64>,
     /// Why it failed, if it did.
     pub failed: Option<String>,
-    /// The record.
-    #[serde(skip)]
+    /// The record. Written out is what is needed to repeat it: plugins, weights and their hashes, draws.
+    #[serde(rename = "config", serialize_with = "config")]
     pub cell: Cell,
 }
 
@@ -159,9 +164,12 @@ impl Summary {
         let (header, config) = (&cell.header, &cell.header.config);
         let failed = cell.failed.is_some();
         let rows = || cell.rows.values().filter(|_| !failed);
+        // Images that were refused are scored as the clean ones. Where there are no others, nothing was attacked.
+        let attacked = rows().any(|row| row.refused.is_none());
         let broken = || rows().filter(|row| row.broken());
         let uncapped_l2 = config.epsilon.is_none() && config.norm == NormKind::L2;
-        let caps: &[f64] = if uncapped_l2 { &header.l2_caps } else { &[] };
+        let caps: &[f64] = if uncapped_l2 && attacked { &header.l2_caps } else { &[] };
+        let through_a_purifier = header.target == Some(Target::Pipeline) && header.purifier.is_some();
         let (gradients, zeros) = rows().fold((0, 0), |(n, z), row| (n + row.gradients, z + row.zero_gradients));
         let (seconds, samples) = (cell.seconds(), rows().count());
         let asked: u64 = rows().map(|row| row.queries).sum();
@@ -171,6 +179,7 @@ impl Summary {
             purifier: labels.purifier,
             threat_model: labels.threat_model,
             attack: labels.attack,
+            backward: header.rule.clone().filter(|_| through_a_purifier),
             dataset: config.dataset.clone(),
             seed: config.seed,
             note: header.note.clone(),
@@ -180,7 +189,7 @@ impl Summary {
             epsilon: config.epsilon,
             samples,
             clean_accuracy: Share::of(rows().map(Row::clean_share)),
-            robust_accuracy: Share::of(rows().map(Row::robust_share)),
+            robust_accuracy: Share::of(rows().filter(|_| attacked).map(Row::robust_share)),
             broken: broken().count(),
             clean_correct: rows().filter(|row| row.clean_correct).count(),
             l2: Spread::of(broken().filter_map(|row| row.l2)),
@@ -188,7 +197,9 @@ impl Summary {
             refused: rows().filter(|row| row.refused.is_some()).count(),
             refusal: rows().find_map(|row| row.refused.clone()),
             caps: caps.iter().filter_map(|cap| within(rows(), *cap)).collect(),
-            random: (config.draws > 1).then(|| draws(rows(), config.draws)).flatten(),
+            random: (config.draws > 1 && attacked)
+                .then(|| draws(rows(), config.draws))
+                .flatten(),
             eot: config.eot,
             queries: asked + cell.substitute.map_or(0, |s| s.queries),
             substitute: cell.substitute,
@@ -202,7 +213,15 @@ impl Summary {
 
     /// The cell in a sentence.
     pub fn name(&self) -> String {
-        format!("{}, {}, {}", self.defence(), self.threat_model, self.attack)
+        format!("{}, {}, {}", self.defence(), self.threat_model, self.attack_and_rule())
+    }
+
+    /// `pgd`, and `pgd backward=identity` where that is not the purifier's own rule.
+    pub fn attack_and_rule(&self) -> String {
+        match &self.backward {
+            Some(rule) if rule.offered.first() != Some(&rule.used) => format!("{} backward={}", self.attack, rule.used),
+            _ => self.attack.clone(),
+        }
     }
 
     /// `model_x + advae`, or the classifier alone.
@@ -217,9 +236,11 @@ impl Summary {
     pub fn complaint(&self) -> Option<String> {
         let refused = || {
             let (count, reason) = (self.refused, self.refusal.as_ref()?);
-            Some(format!(
-                "{count} images refused and scored as the clean ones: {reason}: mend the attack"
-            ))
+            let which = match count == self.samples {
+                true => format!("all {count} images refused, so that there is no figure"),
+                false => format!("{count} images refused and scored as the clean ones"),
+            };
+            Some(format!("{which}: {reason}: {REFUSED}"))
         };
         let what = self.failed.clone().or_else(refused)?;
         Some(format!("{}: {what}", self.name()))
@@ -256,6 +277,10 @@ impl Summary {
     }
 }
 
+fn config<S: Serializer>(cell: &Cell, serializer: S) -> Result<S::Ok, S::Error> {
+    cell.header.config.serialize(serializer)
+}
+
 /// A number without a tail of digits: four decimals where that is the number, and all of them where it is not.
 pub fn short(value: f64) -> String {
     let text = format!("{value:.4}");
@@ -288,19 +313,24 @@ fn draws<'a>(rows: impl Iterator<Item = &'a Row> + Clone, draws: u64) -> Option<
     })
 }
 
-/// Robust accuracy under every attack of one norm and budget, the clean image included.
+/// Robust accuracy under every attack of one norm and budget, the clean image included. Who knows the whole defence also has the
+/// images of those who know less of it: they are counted with his own.
 #[derive(Clone, Debug, Serialize)]
 pub struct Worst {
     /// Name in the table.
     pub classifier: String,
-    /// Name in the table, without a backward rule: that is the attacker's choice.
+    /// Name in the table.
     pub purifier: String,
     /// Name in the table.
     pub threat_model: String,
-    /// The attacks.
+    /// The attacks, with their backward rule where several were tried, and with their threat model where it is another one.
     pub attacks: Vec<String>,
     /// Norm and budget.
     pub budget: String,
+    /// Norm.
+    pub norm: NormKind,
+    /// Budget.
+    pub epsilon: Option<f64>,
     /// Samples that all of them attacked.
     pub samples: usize,
     /// Samples that only some of them attacked: left out.
@@ -314,53 +344,64 @@ pub struct Worst {
 
 /// The worst case of every defence, norm and budget. Failed cells and attacks without a budget never enter it.
 pub fn worst_cases(cells: &[Summary]) -> Vec<Worst> {
-    let enters = |cell: &&Summary| cell.failed.is_none() && cell.epsilon.is_some() && cell.samples > 0;
+    let enters = |cell: &&Summary| cell.robust_accuracy.is_some() && cell.epsilon.is_some();
     let mut seen = BTreeSet::new();
     let capped: Vec<&Summary> = cells.iter().filter(enters).collect();
     let mut worst = vec![];
     for first in &capped {
-        let same = |cell: &&&Summary| {
-            cell.same_defence(first) && cell.cell.header.config.same_budget(&first.cell.header.config)
+        let budget = |cell: &&&Summary| {
+            let (a, b) = (&cell.cell.header.config, &first.cell.header.config);
+            a.same_budget(b) && a.same_defence(b)
         };
-        let group: Vec<&Summary> = capped.iter().filter(same).copied().collect();
-        if group.iter().any(|cell| !seen.insert(&cell.key)) {
+        let (own, others): (Vec<&Summary>, Vec<&Summary>) =
+            (capped.iter().filter(budget).copied()).partition(|cell| cell.same_defence(first));
+        if own.iter().any(|cell| !seen.insert(&cell.key)) {
             continue;
         }
-        worst.extend(worst_of(&group));
+        let knows_less = |cell: &&Summary| {
+            let target = cell.cell.header.target;
+            first.through_the_defence() && matches!(target, Some(Target::Classifier | Target::Substitute))
+        };
+        let less: Vec<&Summary> = others.into_iter().filter(knows_less).collect();
+        worst.extend(worst_of(&own, &less));
     }
     worst
 }
 
-fn worst_of(group: &[&Summary]) -> Option<Worst> {
-    let first = group.first()?;
-    let mut least: BTreeMap<u64, (usize, f64)> = BTreeMap::new();
-    for row in group.iter().flat_map(|cell| cell.cell.rows.values()) {
-        let (attacks, worst) = least.entry(row.id).or_insert((0, 1.));
-        *attacks += 1;
-        *worst = worst.min(row.clean_share()).min(row.robust_share());
-    }
-    let common: Vec<f64> = (least.values())
-        .filter(|(attacks, _)| *attacks == group.len())
-        .map(|(_, worst)| *worst)
+/// `own`: under one threat model; `less`: under others that know less.
+fn worst_of(own: &[&Summary], less: &[&Summary]) -> Option<Worst> {
+    let first = own.first()?;
+    let has = |cell: &Summary, id: &u64| cell.cell.rows.contains_key(id);
+    let ids: BTreeSet<u64> = own.iter().flat_map(|cell| cell.cell.rows.keys().copied()).collect();
+    let common: Vec<u64> = (ids.iter().copied())
+        .filter(|id| own.iter().all(|cell| has(cell, id)))
         .collect();
-    let several = group.iter().any(|cell| cell.cell.header.rule != first.cell.header.rule);
-    let attack = |cell: &&Summary| match &cell.cell.header.rule {
-        Some(rule) if several => format!("{}{OTHER_RULE}{}", cell.attack, rule.used),
-        _ => cell.attack.clone(),
+    // What knows less must not cost samples.
+    let less = less.iter().filter(|cell| common.iter().all(|id| has(cell, id)));
+    let group: Vec<&Summary> = own.iter().chain(less).copied().collect();
+    let least = |id: &u64| {
+        let rows = group.iter().filter_map(|cell| cell.cell.rows.get(id));
+        rows.fold(1., |least: f64, row| {
+            least.min(row.clean_share()).min(row.robust_share())
+        })
     };
-    let purifier = match first.purifier.split_once(OTHER_RULE) {
-        Some((purifier, _)) if several => purifier,
-        _ => &first.purifier,
+    let several = own.iter().any(|cell| cell.cell.header.rule != first.cell.header.rule);
+    let attack = |cell: &&Summary| match &cell.backward {
+        _ if !cell.same_defence(first) => format!("{} {}", cell.threat_model, cell.attack),
+        Some(rule) if several => format!("{} backward={}", cell.attack, rule.used),
+        _ => cell.attack.clone(),
     };
     Some(Worst {
         classifier: first.classifier.clone(),
-        purifier: purifier.into(),
+        purifier: first.purifier.clone(),
         threat_model: first.threat_model.clone(),
         attacks: group.iter().map(attack).collect(),
         budget: first.budget(),
+        norm: first.norm,
+        epsilon: first.epsilon,
         samples: common.len(),
-        left_out: least.len() - common.len(),
-        robust_accuracy: Share::of(common),
+        left_out: ids.len() - common.len(),
+        robust_accuracy: Share::of(common.iter().map(least)),
         first: first.key.clone(),
     })
 }

@@ -1,10 +1,8 @@
 //! Names in tables. A cell is identified by its key; labels are for eyes, and no two that look alike mean two things.
 
-use crate::results::{CellHeader, Named};
+use crate::results::{CellHeader, ModelConfig, Named};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Label infix before a backward rule that is not the purifier's own.
-pub const OTHER_RULE: &str = " backward=";
 /// Label of a classifier without a purifier.
 pub const NONE: &str = "none";
 
@@ -26,6 +24,8 @@ pub struct Labels {
 struct Thing {
     named: Named,
     identity: String,
+    /// What to say beside the name where others have the same; empty: nothing.
+    apart: String,
 }
 
 /// Labels of cells that are shown together: the shortest by which they differ.
@@ -40,41 +40,39 @@ pub fn labels(headers: &[&CellHeader]) -> Vec<Labels> {
     };
     let of = |header: &&CellHeader| Labels {
         classifier: find(&classifiers, classifier(header)),
-        purifier: find(&purifiers, purifier(header)) + &other_rule(header),
+        purifier: find(&purifiers, purifier(header)),
         threat_model: find(&threat_models, threat_model(header)),
         attack: find(&attacks, attack(header)),
     };
     headers.iter().map(of).collect()
 }
 
-fn other_rule(header: &CellHeader) -> String {
-    let rule = header
-        .rule
-        .as_ref()
-        .filter(|rule| rule.offered.first() != Some(&rule.used));
-    rule.map_or_else(String::new, |rule| format!("{OTHER_RULE}{}", rule.used))
-}
-
 fn classifier(header: &CellHeader) -> Option<Thing> {
-    let config = &header.config.classifier;
-    Some(Thing {
-        named: header.classifier.clone(),
-        identity: format!("{} {} {}", config.plugin.sha256, config.weights, config.device),
-    })
+    Some(model(header.classifier.clone(), &header.config.classifier))
 }
 
 fn purifier(header: &CellHeader) -> Option<Thing> {
-    let config = header.config.purifier.as_ref()?;
-    Some(Thing {
-        named: header.purifier.clone()?,
+    Some(model(header.purifier.clone()?, header.config.purifier.as_ref()?))
+}
+
+fn model(named: Named, config: &ModelConfig) -> Thing {
+    Thing {
+        named,
         identity: format!("{} {} {}", config.plugin.sha256, config.weights, config.device),
-    })
+        apart: String::new(),
+    }
 }
 
 fn threat_model(header: &CellHeader) -> Option<Thing> {
+    let origin = header.crafted_on.clone().unwrap_or_default();
     Some(Thing {
         named: header.threat_model.clone(),
-        identity: header.config.threat_model.sha256.clone(),
+        // Of a transfer all that matters is from where.
+        identity: match &header.crafted_on {
+            Some(origin) => origin.clone(),
+            None => header.config.threat_model.sha256.clone(),
+        },
+        apart: origin,
     })
 }
 
@@ -83,6 +81,7 @@ fn attack(header: &CellHeader) -> Option<Thing> {
     Some(Thing {
         named: header.attack.clone(),
         identity: format!("{} {images}", header.config.attack.sha256),
+        apart: String::new(),
     })
 }
 
@@ -108,6 +107,14 @@ fn told_apart(group: &[&Thing]) -> Vec<String> {
     let differ = |labels: &Vec<String>| labels.iter().collect::<BTreeSet<_>>().len() == labels.len();
     if let Some(labels) = (1..=longest).map(at).find(differ) {
         return labels;
+    }
+    let apart: Vec<String> = group
+        .iter()
+        .filter(|thing| !thing.apart.is_empty())
+        .map(|thing| format!("{} from {}", label(&thing.named, longest), thing.apart))
+        .collect();
+    if apart.len() == group.len() && differ(&apart) {
+        return apart;
     }
     let numbered = group.iter().enumerate();
     numbered
@@ -163,6 +170,7 @@ mod tests {
                 settings: vec![],
             },
             identity: identity.into(),
+            apart: String::new(),
         }
     }
 
@@ -194,6 +202,19 @@ mod tests {
         );
         let files = [thing("x/a/libnet.so", None, "1"), thing("x/b/libnet.so", None, "2")];
         assert_eq!(shown(&files), ["a/net", "b/net"]);
+    }
+
+    #[test]
+    fn transfers_are_told_apart_by_where_they_come_from() {
+        let from = |origin: &str| Thing {
+            apart: origin.into(),
+            ..thing("transfer", None, origin)
+        };
+        assert_eq!(shown(&[from("a, white_box")]), ["transfer"]);
+        assert_eq!(
+            shown(&[from("a, white_box"), from("b + c, white_box")]),
+            ["transfer from a, white_box", "transfer from b + c, white_box"]
+        );
     }
 
     #[test]

@@ -1,7 +1,8 @@
 use super::*;
 use crate::results::tests::{header, row};
-use crate::results::{Cell, Named};
+use crate::results::{Cell, Named, Rule};
 use advae_abi::info::NormKind;
+use advae_abi::info::Target;
 
 fn cell(attack: &str, norm: NormKind, epsilon: Option<f64>, verdicts: &[(bool, bool)]) -> Cell {
     let mut cell = Cell::new(header(attack, norm, epsilon));
@@ -172,6 +173,115 @@ fn the_worst_case_joins_rows_by_id_and_leaves_out_what_is_not_common() {
         text.contains("over the 3 samples that all of them attacked; 2 others are left out"),
         "{text}"
     );
+}
+
+/// The same cell under another threat model.
+fn under(mut cell: Cell, threat_model: &str, target: Target) -> Cell {
+    cell.header.threat_model = Named::plain(threat_model);
+    cell.header.config.threat_model.name = threat_model.into();
+    cell.header.target = Some(target);
+    cell.header.key = cell.header.config.key();
+    cell
+}
+
+#[test]
+fn who_knows_the_defence_has_the_images_of_who_does_not() {
+    let own = linf("pgd", &[(true, true), (true, true), (true, false), (true, true)]);
+    let oblivious = |verdicts| under(linf("pgd", verdicts), "oblivious", Target::Classifier);
+    let less = oblivious(&[(true, false), (true, true), (true, true), (true, true)][..]);
+    let report = Report::new(&[own.clone(), less.clone()]);
+    let shown: Vec<(&str, String, f64)> = (report.worst_cases.iter())
+        .map(|worst| {
+            (
+                worst.threat_model.as_str(),
+                worst.attacks.join(", "),
+                worst.robust_accuracy.unwrap().value,
+            )
+        })
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            ("white_box", "pgd, oblivious pgd".into(), 0.5),
+            ("oblivious", "pgd".into(), 0.75)
+        ]
+    );
+    // Fewer of the other's images never cost samples of one's own.
+    let mut fewer = less;
+    fewer.rows.remove(&0);
+    fewer.header.samples = 3;
+    assert_eq!(worst(&[own, fewer]), [0.75, 1.]);
+}
+
+#[test]
+fn where_every_image_was_refused_there_is_no_figure() {
+    let refuse = |row: &mut crate::results::Row| row.refused = Some("a pixel is NaN".into());
+    let mut some = linf("pgd", &[(true, true), (true, true), (true, false), (true, true)]);
+    some.rows.get_mut(&0).into_iter().for_each(refuse);
+    let figure = |cell: &Cell| {
+        Report::new(std::slice::from_ref(cell)).cells[0]
+            .robust_accuracy
+            .map(|s| s.value)
+    };
+    assert_eq!(figure(&some), Some(0.75));
+    let mut all = linf("pgd", &[(true, true); 4]);
+    all.rows.values_mut().for_each(refuse);
+    assert_eq!((figure(&all), worst(&[all.clone()]).len()), (None, 0));
+    let report = Report::new(&[all]);
+    let text = report.render(Format::Table, None).unwrap();
+    let line = text.lines().find(|line| line.contains("pgd")).unwrap();
+    let words: Vec<&str> = line.split_whitespace().collect();
+    assert_eq!(words[..6], ["white_box", "pgd", "Linf", "0.3", "100.0", "-"], "{text}");
+    assert!(
+        report.complaints()[0].contains("all 4 images refused"),
+        "{:?}",
+        report.complaints()
+    );
+}
+
+#[test]
+fn every_format_says_by_which_rule_gradients_went() {
+    let mut cell = linf("pgd", &[(true, true), (true, false), (true, false), (true, true)]);
+    cell.rows.values_mut().for_each(|row| row.gradients = 1);
+    let mut other = cell.clone();
+    for (cell, used) in [(&mut cell, "exact"), (&mut other, "identity")] {
+        cell.header.rule = Some(Rule {
+            used: used.into(),
+            offered: vec!["exact".into()],
+        });
+    }
+    other
+        .header
+        .config
+        .purifier
+        .iter_mut()
+        .for_each(|p| p.backward = Some("identity".into()));
+    other.header.key = other.header.config.key();
+    other
+        .rows
+        .values_mut()
+        .for_each(|row| row.cell.clone_from(&other.header.key));
+    let cells = [cell, other];
+    let report = Report::new(&cells);
+    let table = report.render(Format::Table, None).unwrap();
+    assert!(
+        table.contains("gradients through advae went by the backward rules exact, identity"),
+        "{table}"
+    );
+    assert!(table.contains("pgd backward=identity"), "{table}");
+    assert_eq!(
+        table.matches("model_x + advae: mnist-1k").count(),
+        1,
+        "one defence has one table: {table}"
+    );
+    let json: serde_json::Value = serde_json::from_str(&report.render(Format::Json, None).unwrap()).unwrap();
+    assert_eq!(json["cells"][1]["backward"]["used"], "identity");
+    assert_eq!(json["cells"][1]["config"]["purifier"]["backward"], "identity");
+    assert_eq!(json["cells"][1]["attack"], "pgd", "what --attack takes");
+    let csv = report.render(Format::Csv, None).unwrap();
+    assert!(csv.lines().nth(2).unwrap().contains(",cell,identity,"), "{csv}");
+    let markdown = report.render(Format::Markdown, None).unwrap();
+    assert!(markdown.contains("| pgd | identity | Linf 0.3 |"), "{markdown}");
 }
 
 #[test]

@@ -20,6 +20,8 @@ const STANDS: f64 = 0.1;
 const MANY_LEFT: f64 = 0.1;
 /// Robust accuracy of the undefended classifier from which on a black-box attack says nothing.
 const WEAK: f64 = 0.5;
+/// Share of images that can be made plain from which on a budget is too large.
+const MANY_PLAIN: f64 = 0.1;
 /// Draws of a random defence that count as many.
 const MANY_DRAWS: u64 = 10;
 
@@ -35,6 +37,15 @@ pub enum Warning {
         share: f64,
         /// What has not been tried against it yet.
         advice: Advice,
+    },
+    /// The budget is so large that many images can be made plain grey.
+    HopelessBudget {
+        /// The budget.
+        budget: String,
+        /// How many.
+        plain: usize,
+        /// Of how many.
+        of: usize,
     },
     /// A search is too short for the ball.
     CannotCross {
@@ -268,7 +279,28 @@ impl Warning {
             .flat_map(|a| whole.iter().filter_map(|b| Self::of_pair(a, b, &whole)));
         let black_box = whole.iter().filter_map(|cell| Self::of_black_box(cell, &whole));
         let clean = Self::of_clean(&whole);
-        alone.chain(pairs).chain(black_box).chain(clean).collect()
+        let budgets = Self::of_budgets(&whole);
+        budgets
+            .into_iter()
+            .chain(alone)
+            .chain(pairs)
+            .chain(black_box)
+            .chain(clean)
+            .collect()
+    }
+
+    /// Once a budget.
+    fn of_budgets(all: &[&Summary]) -> Vec<Self> {
+        let mut warnings = vec![];
+        for cell in all {
+            let (plain, of) = (cell.cell.header.plain, cell.cell.header.samples);
+            let budget = cell.budget();
+            let warning = Self::HopelessBudget { budget, plain, of };
+            if plain as f64 >= MANY_PLAIN * of as f64 && plain > 0 && !warnings.contains(&warning) {
+                warnings.push(warning);
+            }
+        }
+        warnings
     }
 
     fn of_black_box(cell: &Summary, all: &[&Summary]) -> Option<Self> {
@@ -460,6 +492,11 @@ impl fmt::Display for Warning {
                  {advice}",
                 percent(*share)
             ),
+            Self::HopelessBudget { budget, plain, of } => write!(
+                f,
+                "{budget} is enough to make {plain} of {of} images plain grey, where no classifier can tell one from the other: what \
+                 is left robust is chance, or a search that gave up: choose a smaller budget"
+            ),
             Self::CannotCross {
                 cell,
                 reach,
@@ -490,7 +527,7 @@ impl fmt::Display for Warning {
             } => write!(
                 f,
                 "{cell}: robust accuracy is {} where the attacker knows the defence, {} where it does not: \
-                 quote the former",
+                 quote the worst case of an attacker who knows it",
                 percent(*white_box),
                 percent(*oblivious)
             ),
@@ -771,6 +808,23 @@ mod tests {
         let text = warned(&[cell])[0].to_string();
         assert!(
             text.contains("can move 0.1, but the edge of the ball is 0.3 away"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_budget_that_makes_images_plain_is_told_once() {
+        let (mut fgsm, mut pgd) = (record("fgsm", WHITE, 1, 20), record("pgd", WHITE, 40, 15));
+        for cell in [&mut fgsm, &mut pgd] {
+            (cell.header.samples, cell.header.plain) = (100, 9);
+        }
+        assert_eq!(warned(&[fgsm.clone(), pgd.clone()]), []);
+        (fgsm.header.plain, pgd.header.plain) = (40, 40);
+        let warnings = warned(&[fgsm, pgd]);
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        let text = warnings[0].to_string();
+        assert!(
+            text.starts_with("Linf 0.3 is enough to make 40 of 100 images plain grey"),
             "{text}"
         );
     }

@@ -64,7 +64,8 @@ pub fn refuse_damage(contents: &Contents, remedy: &str) -> Result<()> {
     };
     let others = match contents.damage.len() - 1 {
         0 => String::new(),
-        n => format!(", and {n} more"),
+        1 => ", and another damaged line".into(),
+        n => format!(", and {n} other damaged lines"),
     };
     bail!("{first}{others}: {remedy}")
 }
@@ -75,7 +76,7 @@ pub fn refuse_damage(contents: &Contents, remedy: &str) -> Result<()> {
 /// Where it cannot be read, holds no line of a results file, or is of another format.
 pub fn contents(path: &Path) -> Result<Contents> {
     let mut bytes = vec![];
-    let metadata = std::fs::metadata(path)?;
+    let metadata = std::fs::metadata(path).context("cannot be read: give a file that eval --out or reproduce wrote")?;
     ensure!(
         metadata.is_file(),
         "it is no regular file: results are kept in one, such as results.jsonl"

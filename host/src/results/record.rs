@@ -275,6 +275,9 @@ pub struct CellHeader {
     /// L2 caps at which an attack without a budget is read on this dataset.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub l2_caps: Vec<f64>,
+    /// Samples that the budget allows to be made plain grey.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub plain: usize,
     /// What the purifier says a reader must know of it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub note: String,
@@ -283,6 +286,11 @@ pub struct CellHeader {
     pub classifier_note: String,
     /// What is needed to repeat the cell.
     pub config: CellConfig,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde passes it so
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }
 
 /// Shares over the scoring draws of a random pipeline.

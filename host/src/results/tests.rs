@@ -54,6 +54,7 @@ pub(crate) fn header(attack: &str, norm: NormKind, epsilon: Option<f64>) -> Cell
         crafted_on: None,
         samples: 4,
         l2_caps: vec![1.5, 2., 3.],
+        plain: 0,
         note: String::new(),
         classifier_note: String::new(),
         config,

@@ -124,7 +124,8 @@ impl Progress {
         } else {
             format!("all {cells} cells")
         };
-        (all > SHORT).then(|| format!("about {} for {cells}", duration(all)))
+        // Searches that end early take less than they were counted for.
+        (all > SHORT).then(|| format!("up to {} for {cells}", duration(all)))
     }
 
     /// Time left, at the speed so far.
@@ -150,7 +151,7 @@ impl Progress {
             format!("{}: ", state.what)
         };
         let left = self.left(gone);
-        let left = left.map_or_else(String::new, |left| format!(", about {} left", duration(left)));
+        let left = left.map_or_else(String::new, |left| format!(", up to {} left", duration(left)));
         Some(format!("{what}{percent} %, {} gone{left}", duration(gone)))
     }
 
@@ -255,7 +256,7 @@ mod tests {
         let line = progress.line_after(120 * SECOND).unwrap();
         assert_eq!(
             line,
-            "pgd on model_x + advae, white_box: 43 %, 2 min gone, about 3 min left"
+            "pgd on model_x + advae, white_box: 43 %, 2 min gone, up to 3 min left"
         );
         assert_eq!(progress.line_after(149 * SECOND), None);
         assert!(progress.line_after(150 * SECOND).is_some());
@@ -283,7 +284,7 @@ mod tests {
         progress.bar.inc(10);
         assert_eq!(progress.estimate_after(SECOND, 12), None, "too early to say");
         let line = progress.estimate_after(6 * SECOND, 12);
-        assert_eq!(line.as_deref(), Some("about 10 min for all 12 cells"));
+        assert_eq!(line.as_deref(), Some("up to 10 min for all 12 cells"));
         assert_eq!(progress.estimate_after(60 * SECOND, 12), None);
         let short = lines(1000);
         short.bar.inc(500);

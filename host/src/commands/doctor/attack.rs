@@ -6,7 +6,7 @@ use super::model::same_rows;
 use super::patient::Patient;
 use super::sample::{IDS, difference, images, scale};
 use super::toy;
-use crate::experiment::Limits;
+use crate::experiment::{Limits, within_range};
 use crate::report::short;
 use crate::results::Search;
 use crate::terminal::cancel::Cancel;
@@ -112,6 +112,9 @@ impl Trial {
             passes,
             ..
         } = info;
+        if let Some(Err(error)) = epsilon.map(|epsilon| within_range(*norm, epsilon)) {
+            return Finding::Fail(format!("{error:#}"));
+        }
         let budget = epsilon.map_or("without a budget".into(), |epsilon| format!("within {epsilon}"));
         let aim = if *targeted { "targeted" } else { "untargeted" };
         let text = format!("{norm} {budget}, {aim}, {passes} forward or backward passes a sample at most");

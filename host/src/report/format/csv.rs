@@ -1,8 +1,8 @@
-//! For a spreadsheet: a line a cell.
+//! For a spreadsheet: a line a cell and a line a worst case.
 
-use super::parts::Render;
+use super::parts::{Render, attacks};
 use crate::report::contents::Report;
-use crate::report::figures::Summary;
+use crate::report::figures::{Share, Summary, Worst};
 use anyhow::Result;
 
 /// The format.
@@ -14,71 +14,132 @@ impl Render for Csv {
     }
 }
 
-/// One line a cell.
+/// Columns: those of a cell and of a worst case, by `row`.
+const COLUMNS: [&str; 31] = [
+    "classifier",
+    "purifier",
+    "threat_model",
+    "attack",
+    "norm",
+    "epsilon",
+    "samples",
+    "clean_accuracy",
+    "robust_accuracy",
+    "robust_low",
+    "robust_high",
+    "broken",
+    "clean_correct",
+    "l2_median",
+    "l2_max",
+    "linf_median",
+    "linf_max",
+    "refused",
+    "seconds",
+    "images_per_second",
+    "failed",
+    "dataset",
+    "seed",
+    "row",
+    "backward",
+    "eot",
+    "draws",
+    "queries",
+    "zero_gradients",
+    "robust_within_l2_caps",
+    "key",
+];
+
+/// One line a cell, then one a worst case.
 fn csv(report: &Report) -> Result<String> {
     let mut writer = ::csv::Writer::from_writer(vec![]);
-    writer.write_record([
-        "classifier",
-        "purifier",
-        "threat_model",
-        "attack",
-        "norm",
-        "epsilon",
-        "samples",
-        "clean_accuracy",
-        "robust_accuracy",
-        "robust_low",
-        "robust_high",
-        "broken",
-        "clean_correct",
-        "l2_median",
-        "l2_max",
-        "linf_median",
-        "linf_max",
-        "refused",
-        "seconds",
-        "images_per_second",
-        "failed",
-        "dataset",
-        "seed",
-    ])?;
-    report
-        .cells
-        .iter()
-        .try_for_each(|cell| writer.write_record(record(cell)))?;
+    writer.write_record(COLUMNS)?;
+    let (cells, worst) = (report.cells.iter().map(cell), report.worst_cases.iter().map(worst));
+    for filled in cells.chain(worst) {
+        let of = |column: &&str| {
+            filled
+                .iter()
+                .find(|(name, _)| name == column)
+                .map(|(_, text)| text.as_str())
+        };
+        writer.write_record(COLUMNS.iter().map(|column| of(column).unwrap_or_default()))?;
+    }
     Ok(String::from_utf8(writer.into_inner()?)?)
 }
 
-fn record(cell: &Summary) -> Vec<String> {
-    let number = |value: Option<f64>| {
-        let value = value.filter(|_| cell.failed.is_none());
-        value.map(|v| v.to_string()).unwrap_or_default()
-    };
-    let count = |value: usize| number(Some(value as f64));
-    let robust = cell.robust_accuracy;
+/// Columns and their texts; the others are empty.
+type Line = Vec<(&'static str, String)>;
+
+fn number(value: Option<f64>) -> String {
+    value.map(|value| value.to_string()).unwrap_or_default()
+}
+
+fn share(share: Option<Share>) -> Line {
     vec![
-        cell.classifier.clone(),
-        cell.purifier.clone(),
-        cell.threat_model.clone(),
-        cell.attack.clone(),
-        cell.norm.to_string(),
-        cell.epsilon.map(|epsilon| epsilon.to_string()).unwrap_or_default(),
-        count(cell.samples),
-        number(cell.clean_accuracy.map(|s| s.value)),
-        number(robust.map(|s| s.value)),
-        number(robust.map(|s| s.low)),
-        number(robust.map(|s| s.high)),
-        count(cell.broken),
-        count(cell.clean_correct),
-        number(cell.l2.map(|s| s.median)),
-        number(cell.l2.map(|s| s.max)),
-        number(cell.linf.map(|s| s.median)),
-        number(cell.linf.map(|s| s.max)),
-        count(cell.refused),
-        number(Some(cell.seconds)),
-        number(cell.images_per_second),
-        cell.failed.clone().unwrap_or_default(),
-        cell.dataset.clone(),
-        cell.seed.to_string(),
+        ("robust_accuracy", number(share.map(|s| s.value))),
+        ("robust_low", number(share.map(|s| s.low))),
+        ("robust_high", number(share.map(|s| s.high))),
     ]
+}
+
+fn cell(cell: &Summary) -> Line {
+    let config = &cell.cell.header.config;
+    let mut line = vec![
+        ("row", "cell".into()),
+        ("classifier", cell.classifier.clone()),
+        ("purifier", cell.purifier.clone()),
+        ("threat_model", cell.threat_model.clone()),
+        ("attack", cell.attack.clone()),
+        ("norm", cell.norm.to_string()),
+        ("epsilon", number(cell.epsilon)),
+        ("failed", cell.failed.clone().unwrap_or_default()),
+        ("dataset", cell.dataset.clone()),
+        ("seed", cell.seed.to_string()),
+        (
+            "backward",
+            cell.backward.as_ref().map(|rule| rule.used.clone()).unwrap_or_default(),
+        ),
+        ("eot", cell.eot.to_string()),
+        ("draws", config.draws.to_string()),
+        ("key", cell.key.clone()),
+    ];
+    if cell.failed.is_some() {
+        return line;
+    }
+    let caps = cell
+        .caps
+        .iter()
+        .map(|cap| format!("{}={}", cap.cap, cap.accuracy.value));
+    line.extend(share(cell.robust_accuracy));
+    line.extend([
+        ("samples", cell.samples.to_string()),
+        ("clean_accuracy", number(cell.clean_accuracy.map(|s| s.value))),
+        ("broken", cell.broken.to_string()),
+        ("clean_correct", cell.clean_correct.to_string()),
+        ("l2_median", number(cell.l2.map(|s| s.median))),
+        ("l2_max", number(cell.l2.map(|s| s.max))),
+        ("linf_median", number(cell.linf.map(|s| s.median))),
+        ("linf_max", number(cell.linf.map(|s| s.max))),
+        ("refused", cell.refused.to_string()),
+        ("seconds", cell.seconds.to_string()),
+        ("images_per_second", number(cell.images_per_second)),
+        ("queries", cell.queries.to_string()),
+        ("zero_gradients", number(cell.zero_gradients)),
+        ("robust_within_l2_caps", caps.collect::<Vec<_>>().join(" ")),
+    ]);
+    line
+}
+
+fn worst(worst: &Worst) -> Line {
+    let mut line = vec![
+        ("row", "worst case".into()),
+        ("classifier", worst.classifier.clone()),
+        ("purifier", worst.purifier.clone()),
+        ("threat_model", worst.threat_model.clone()),
+        ("attack", attacks(worst)),
+        ("norm", worst.norm.to_string()),
+        ("epsilon", number(worst.epsilon)),
+        ("samples", worst.samples.to_string()),
+    ];
+    line.extend(share(worst.robust_accuracy));
+    line
 }

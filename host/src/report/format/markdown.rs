@@ -1,15 +1,16 @@
 //! For a document: all columns, one table.
 
-use super::parts::{LEGEND, Render, attacks, figures, notes, with_interval};
+use super::parts::{LEGEND, Render, attacks, figures, notes, robust};
 use crate::report::contents::Report;
 use crate::report::figures::{Summary, Worst};
 use anyhow::Result;
 
-const CELLS: [&str; 15] = [
+const CELLS: [&str; 16] = [
     "classifier",
     "purifier",
     "threat model",
     "attack",
+    "backward",
     "budget",
     "clean %",
     "robust % [95 %]",
@@ -71,6 +72,7 @@ fn escaped(text: &str) -> String {
 fn cells(cell: &Summary) -> Vec<String> {
     let names = [&cell.classifier, &cell.purifier, &cell.threat_model, &cell.attack].map(Clone::clone);
     let mut cells = names.to_vec();
+    cells.push(cell.backward.as_ref().map_or("-".into(), |rule| rule.used.clone()));
     cells.push(cell.budget());
     match figures(cell) {
         Some(figures) => cells.extend(figures),
@@ -88,7 +90,7 @@ fn worst(worst: &Worst) -> Vec<String> {
         worst.threat_model.clone(),
         attacks(worst),
         worst.budget.clone(),
-        worst.robust_accuracy.map_or("-".into(), with_interval),
+        robust(worst.robust_accuracy),
         worst.samples.to_string(),
     ]
 }

@@ -4,7 +4,7 @@ use crate::report::contents::Report;
 use crate::report::figures::{Share, Spread, Summary, Worst, short};
 use crate::results::Named;
 use anyhow::Result;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Writes a report in one format.
 pub trait Render {
@@ -33,15 +33,20 @@ pub fn with_interval(share: Share) -> String {
     )
 }
 
+/// The same, or `-` where there is none.
+pub fn robust(share: Option<Share>) -> String {
+    share.map_or("-".into(), with_interval)
+}
+
 pub fn spread(spread: Option<Spread>, digits: usize) -> String {
     spread.map_or("-".into(), |s| format!("{:.digits$}, {:.digits$}", s.median, s.max))
 }
 
-/// Figures of a cell from its clean accuracy to its images a second; absent where it failed.
+/// Figures of a cell from its clean accuracy to its images a second; absent where it failed. `-`: there is none.
 pub fn figures(cell: &Summary) -> Option<[String; 8]> {
     Some([
         percent(cell.clean_accuracy?.value),
-        with_interval(cell.robust_accuracy?),
+        robust(cell.robust_accuracy),
         format!("{}/{}", cell.broken, cell.clean_correct),
         spread(cell.l2, 2),
         spread(cell.linf, 3),
@@ -66,6 +71,7 @@ pub fn notes(report: &Report) -> String {
     said.into_iter().for_each(&mut line);
     let specs: BTreeSet<String> = report.cells.iter().flat_map(shortened).collect();
     specs.into_iter().for_each(&mut line);
+    rules(report).into_iter().for_each(&mut line);
     report.cells.iter().flat_map(cell_notes).for_each(&mut line);
     for worst in report.worst_cases.iter().filter(|worst| worst.left_out > 0) {
         let over = match worst.samples {
@@ -87,6 +93,24 @@ pub fn notes(report: &Report) -> String {
         line(format!("warning: {warning}"));
     }
     if out.is_empty() { out } else { format!("\n{out}") }
+}
+
+/// By which backward rules the attacker's gradients went, a line a purifier.
+fn rules(report: &Report) -> Vec<String> {
+    let mut by_purifier: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for cell in report.cells.iter().filter(|cell| cell.zero_gradients.is_some()) {
+        if let Some(rule) = &cell.backward {
+            by_purifier.entry(&cell.purifier).or_default().insert(&rule.used);
+        }
+    }
+    let line = |(purifier, rules): (&str, BTreeSet<&str>)| {
+        let (noun, rules) = match rules.len() {
+            1 => ("rule", rules.into_iter().collect::<String>()),
+            _ => ("rules", rules.into_iter().collect::<Vec<_>>().join(", ")),
+        };
+        format!("gradients through {purifier} went by the backward {noun} {rules}")
+    };
+    by_purifier.into_iter().map(line).collect()
 }
 
 /// What to type for models and attacks that tables name by less than their paths.

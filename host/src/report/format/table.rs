@@ -1,6 +1,6 @@
 //! For a terminal: a table a defence, as many columns as the terminal has room for.
 
-use super::parts::{LEGEND, Render, attacks, figures, notes, with_interval};
+use super::parts::{LEGEND, Render, attacks, figures, notes, robust};
 use crate::report::contents::Report;
 use crate::report::figures::{Summary, Worst};
 use anyhow::Result;
@@ -116,7 +116,11 @@ fn table(section: &Section, more: usize, attack: usize) -> comfy_table::Table {
 }
 
 fn cells(cell: &Summary, more: usize, attack: usize) -> Vec<String> {
-    let mut cells = vec![cell.threat_model.clone(), folded(&cell.attack, attack), cell.budget()];
+    let mut cells = vec![
+        cell.threat_model.clone(),
+        folded(&cell.attack_and_rule(), attack),
+        cell.budget(),
+    ];
     match figures(cell) {
         Some(figures) => cells.extend(figures),
         None => cells.extend(["", "failed"].map(String::from)),
@@ -131,7 +135,7 @@ fn worst(worst: &Worst, more: usize, attack: usize) -> Vec<String> {
         folded(&format!("worst case of {}", attacks(worst)), attack),
         worst.budget.clone(),
         String::new(),
-        worst.robust_accuracy.map_or("-".into(), with_interval),
+        robust(worst.robust_accuracy),
     ];
     cells.resize(COLUMNS.len() + more, String::new());
     cells
