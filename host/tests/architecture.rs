@@ -334,3 +334,19 @@ fn no_two_files_of_a_folder_use_each_other_in_a_circle() {
         assert!(edges.is_empty(), "a circle in {folder}, or what uses one: {edges:?}");
     }
 }
+
+#[test]
+fn no_name_or_shape_of_a_dataset_stands_where_a_dataset_is_measured() {
+    for source in sources() {
+        if !["experiment", "report", "results", "wire"].contains(&source.folder.as_str()) {
+            continue;
+        }
+        let lines = source.code.lines().filter(|line| !line.trim_start().starts_with("//"));
+        for line in lines {
+            let lower = line.to_lowercase();
+            for fact in ["mnist", "cifar", "28, 28", "32, 32"] {
+                assert!(!lower.contains(fact), "{}/{}: {line}", source.folder, source.module);
+            }
+        }
+    }
+}

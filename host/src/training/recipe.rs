@@ -1,5 +1,6 @@
 //! A training run as a file: what is trained, on what, and how.
 
+use super::augmentation::Augmentation;
 use super::fraction;
 use super::schedule::Rules;
 use crate::terminal::config::{self, Case};
@@ -97,9 +98,9 @@ pub struct Recipe {
     pub statistics: Statistics,
     /// Which label it is given: true, or "predicted".
     pub label: Label,
-    /// Radius of the attack's ball: a number, or a fraction such as `"8/255"`.
-    #[serde(deserialize_with = "fraction::deserialize")]
-    pub epsilon: f64,
+    /// Radius of the attack's ball: a number, or a fraction such as `"8/255"`; the dataset's customary Linf budget if absent.
+    #[serde(deserialize_with = "fraction::deserialize", skip_serializing_if = "Option::is_none")]
+    pub epsilon: Option<f64>,
     /// Steps over which the radius grows from 0 to `epsilon`.
     pub epsilon_ramp_steps: u64,
     /// Weight of the loss on adversarial images.
@@ -115,7 +116,7 @@ pub struct Recipe {
     /// Settings of the purifier's own objective.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub own: Option<serde_json::Map<String, serde_json::Value>>,
-    /// Dataset.
+    /// Dataset: a name, or the path of images of one's own.
     pub dataset: String,
     /// Share of the training set held out for validation, its last images (paper: 10 %).
     pub validation: f64,
@@ -143,6 +144,9 @@ pub struct Recipe {
     pub keep: Keep,
     /// Decay a step of a running mean of the weights, which is validated and comes out in their place; 0 for none.
     pub weight_averaging: f64,
+    /// How the training images are varied, anew in every epoch.
+    #[serde(skip_serializing_if = "Augmentation::is_none")]
+    pub augmentation: Augmentation,
     /// What the first epochs craft by, in place of `attack`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub curriculum: Vec<Stage>,
@@ -158,7 +162,7 @@ impl Default for Recipe {
             craft_on: CraftOn::default(),
             statistics: Statistics::default(),
             label: Label::default(),
-            epsilon: 0.3,
+            epsilon: None,
             epsilon_ramp_steps: 0,
             adversarial_weight: 1.,
             clean_weight: 0.,
@@ -180,6 +184,7 @@ impl Default for Recipe {
             half_precision: false,
             keep: Keep::default(),
             weight_averaging: 0.,
+            augmentation: Augmentation::default(),
             curriculum: vec![],
         }
     }
@@ -269,11 +274,12 @@ impl Recipe {
             "learning_rate is {}: expected more than 0",
             self.learning_rate
         );
-        ensure!(
-            self.epsilon >= 0. && self.epsilon.is_finite(),
-            "epsilon is {}: expected 0 or more",
-            self.epsilon
-        );
+        if let Some(epsilon) = self.epsilon {
+            ensure!(
+                epsilon >= 0. && epsilon.is_finite(),
+                "epsilon is {epsilon}: expected 0 or more"
+            );
+        }
         ensure!(
             self.final_learning_rate >= 0. && self.final_learning_rate.is_finite(),
             "final_learning_rate is {}: expected 0 or more",
@@ -338,6 +344,10 @@ impl Recipe {
     /// What needs an attack.
     fn check_attack(&self) -> Result<()> {
         if self.attack.is_some() {
+            ensure!(
+                self.augmentation.is_none() || self.craft_on == CraftOn::Pipeline,
+                "augmentation is for craft_on = \"pipeline\": on the classifier all examples are crafted once, from the images as they are"
+            );
             ensure!(
                 self.curriculum.is_empty() || self.craft_on == CraftOn::Pipeline,
                 "a curriculum is for craft_on = \"pipeline\": on the classifier all examples are crafted once"
@@ -534,9 +544,9 @@ mod tests {
             Recipe::read(&path).map_err(|error| format!("{error:#}"))
         };
         let recipe = read("epsilon = \"8/255\"\nbatch-size = 3\n[schedule]\nearly-stop = 7").unwrap();
-        assert_eq!(recipe.epsilon, 8. / 255.);
+        assert_eq!(recipe.epsilon, Some(8. / 255.));
         assert_eq!((recipe.batch_size, recipe.schedule.early_stop), (3, 7));
-        assert_eq!(read("epsilon = 1").unwrap().epsilon, 1.);
+        assert_eq!(read("epsilon = 1").unwrap().epsilon, Some(1.));
         let error = read("seed = 1\nepsilon = \"8/x\"").unwrap_err();
         assert!(
             error.contains("line 2, key 'epsilon'") && error.contains("8/255"),

@@ -92,10 +92,14 @@ impl<'a> Page<'a> {
                     column.title, first.samples
                 ));
             }
-            let said = first
-                .model_notes()
-                .map(|(_, note)| format!("- {}: {note}.", column.title));
-            self.notes.extend(said);
+            for (what, note) in first.notes() {
+                // The dataset is the same in all columns.
+                let about = if what == first.dataset { what } else { column.title };
+                let said = format!("- {about}: {note}.");
+                if !self.notes.contains(&said) {
+                    self.notes.push(said);
+                }
+            }
             if let Some(clean) = first.clean_accuracy {
                 self.line(column, "none", clean, column.paper[0], "");
             }

@@ -3,6 +3,7 @@
 use crate::plugin::PluginSpec;
 use crate::results::PluginConfig;
 use advae_abi::info::BackwardRule;
+use advae_data::{Family, MNIST};
 
 /// A table.
 pub struct Table {
@@ -10,6 +11,8 @@ pub struct Table {
     pub name: &'static str,
     /// What it shows.
     pub title: &'static str,
+    /// What it is measured on.
+    pub data: &'static Family,
     /// Its rows.
     pub attacks: &'static [Attack],
     /// Its columns.
@@ -192,6 +195,7 @@ pub fn table1() -> Table {
     Table {
         name: "table1",
         title: "Table 1, MNIST: accuracy of classifier X",
+        data: &MNIST,
         attacks: ATTACKS,
         columns: COLUMNS,
     }
@@ -253,6 +257,7 @@ pub fn table3() -> Table {
     Table {
         name: "table3",
         title: "Table 3: accuracy where the purifier was trained on some classifiers and is used on another, white box",
+        data: &MNIST,
         attacks: ATTACKS,
         columns: COLUMNS,
     }
@@ -327,6 +332,7 @@ pub fn purifiers() -> Table {
     Table {
         name: "purifiers",
         title: "Purifiers in front of classifier X on MNIST, against an attacker who does not know them and one who does",
+        data: &MNIST,
         attacks: ATTACKS,
         columns: COLUMNS,
     }
