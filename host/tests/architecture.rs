@@ -11,7 +11,6 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("core/nn", &[]),
     ("core/data", &[]),
     ("core/sdk", &["advae-abi", "advae-nn"]),
-    ("plugins/mnist_models", &["advae-sdk"]),
     ("plugins/models/", &["advae-sdk"]),
     ("plugins/classifiers/", &["advae-sdk", "mnist_models", "cifar10_models"]),
     ("plugins/purifiers/", &["advae-sdk", "mnist_models", "cifar10_models"]),

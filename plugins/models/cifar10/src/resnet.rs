@@ -68,8 +68,6 @@ impl Layers<'_> {
 
 impl Classifier for ResNet29 {
     type Settings = NoSettings;
-    const INPUT: [usize; 3] = crate::INPUT;
-    const CLASSES: usize = crate::CLASSES;
     const THREADING: Threading = Threading::Caller;
     const BATCH: Option<usize> = Some(24);
 
@@ -95,6 +93,14 @@ impl Classifier for ResNet29 {
             features: net.build(features)?,
             logits: net.build(logits)?,
         })
+    }
+
+    fn input(&self) -> [usize; 3] {
+        crate::INPUT
+    }
+
+    fn classes(&self) -> usize {
+        crate::CLASSES
     }
 
     fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
