@@ -503,7 +503,9 @@ fn what_does_not_fit_is_an_error() {
 #[test]
 fn print_bits() {
     let hash = |tensors: &[Tensor]| {
-        tensors.iter().flat_map(values).fold(0xcbf29ce484222325u64, |h, v| (h ^ v.to_bits()).wrapping_mul(0x100000001b3))
+        tensors.iter().flat_map(values).fold(0xcbf29ce484222325u64, |h, v| {
+            (h ^ v.to_bits()).wrapping_mul(0x100000001b3)
+        })
     };
     for case in &CASES {
         for dtype in [DType::F32, DType::F64] {
@@ -512,9 +514,18 @@ fn print_bits() {
             let output = case.2(&weights, &mut net).unwrap();
             let net = net.build(output).unwrap();
             let x = images(37, case.1, dtype);
-            let eval = if case.0 == "few channels at a stride" { vec![] } else { run(&net, &x).to_vec() };
+            let eval = if case.0 == "few channels at a stride" {
+                vec![]
+            } else {
+                run(&net, &x).to_vec()
+            };
             let trained = train(&net, &weights, &x);
-            println!("BITS {} {dtype:?} eval {:016x} train {:016x}", case.0, hash(&eval), hash(&trained));
+            println!(
+                "BITS {} {dtype:?} eval {:016x} train {:016x}",
+                case.0,
+                hash(&eval),
+                hash(&trained)
+            );
         }
     }
 }

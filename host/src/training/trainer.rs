@@ -150,6 +150,7 @@ impl Trainer {
         }
         let trainee = purifier.as_ref().unwrap_or(&classifiers[0]).clone();
         let settings = TrainSettings {
+            options: recipe.optimiser_options(),
             own: recipe.own_settings(),
             seed: recipe.seed,
             ..TrainSettings::adam()
@@ -226,9 +227,6 @@ impl Trainer {
             return Ok(Outcome::Interrupted);
         };
         while run.position.epoch < self.recipe.epochs && !run.position.schedule.exhausted(&self.recipe.schedule) {
-            if let Some(rate) = self.recipe.learning_rate_at(run.position.epoch) {
-                run.position.schedule.learning_rate = rate;
-            }
             if self.epoch(run, &fixed, folder, observer)? == Outcome::Interrupted {
                 return Ok(Outcome::Interrupted);
             }
@@ -375,6 +373,10 @@ impl Trainer {
         let batches: Vec<&[usize]> = order.chunks(self.recipe.batch_size).collect();
         let attacker = self.attacker_of(run.position.epoch)?;
         while run.position.batch < batches.len() {
+            let part = run.position.batch as f64 / batches.len() as f64;
+            if let Some(rate) = self.recipe.learning_rate_at(run.position.epoch, part) {
+                run.position.schedule.learning_rate = rate;
+            }
             self.step(batches[run.position.batch], attacker.as_ref(), fixed, run)?;
             run.position.batch += 1;
             run.position.step += 1;

@@ -16,7 +16,11 @@ fn time(name: &str, runs: usize, mut f: impl FnMut()) {
         all.push(s);
     }
     all.sort_by(f64::total_cmp);
-    println!("{name}: best {:.1} ms, median {:.1} ms", best * 1e3, all[runs / 2] * 1e3);
+    println!(
+        "{name}: best {:.1} ms, median {:.1} ms",
+        best * 1e3,
+        all[runs / 2] * 1e3
+    );
 }
 
 fn measure(name: &str, weights: &Weights, f: &dyn Fn(&Pass, &Tensor) -> Tensor, n: usize) {
