@@ -55,6 +55,8 @@ enum Name {
     Table1,
     /// Table 3: the purifier trained on X, or on X, A and B, in front of X, A, B, C and D.
     Table3,
+    /// Table 4 on CIFAR-10: attacks and threat models against the defences of ResNetV2-29.
+    Table4,
     /// All purifiers side by side in front of X, oblivious and white box.
     Purifiers,
 }
@@ -67,6 +69,7 @@ pub fn run(args: ReproduceArgs) -> Result<i32> {
     let table = match args.table {
         Name::Table1 => tables::table1(),
         Name::Table3 => tables::table3(),
+        Name::Table4 => tables::table4(),
         Name::Purifiers => tables::purifiers(),
     };
     let columns = chosen(&table, &args.column)?;
