@@ -1,6 +1,6 @@
 //! `advae-host`: evaluates defences of image classifiers against adversarial examples.
 
-use advae_host::commands::{doctor, eval, plugins, purify, report, reproduce, score, train};
+use advae_host::commands::{data, doctor, eval, plugins, purify, report, reproduce, score, train};
 use advae_host::experiment::on_large_stack;
 use advae_host::plugin::owner;
 use advae_host::terminal::exit::{EXIT_FAILED, end, watch};
@@ -32,6 +32,8 @@ enum Command {
     Score(score::ScoreArgs),
     /// List every plugin that is found, or the settings of those that are named
     Plugins(plugins::PluginsArgs),
+    /// List the datasets that are found, with counts and hashes, or check those that are named
+    Data(data::DataArgs),
     /// Measure whether a plugin keeps the contract
     Doctor(doctor::DoctorArgs),
     /// Purify images and draw what comes out
@@ -85,6 +87,7 @@ fn run(command: Command) -> Result<i32> {
         Command::Report(args) => report::run(args),
         Command::Score(args) => score::run(args),
         Command::Plugins(args) => plugins::run(args),
+        Command::Data(args) => data::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Purify(args) => purify::run(args),
         Command::Reproduce(args) => reproduce::run(args),

@@ -108,7 +108,7 @@ fn adversarial() -> Recipe {
         classifier: vec![path("model_d") + "@clean"],
         purifier: Some(path("advae")),
         attack: Some(format!("{}:steps=2,relative_step_size=0.5", path("pgd"))),
-        epsilon: 0.1,
+        epsilon: Some(0.1),
         clean_weight: 1.,
         lambda: 0.1,
         epochs: 2,

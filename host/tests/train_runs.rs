@@ -471,3 +471,34 @@ fn a_killed_run_goes_on_to_the_weights_of_an_undisturbed_one() {
     assert_eq!(epochs(&killed.read("log.jsonl")), [(1, 3), (2, 3), (3, 3)]);
     assert_eq!(killed.names(), whole.names());
 }
+
+#[test]
+fn augmentation_is_part_of_the_recipe_and_is_the_same_on_any_number_of_threads() {
+    let run = |scene: &Scene, augmentation: &str, threads: &str| {
+        let classifier = plugin("model_d");
+        let text = format!("classifier = '{classifier}'\nepochs = 1\n{augmentation}");
+        scene.train(&["--config", &scene.recipe(&text), "--threads", threads])
+    };
+    let trained = |augmentation: &str, threads: &str| {
+        let scene = Scene::new();
+        let output = run(&scene, augmentation, threads);
+        assert!(output.status.success(), "{}", stderr(&output));
+        let recipe = String::from_utf8(scene.read("recipe.toml")).unwrap();
+        (scene.read("weights.safetensors"), recipe)
+    };
+    let paper = "[augmentation]\npad = 2\nflip = true\n";
+    let (plain, recipe) = trained("", "2");
+    assert!(!recipe.contains("augmentation"), "{recipe}");
+    let (varied, recipe) = trained(paper, "2");
+    assert!(recipe.contains(paper), "{recipe}");
+    assert!(varied != plain);
+    assert!(varied == trained(paper, "1").0);
+
+    let output = run(&Scene::new(), "[augmentation]\npad = 28\n", "2");
+    let says = "augmentation.pad is 28, but images are 28x28: expected less than 28";
+    assert!(
+        output.status.code() == Some(2) && stderr(&output).contains(says),
+        "{}",
+        stderr(&output)
+    );
+}

@@ -1,7 +1,8 @@
 """The networks of the AdvAE paper in PyTorch, reading the same safetensors files.
 
 Written from the paper's tables, not from the Rust code: X 312202, A 1285194, B 710218, C 1460938, D 199210 and the
-auto-encoder AE 28609 numbers, of which 128 are running statistics; the generator G 1554177 and two that count. Run this file to count them.
+auto-encoder AE 28609 numbers, of which 128 are running statistics; the generator G 1554177 and two that count; for CIFAR-10
+ResNet29 849002 numbers, of which 5216 are running statistics, and UNet 7760931. Run this file to count them.
 """
 
 from pathlib import Path
@@ -128,13 +129,94 @@ class G(nn.Module):
         return torch.sigmoid(self.up3(F.relu(self.up2(F.relu(self.up1(x))))))
 
 
-PARAMETERS = {X: 312_202, A: 1_285_194, B: 710_218, C: 1_460_938, D: 199_210, AE: 28_609, G: 1_554_179}
+class Bottleneck(nn.Module):
+    """Pre-activation block (He et al. 2016); the first of all begins with its convolution."""
+
+    def __init__(self, inputs, middle, outputs, stride, first, leading):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs) if leading else None
+        self.conv1 = Conv(inputs, middle, 1, stride)
+        self.bn2, self.conv2 = nn.BatchNorm2d(middle), Conv(middle, middle, 3, same=True)
+        self.bn3, self.conv3 = nn.BatchNorm2d(middle), Conv(middle, outputs, 1)
+        self.shortcut = Conv(inputs, outputs, 1, stride) if first else None
+
+    def forward(self, x):
+        y = x if self.bn1 is None else F.relu(self.bn1(x))
+        y = self.conv2(F.relu(self.bn2(self.conv1(y))))
+        y = self.conv3(F.relu(self.bn3(y)))
+        return y + (x if self.shortcut is None else self.shortcut(x))
+
+
+class ResNet29(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.ModuleDict({"conv": Conv(3, 16, 3, same=True), "bn": nn.BatchNorm2d(16)})
+        inputs = 16
+        for stage, (middle, outputs, stride) in enumerate([(16, 64, 1), (64, 128, 2), (128, 256, 2)]):
+            blocks = nn.ModuleDict()
+            for block in range(3):
+                first, leading = block == 0, (stage, block) != (0, 0)
+                blocks[f"block{block}"] = Bottleneck(inputs, middle, outputs, stride if first else 1, first, leading)
+                inputs = outputs
+            setattr(self, f"stage{stage}", blocks)
+        self.bn, self.fc = nn.BatchNorm2d(256), nn.Linear(256, 10)
+
+    def forward(self, x):
+        x = F.relu(self.stem["bn"](self.stem["conv"](x)))
+        for stage in (self.stage0, self.stage1, self.stage2):
+            for block in stage.values():
+                x = block(x)
+        return self.fc(F.relu(self.bn(x)).mean((2, 3)))
+
+
+class UNet(nn.Module):
+    LEVELS = (32, 64, 128, 256, 512)
+
+    def __init__(self, convolutions=2):
+        super().__init__()
+        inputs = 3
+        for i, outputs in enumerate(self.LEVELS):
+            setattr(self, f"enc{i}", self.level(inputs, outputs, convolutions))
+            inputs = outputs
+        for i in range(len(self.LEVELS) - 2, -1, -1):
+            outputs = self.LEVELS[i]
+            level = self.level(2 * outputs, outputs, convolutions)
+            level["up"] = nn.ConvTranspose2d(inputs, outputs, 2, 2)
+            setattr(self, f"dec{i}", level)
+            inputs = outputs
+        self.out = Conv(inputs, 3, 3, same=True)
+
+    @staticmethod
+    def level(inputs, outputs, convolutions):
+        sizes = [inputs] + [outputs] * convolutions
+        pairs = enumerate(zip(sizes, sizes[1:]), 1)
+        return nn.ModuleDict({f"conv{i}": Conv(a, b, 3, same=True) for i, (a, b) in pairs})
+
+    @staticmethod
+    def convolve(level, x):
+        for name, conv in level.items():
+            x = F.relu(conv(x)) if name != "up" else x
+        return x
+
+    def forward(self, image):
+        x, skips = image, []
+        for i in range(len(self.LEVELS)):
+            x = self.convolve(getattr(self, f"enc{i}"), F.max_pool2d(x, 2) if i else x)
+            skips.append(x)
+        for i in range(len(self.LEVELS) - 2, -1, -1):
+            level = getattr(self, f"dec{i}")
+            x = self.convolve(level, torch.cat([level["up"](x), skips[i]], 1))
+        return torch.sigmoid(self.out(x) + image)
+
+
+PARAMETERS = {ResNet29: 849_002, UNet: 7_760_931, X: 312_202, A: 1_285_194, B: 710_218, C: 1_460_938, D: 199_210, AE: 28_609, G: 1_554_179}
 
 
 def load(network, path):
     """The network with the weights of a file, in evaluation mode; 16-bit weights are widened."""
     weights = {name.removeprefix("generator."): tensor.float() for name, tensor in load_file(Path(path)).items()}
-    model = network(len(weights["enc1.weight"])) if network is AE else network()
+    settings = {AE: lambda: [len(weights["enc1.weight"])], UNet: lambda: [1 + ("enc0.conv2.weight" in weights)]}
+    model = network(*settings.get(network, list)())
     counters = {name for name in model.state_dict() if name.endswith("num_batches_tracked")}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     if set(missing) - counters or unexpected:
@@ -146,8 +228,9 @@ def main():
     for network, expected in PARAMETERS.items():
         weights = network().state_dict()
         count = sum(tensor.numel() for name, tensor in weights.items() if not name.endswith("num_batches_tracked"))
-        shape = tuple(network().eval()(torch.zeros(2, 128) if network is G else torch.zeros(2, 1, 28, 28)).shape)
-        print(f"{network.__name__:>2}: {count} numbers, output {shape}")
+        size = {G: [128], ResNet29: [3, 32, 32], UNet: [3, 32, 32]}.get(network, [1, 28, 28])
+        shape = tuple(network().eval()(torch.zeros(2, *size)).shape)
+        print(f"{network.__name__:>8}: {count} numbers, output {shape}")
         assert count == expected, f"{network.__name__} has {count}, the paper's {expected}"
 
 

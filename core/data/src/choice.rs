@@ -20,6 +20,30 @@ pub(crate) fn shuffled(n: usize, seed: u64) -> Vec<usize> {
     order
 }
 
+/// The seed of the embedded samples' choice. No other was tried.
+pub(crate) const SAMPLE_SEED: u64 = 1150;
+/// How many test images of a dataset are scored by default.
+pub(crate) const SCORED: usize = 1000;
+/// How many more are set aside for a black-box attacker.
+pub(crate) const ASIDE: usize = 150;
+
+/// Positions in a test set of `n` images: (scored, set aside), each sorted. They are the first [`SCORED`] and the next
+/// [`ASIDE`] of the test set shuffled by [`SAMPLE_SEED`].
+pub(crate) fn sample(n: usize) -> (Vec<usize>, Vec<usize>) {
+    let mut scored = shuffled(n, SAMPLE_SEED);
+    scored.truncate(SCORED + ASIDE);
+    let mut aside = scored.split_off(SCORED.min(scored.len()));
+    scored.sort_unstable();
+    aside.sort_unstable();
+    (scored, aside)
+}
+
+/// The ids of a test set of 10,000 images that are set aside, where ids are positions in its file.
+pub(crate) fn aside_of_ten_thousand() -> Vec<u64> {
+    let (_, aside) = sample(10_000);
+    aside.into_iter().map(|position| position as u64).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,7 +1,8 @@
 use sha2::{Digest, Sha256};
 
-use crate::DataError;
 use crate::choice::shuffled;
+use crate::sets::{Aside, Conventions, Set};
+use crate::{DataError, Family};
 
 /// Images with their labels and ids.
 ///
@@ -21,6 +22,12 @@ pub struct Dataset {
     pub shape: [usize; 3],
     /// How many classes there are (K).
     pub classes: usize,
+    /// Whether there may be more classes: the source tells no more than the labels that occur.
+    pub open_classes: bool,
+    /// Whether the pixels were decoded from JPEG, and so differ a little from those that were photographed or published.
+    pub lossy: bool,
+    /// The known dataset that it is of; none for images of a user's own.
+    pub set: Option<&'static Set>,
 }
 
 impl Dataset {
@@ -45,6 +52,9 @@ impl Dataset {
             ids,
             shape,
             classes,
+            open_classes: false,
+            lossy: false,
+            set: None,
         };
         match dataset.problem() {
             Some(problem) => Err(DataError::Invalid {
@@ -131,6 +141,66 @@ impl Dataset {
         chosen.sort_unstable();
         let indices: Vec<usize> = chosen.into_iter().map(|rank| by_id[rank]).collect();
         self.select(&indices)
+    }
+
+    /// What is customary on these images; nothing for a user's own.
+    pub fn conventions(&self) -> &'static Conventions {
+        self.set.map_or(&Conventions::NONE, |set| &set.family.conventions)
+    }
+
+    /// The family of datasets that it is of; none for images of a user's own.
+    pub fn family(&self) -> Option<&'static Family> {
+        self.set.map(|set| set.family)
+    }
+
+    /// Whether a model for images of that shape and that many classes can be given these images and asked for their labels. A
+    /// model that does not say takes none.
+    pub fn fits(&self, input: Option<[usize; 3]>, classes: Option<usize>) -> bool {
+        let enough = |classes: usize| classes == self.classes || (self.open_classes && classes > self.classes);
+        input == Some(self.shape) && classes.is_some_and(enough)
+    }
+
+    /// Images that a black-box attacker may begin with (Papernot et al. 2017), set aside from those that are scored; none where
+    /// the dataset has none, or is only a part that lacks them.
+    ///
+    /// # Errors
+    /// [`DataError`] where embedded ones cannot be read.
+    pub fn attacker_images(&self) -> Result<Option<Self>, DataError> {
+        match self.set.map(|set| &set.aside) {
+            None | Some(Aside::Nothing) => Ok(None),
+            Some(Aside::Embedded { images, .. }) => images().map(Some),
+            Some(Aside::Own(ids)) => Ok(self.with_ids(&ids())),
+        }
+    }
+
+    /// Without the images that [`attacker_images`](Self::attacker_images) gives, where they are among these.
+    ///
+    /// # Errors
+    /// As [`attacker_images`](Self::attacker_images).
+    pub fn without_attacker_images(&self) -> Result<Self, DataError> {
+        let aside = match self.set.map(|set| &set.aside) {
+            Some(Aside::Embedded { images, within: true }) => images()?.ids,
+            Some(Aside::Own(ids)) => ids(),
+            _ => return Ok(self.clone()),
+        };
+        let kept: Vec<usize> = (0..self.len()).filter(|&i| !aside.contains(&self.ids[i])).collect();
+        Ok(self.select(&kept))
+    }
+
+    /// The samples of these ids, in that order, if all are there.
+    fn with_ids(&self, ids: &[u64]) -> Option<Self> {
+        let place = |id: &u64| self.ids.iter().position(|other| other == id);
+        let places: Option<Vec<usize>> = ids.iter().map(place).collect();
+        places.map(|places| self.select(&places))
+    }
+
+    /// The same as one of a known dataset.
+    pub(crate) fn of(self, set: &'static Set) -> Self {
+        Self {
+            name: set.name.to_owned(),
+            set: Some(set),
+            ..self
+        }
     }
 
     fn slice(&self, start: usize, end: usize) -> Self {

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 #[non_exhaustive]
 pub enum DataError {
     /// No dataset goes by this name.
-    #[error("unknown dataset '{name}': known are {known}")]
+    #[error(
+        "unknown dataset '{name}': known are {known}; images of your own go by their path: ./FOLDER, ./FILE.npz, ./FILE.parquet"
+    )]
     UnknownDataset {
         /// The name asked for.
         name: String,
@@ -156,6 +158,18 @@ pub enum DataError {
         /// The image file.
         path: PathBuf,
     },
+    /// A file, a folder or one image holds something that its format or its dataset does not allow.
+    #[error("{at} {found}, expected {expected}: {remedy}")]
+    Unfit {
+        /// Where: a quoted path, and the row or the image in it.
+        at: String,
+        /// What is there, with its verb.
+        found: String,
+        /// What should be.
+        expected: String,
+        /// What to do.
+        remedy: String,
+    },
     /// Values given to [`Dataset::new`](crate::Dataset::new) do not make a dataset.
     #[error("dataset '{name}' is invalid: {problem}")]
     Invalid {
@@ -257,6 +271,20 @@ pub enum DataError {
 }
 
 impl DataError {
+    pub(crate) fn unfit(
+        at: impl Into<String>,
+        found: impl Into<String>,
+        expected: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self::Unfit {
+            at: at.into(),
+            found: found.into(),
+            expected: expected.into(),
+            remedy: remedy.into(),
+        }
+    }
+
     pub(crate) fn io(action: &'static str, path: &Path, reason: io::Error) -> Self {
         Self::Io {
             action,

@@ -131,6 +131,9 @@ pub(crate) fn dataset(
         ids,
         shape: [1, size[0], size[1]],
         classes,
+        open_classes: false,
+        lossy: false,
+        set: None,
     }
 }
 
@@ -157,6 +160,12 @@ pub(crate) const INTEGERS: Kind<1> = Kind {
 const IMAGES_MAGIC: u32 = 0x0000_0803;
 const LABELS_MAGIC: u32 = 0x0000_0801;
 pub(crate) const INTEGERS_MAGIC: u32 = 0x0000_0c01;
+
+/// The numbers of an array of [`INTEGERS`], none of them negative.
+pub(crate) fn numbers(bytes: &[u8]) -> impl Iterator<Item = u64> {
+    let number = |bytes: &[u8]| bytes.iter().fold(0, |number, &byte| number << 8 | u64::from(byte));
+    bytes.chunks_exact(4).map(number)
+}
 
 fn describe(magic: u32) -> String {
     match magic {

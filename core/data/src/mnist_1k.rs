@@ -5,28 +5,23 @@
 
 use std::path::Path;
 
-use crate::choice::shuffled;
+use crate::choice::{self, ASIDE, SAMPLE_SEED};
 use crate::idx::{self, Input};
 use crate::{DataError, Dataset};
 
 /// The seed of the choice. No other was tried.
-pub const SEED: u64 = 1150;
+pub const SEED: u64 = SAMPLE_SEED;
 /// How many images are scored.
-pub const SCORED: usize = 1000;
+pub const SCORED: usize = choice::SCORED;
 /// How many images are set aside for the black-box attacker.
-pub const SEEDS: usize = 150;
+pub const SEEDS: usize = ASIDE;
 /// The asset: gzip of what [`pack`] makes.
 pub const ASSET: &[u8] = include_bytes!("../assets/mnist-1k.idx.gz");
 
 /// Indices into the MNIST test set: (scored, seeds), each sorted. They are the first 1,000 and the next 150 of the
 /// test set shuffled by [`SEED`].
 pub fn choice() -> (Vec<usize>, Vec<usize>) {
-    let mut scored = shuffled(10_000, SEED);
-    scored.truncate(SCORED + SEEDS);
-    let mut seeds = scored.split_off(SCORED);
-    scored.sort_unstable();
-    seeds.sort_unstable();
-    (scored, seeds)
+    choice::sample(10_000)
 }
 
 /// The asset's content made anew from the MNIST test set: three IDX arrays one after the other, images
@@ -66,10 +61,7 @@ fn part(name: &str, range: std::ops::Range<usize>) -> Result<Dataset, DataError>
     let (_, labels) = input.array(idx::LABELS)?;
     let (_, ids) = input.array(idx::INTEGERS)?;
     input.end()?;
-    let ids: Vec<u64> = ids
-        .chunks_exact(4)
-        .map(|bytes| bytes.iter().fold(0, |number, &byte| number << 8 | u64::from(byte)))
-        .collect();
+    let ids: Vec<u64> = idx::numbers(&ids).collect();
     let image = rows * cols;
     Ok(idx::dataset(
         name,

@@ -286,15 +286,15 @@ fn neighbour(path: &Path) -> PathBuf {
 }
 
 /// An open archive that knows its path, for the errors.
-struct Archive {
+pub(crate) struct Archive {
     path: PathBuf,
     zip: ZipArchive<BufReader<File>>,
     /// Of the arrays, without the ending `.npy`.
-    names: Vec<String>,
+    pub(crate) names: Vec<String>,
 }
 
 impl Archive {
-    fn open(path: &Path) -> Result<Self, DataError> {
+    pub(crate) fn open(path: &Path) -> Result<Self, DataError> {
         let file = || match fs::metadata(path)?.is_file() {
             true => File::open(path),
             // A pipe would wait for its other end.
@@ -310,12 +310,12 @@ impl Archive {
         })
     }
 
-    fn has(&self, array: &str) -> bool {
+    pub(crate) fn has(&self, array: &str) -> bool {
         self.names.iter().any(|name| name == array)
     }
 
     /// What `read` makes of an array, if it is there.
-    fn optional<V>(
+    pub(crate) fn optional<V>(
         &mut self,
         array: &str,
         read: impl FnOnce(&mut Self) -> Result<V, DataError>,
@@ -323,7 +323,7 @@ impl Archive {
         self.has(array).then(|| read(self)).transpose()
     }
 
-    fn array<T: ReadableElement>(
+    pub(crate) fn array<T: ReadableElement>(
         &mut self,
         array: &'static str,
         expected: &'static str,
@@ -386,7 +386,7 @@ impl Archive {
     }
 
     /// The values, row-major, of an array that must have this shape.
-    fn shaped<T: ReadableElement + Copy>(
+    pub(crate) fn shaped<T: ReadableElement + Copy>(
         &mut self,
         array: &'static str,
         expected: &'static str,
@@ -399,7 +399,7 @@ impl Archive {
         Ok(row_major(values))
     }
 
-    fn converted<T: TryFrom<i64>>(
+    pub(crate) fn converted<T: TryFrom<i64>>(
         &self,
         array: &'static str,
         values: Vec<i64>,
@@ -417,7 +417,7 @@ impl Archive {
         values.into_iter().enumerate().map(convert).collect()
     }
 
-    fn distinct(&self, array: &'static str, ids: Vec<u64>) -> Result<Vec<u64>, DataError> {
+    pub(crate) fn distinct(&self, array: &'static str, ids: Vec<u64>) -> Result<Vec<u64>, DataError> {
         match repeated(&ids) {
             None => Ok(ids),
             Some(index) => Err(DataError::NpzValue {
@@ -444,7 +444,7 @@ impl Archive {
         })
     }
 
-    fn shape_error<T>(&self, array: &'static str, found: &ArrayD<T>, expected: String) -> DataError {
+    pub(crate) fn shape_error<T>(&self, array: &'static str, found: &ArrayD<T>, expected: String) -> DataError {
         DataError::NpzShape {
             path: self.path.clone(),
             array,
@@ -478,7 +478,7 @@ fn unreadable(path: &Path, reason: ReadNpzError) -> DataError {
 }
 
 /// numpy may have saved it in Fortran's order.
-fn row_major<T: Copy>(array: ArrayD<T>) -> Vec<T> {
+pub(crate) fn row_major<T: Copy>(array: ArrayD<T>) -> Vec<T> {
     if array.is_standard_layout() {
         array.into_raw_vec_and_offset().0
     } else {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::{env, fs};
 
 use advae_data::idx::encode;
-use advae_data::{DATA_DIR, DataError, is_test_set, load, names};
+use advae_data::{CIFAR10, DATA_DIR, DEFAULT, DataError, MNIST, load, sample_for, sets};
 use tempfile::TempDir;
 
 #[test]
@@ -12,29 +12,70 @@ fn an_unknown_name_lists_the_known_ones() {
     assert_eq!(
         load("minst", None).unwrap_err().to_string(),
         "unknown dataset 'minst': known are mnist-1k, mnist-1k-seeds, mnist-test, mnist-train, fashion-mnist-test, \
-         fashion-mnist-train"
+         fashion-mnist-train, cifar10-1k, cifar10-1k-seeds, cifar10-test, cifar10-train; images of your own go by their path: \
+         ./FOLDER, ./FILE.npz, ./FILE.parquet"
     );
 }
 
 #[test]
 fn every_listed_name_is_known() {
     let empty = TempDir::new().unwrap();
-    for (name, about) in names() {
-        assert!(!about.is_empty());
-        let answer = load(name, Some(empty.path()));
-        assert!(
-            matches!(answer, Ok(_) | Err(DataError::MissingFile { .. })),
-            "{name}: {answer:?}"
-        );
+    for set in sets() {
+        assert!(!set.about.is_empty());
+        let answer = load(set.name, Some(empty.path()));
+        match (set.is_embedded(), answer) {
+            (true, Ok(dataset)) => assert_eq!(dataset.set, Some(*set)),
+            (false, Err(DataError::MissingFile { .. })) => {}
+            (_, answer) => panic!("{}: {answer:?}", set.name),
+        }
     }
 }
 
 #[test]
-fn a_dataset_of_test_images_is_known_as_one() {
-    for (name, about) in names() {
-        assert_eq!(is_test_set(name), about.contains("test"), "{name}: {about}");
+fn an_embedded_set_is_what_its_value_says() {
+    for set in sets().iter().filter(|set| set.is_embedded()) {
+        let dataset = load(set.name, None).unwrap();
+        let family = set.family;
+        assert_eq!(
+            (dataset.len(), dataset.shape, dataset.classes, dataset.name.as_str()),
+            (set.samples, family.shape, family.classes, set.name)
+        );
+        assert_eq!(dataset.lossy, set.about.contains("lossy"), "{}", set.name);
+        let aside = dataset.attacker_images().unwrap().unwrap();
+        assert_eq!((aside.len(), aside.shape), (150, family.shape));
+        // Never removed where they are not among the scored ones.
+        assert_eq!(dataset.without_attacker_images().unwrap(), dataset);
     }
-    assert!(!is_test_set("mnist-train") && is_test_set("mnist-1k"));
+}
+
+#[test]
+fn a_set_of_test_images_is_known_as_one() {
+    for set in sets() {
+        assert_eq!(set.test, set.about.contains("test"), "{}: {}", set.name, set.about);
+        assert_eq!(set.test, !set.name.ends_with("-train"), "{}", set.name);
+    }
+}
+
+#[test]
+fn the_customary_budgets_of_a_family_stand_in_its_value() {
+    let [mnist, cifar10] = [&MNIST, &CIFAR10].map(|family| family.conventions);
+    assert_eq!((mnist.linf, mnist.l2, mnist.step), (Some(0.3), Some(2.), Some(0.01)));
+    assert_eq!(
+        (cifar10.linf, cifar10.l2, cifar10.step),
+        (Some(8. / 255.), Some(0.5), Some(1. / 255.))
+    );
+    assert_eq!(
+        (mnist.l2_caps, cifar10.l2_caps),
+        (&[1.5, 2., 3.][..], &[0.25, 0.5, 1.][..])
+    );
+}
+
+#[test]
+fn a_shape_has_the_embedded_sample_of_its_family() {
+    let name = |shape| sample_for(shape).map(|set| set.name);
+    assert_eq!(name([1, 28, 28]), Some(DEFAULT));
+    assert_eq!(name([3, 32, 32]), Some("cifar10-1k"));
+    assert_eq!(name([3, 224, 224]), None);
 }
 
 #[test]
@@ -109,16 +150,11 @@ fn the_full_sets() {
     if env::var_os(DATA_DIR).is_none() {
         return;
     }
-    for (name, n) in [
-        ("mnist-test", 10_000),
-        ("mnist-train", 60_000),
-        ("fashion-mnist-test", 10_000),
-        ("fashion-mnist-train", 60_000),
-    ] {
-        match load(name, None) {
-            Ok(full) => assert_eq!((full.len(), full.shape), (n, [1, 28, 28])),
+    for set in sets().iter().filter(|set| !set.is_embedded()) {
+        match load(set.name, None) {
+            Ok(full) => assert_eq!((full.len(), full.shape), (set.samples, set.family.shape)),
             Err(DataError::MissingFile { .. }) => {}
-            Err(error) => panic!("{name}: {error}"),
+            Err(error) => panic!("{}: {error}", set.name),
         }
     }
 }

@@ -12,7 +12,8 @@ use crate::ops::adapter::with_slices;
 use crate::param::{le_bytes, write_safetensors};
 
 /// Adam (Kingma and Ba 2015), with bias correction. Its state is one pair of moments a parameter, known
-/// by the parameter's name.
+/// by the parameter's name. Gradients may be clipped, and weights decay in either of two ways; vectors, which are biases and
+/// the scales of norms, never decay.
 #[derive(Clone, Debug)]
 pub struct Adam {
     /// Decay of the mean of the gradients.
@@ -21,6 +22,12 @@ pub struct Adam {
     pub beta2: f64,
     /// Added to the denominator.
     pub eps: f64,
+    /// L2 regularisation: this much of a weight is added to its gradient, as a penalty of `weight_decay / 2 |w|^2` would.
+    pub weight_decay: f64,
+    /// Decoupled decay (AdamW, Loshchilov and Hutter 2019): a step takes this share of a weight, times the rate, away from it.
+    pub decoupled_weight_decay: f64,
+    /// Largest L2 norm of all gradients together: longer ones are scaled to it. Absent: any.
+    pub clip_norm: Option<f64>,
     steps: u64,
     moments: BTreeMap<String, Moments>,
 }
@@ -45,6 +52,9 @@ impl Adam {
             beta1: 0.9,
             beta2: 0.999,
             eps: 1e-8,
+            weight_decay: 0.0,
+            decoupled_weight_decay: 0.0,
+            clip_norm: None,
             steps: 0,
             moments: BTreeMap::new(),
         }
@@ -77,18 +87,32 @@ impl Adam {
                 );
             }
         }
+        let moved = params.iter().zip(grads).filter(|(param, _)| param.trainable());
+        let moved: Vec<(&Param, &Tensor)> = moved
+            .filter_map(|(param, grad)| Some((param, grad.as_ref()?)))
+            .collect();
+        let scale = self.clip(&moved)?;
         self.steps += 1;
-        for (param, grad) in params.iter().zip(grads) {
-            if let (Some(grad), true) = (grad, param.trainable()) {
-                self.update(param, grad, lr)?;
-            }
+        for (param, grad) in moved {
+            self.update(param, grad, lr, scale)?;
         }
         Ok(())
     }
 
-    fn update(&mut self, param: &Param, grad: &Tensor, lr: f64) -> Result<()> {
+    /// The factor that makes the gradients no longer than the largest norm.
+    fn clip(&self, moved: &[(&Param, &Tensor)]) -> Result<f64> {
+        let Some(most) = self.clip_norm else { return Ok(1.0) };
+        let mut square = 0.0;
+        for (_, grad) in moved {
+            square += grad.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?;
+        }
+        Ok((most / square.sqrt()).min(1.0))
+    }
+
+    fn update(&mut self, param: &Param, grad: &Tensor, lr: f64, scale: f64) -> Result<()> {
         let grad = grad.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.contiguous()?;
-        let rule = Rule::new(self, lr);
+        let decays = param.var().dims().len() > 1;
+        let rule = Rule::new(self, lr, scale, decays);
         let moments = self.moments.entry(param.name().to_string());
         let moments = moments.or_insert_with(|| Moments::zeros(grad.elem_count()));
         let var = param.var();
@@ -173,28 +197,40 @@ struct Rule {
     rate: f32,
     /// `1 / sqrt(1 - beta2^t)`.
     correction: f32,
+    /// Of clipping.
+    scale: f32,
+    /// Of L2 regularisation.
+    penalty: f32,
+    /// `lr` times the decoupled decay.
+    decay: f32,
 }
 
 impl Rule {
-    fn new(adam: &Adam, lr: f64) -> Rule {
+    fn new(adam: &Adam, lr: f64, scale: f64, decays: bool) -> Rule {
         let t = adam.steps as f64;
+        let decay = |amount: f64| if decays { amount as f32 } else { 0.0 };
         Rule {
             share1: (1.0 - adam.beta1) as f32,
             share2: (1.0 - adam.beta2) as f32,
             eps: adam.eps as f32,
             rate: (lr / (1.0 - adam.beta1.powf(t))) as f32,
             correction: (1.0 / (1.0 - adam.beta2.powf(t)).sqrt()) as f32,
+            scale: scale as f32,
+            penalty: decay(adam.weight_decay),
+            decay: decay(lr * adam.decoupled_weight_decay),
         }
     }
 
-    /// `p -= rate m / (correction sqrt(v) + eps)`, moments first.
+    /// `p -= rate m / (correction sqrt(v) + eps) + decay p`, moments of `scale g + penalty p` first. Bound by memory: it reads four
+    /// arrays and writes three.
     fn apply(&self, values: &mut [f32], grad: &[f32], moments: &mut Moments) {
         let moments = moments.mean.iter_mut().zip(&mut moments.square);
         simd(|| {
             for ((p, g), (m, v)) in values.iter_mut().zip(grad).zip(moments) {
-                *m += self.share1 * (*g - *m);
-                *v += self.share2 * (*g * *g - *v);
-                *p -= self.rate * *m / (v.sqrt() * self.correction + self.eps);
+                let g = self.scale * *g + self.penalty * *p;
+                *m += self.share1 * (g - *m);
+                *v += self.share2 * (g * g - *v);
+                *p -= self.rate * *m / (v.sqrt() * self.correction + self.eps) + self.decay * *p;
             }
         });
     }

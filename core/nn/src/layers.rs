@@ -8,11 +8,11 @@ use crate::ops::norm::{batch_norm, channel_affine};
 use crate::pass::bernoulli;
 use crate::{Init, Padding, Param, Pass, Weights, conv2d, linear};
 
-/// Convolution with bias; weight Glorot-uniform, bias 0.
+/// Convolution, with a bias unless it is made [without](Conv2d::without_bias); weight Glorot-uniform, bias 0.
 #[derive(Clone, Debug)]
 pub struct Conv2d {
     weight: Param,
-    bias: Param,
+    bias: Option<Param>,
     stride: usize,
     padding: Padding,
 }
@@ -46,10 +46,27 @@ impl Conv2d {
         padding: Padding,
         init: Init,
     ) -> Result<Conv2d> {
+        let layer = Conv2d::without_bias(weights, [in_channels, out_channels], kernel, stride, padding, init)?;
+        let bias = Some(weights.param("bias", &[out_channels], Init::Zeros)?);
+        Ok(Conv2d { bias, ..layer })
+    }
+
+    /// The same without a bias, as where a norm follows: a parameter `weight` `[out, in, kernel, kernel]` alone.
+    ///
+    /// # Errors
+    /// Those of [`Weights::param`].
+    pub fn without_bias(
+        weights: &Weights,
+        [in_channels, out_channels]: [usize; 2],
+        kernel: usize,
+        stride: usize,
+        padding: Padding,
+        init: Init,
+    ) -> Result<Conv2d> {
         let shape = [out_channels, in_channels, kernel, kernel];
         Ok(Conv2d {
             weight: weights.param("weight", &shape, init)?,
-            bias: weights.param("bias", &[out_channels], Init::Zeros)?,
+            bias: None,
             stride,
             padding,
         })
@@ -61,9 +78,19 @@ impl Conv2d {
         Ok(Correlation::new(geometry))
     }
 
-    /// Weight and bias.
-    pub(crate) fn params(&self) -> [&Param; 2] {
-        [&self.weight, &self.bias]
+    /// `[out, in, kernel, kernel]`.
+    pub(crate) fn weight(&self) -> &Param {
+        &self.weight
+    }
+
+    /// `[out]`, if there is one.
+    pub(crate) fn bias(&self) -> Option<&Param> {
+        self.bias.as_ref()
+    }
+
+    /// Weight, and bias if there is one.
+    pub(crate) fn params(&self) -> impl Iterator<Item = &Param> {
+        [&self.weight].into_iter().chain(&self.bias)
     }
 
     /// `x` `[N, in, H, W]` to `[N, out, Hout, Wout]`.
@@ -71,8 +98,8 @@ impl Conv2d {
     /// # Errors
     /// Those of [`conv2d`]: if `x` has other axes or channels, or is too small for the kernel.
     pub fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
-        let (weight, bias) = (self.weight.tensor(pass), self.bias.tensor(pass));
-        conv2d(x, &weight, Some(&bias), self.stride, self.padding)
+        let bias = self.bias.as_ref().map(|bias| bias.tensor(pass));
+        conv2d(x, &self.weight.tensor(pass), bias.as_ref(), self.stride, self.padding)
     }
 }
 
@@ -225,13 +252,17 @@ impl BatchNorm2d {
                 return Ok(y);
             }
             let (n, _, h, w) = x.dims4()?;
-            let count = (n * h * w) as f64;
-            update(&self.running_mean, &mean)?;
-            update(&self.running_var, &(var * (count / (count - 1.0).max(1.0)))?)?;
+            self.update(&mean, &var, (n * h * w) as f64)?;
             return Ok(y);
         }
         let [scale, shift] = self.affine(pass)?;
         channel_affine(x, &scale, &shift)
+    }
+
+    /// Moves the running statistics towards mean and biased variance `[channels]` of a batch of so many places.
+    pub(crate) fn update(&self, mean: &Tensor, var: &Tensor, places: f64) -> Result<()> {
+        update(&self.running_mean, mean)?;
+        update(&self.running_var, &(var * (places / (places - 1.0).max(1.0)))?)
     }
 
     /// Scale and shift `[channels]` by the running statistics.
@@ -256,8 +287,9 @@ impl BatchNorm2d {
 /// Moves a running statistic towards the batch's.
 fn update(running: &Param, batch: &Tensor) -> Result<()> {
     let old = running.var().as_detached_tensor();
+    let batch = batch.to_dtype(old.dtype())?;
     let keep = 1.0 - BatchNorm2d::MOMENTUM;
-    running.set(&((old * keep)? + (batch * BatchNorm2d::MOMENTUM)?)?)
+    running.set(&((old * keep)? + (&batch * BatchNorm2d::MOMENTUM)?)?)
 }
 
 /// Dropout (Srivastava et al. 2014), inverted: in a training pass each element is 0 with probability

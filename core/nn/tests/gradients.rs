@@ -77,8 +77,36 @@ fn pooling_and_upsampling() {
     ] {
         let x = distinct(k as u64, &shape);
         check_gradient("max_pool2d", &x, |x| max_pool2d(x, k));
+        check_gradient("avg_pool2d", &x, |x| avg_pool2d(x, k));
+        check_gradient("global_avg_pool2d", &x, global_avg_pool2d);
         check_gradient("upsample_nearest2d", &x, |x| upsample_nearest2d(x, k));
     }
+}
+
+#[test]
+fn averages_by_hand() {
+    let x = tensor(&[1.0, 2.0, 9.0, 3.0, 6.0, 9.0], &[1, 1, 2, 3]);
+    assert_eq!(values(&avg_pool2d(&x, 2).unwrap()), [3.0]);
+    assert_eq!(values(&global_avg_pool2d(&x).unwrap()), [5.0]);
+    let expected = [2.0, 2.0, 0.0, 2.0, 2.0, 0.0];
+    assert_both(&x, &[8.0], |x| avg_pool2d(x, 2), &expected);
+    assert!(avg_pool2d(&x, 3).is_err() && avg_pool2d(&x, 0).is_err());
+}
+
+/// PyTorch's padding puts the patches of stride 2 elsewhere than TensorFlow's: here at every first, not at every second place.
+#[test]
+fn zeros_on_all_sides_by_hand() {
+    let x = tensor(&[1.0, 2.0, 3.0, 4.0], &[1, 1, 1, 4]);
+    let weight = tensor(&[0.0, 0.0, 0.0, 1.0, 10.0, 100.0, 0.0, 0.0, 0.0], &[1, 1, 3, 3]);
+    let conv = |padding| values(&conv2d(&x, &weight, None, 2, padding).unwrap());
+    assert_eq!(conv(Padding::Zeros(1)), [210.0, 432.0]);
+    assert_eq!(conv(Padding::Same), [321.0, 43.0]);
+    // A row of zeros above and below, whose patches see the map by their outer taps.
+    let tall = conv2d(&x, &weight, None, 1, Padding::Zeros(2)).unwrap();
+    assert_eq!(tall.dims(), [1, 1, 3, 6]);
+    assert_eq!(values(&tall)[6..12], [100.0, 210.0, 321.0, 432.0, 43.0, 4.0]);
+    let error = conv2d(&x, &weight, None, 1, Padding::Zeros(3)).unwrap_err().to_string();
+    assert!(error.contains("Zeros(3)"), "{error}");
 }
 
 #[test]
@@ -162,7 +190,7 @@ fn used_twice() {
 /// (batch, in, out, height, width, kernel, stride, padding)
 type Case = (usize, usize, usize, usize, usize, usize, usize, Padding);
 
-const CONVOLUTIONS: [Case; 17] = [
+const CONVOLUTIONS: [Case; 23] = [
     (1, 1, 1, 1, 1, 1, 1, Padding::Valid),
     (2, 3, 4, 5, 5, 1, 1, Padding::Valid),
     (2, 3, 2, 5, 6, 1, 2, Padding::Same),
@@ -180,6 +208,12 @@ const CONVOLUTIONS: [Case; 17] = [
     (2, 1, 2, 4, 3, 8, 1, Padding::Same),
     (1, 1, 2, 11, 12, 3, 3, Padding::Same),
     (1, 9, 13, 6, 7, 3, 1, Padding::Same),
+    (2, 3, 2, 8, 8, 3, 2, Padding::Zeros(1)),
+    (2, 2, 6, 9, 8, 3, 2, Padding::Zeros(1)),
+    (1, 7, 6, 7, 10, 3, 1, Padding::Zeros(2)),
+    (1, 2, 3, 11, 10, 7, 2, Padding::Zeros(3)),
+    (2, 6, 7, 6, 5, 1, 2, Padding::Zeros(0)),
+    (1, 6, 5, 6, 6, 2, 2, Padding::Zeros(1)),
 ];
 
 #[test]

@@ -9,13 +9,14 @@ use candle_core::{DType, Tensor, Var};
 use common::{distance, random, random_f32, values};
 
 /// Convolution as its definition.
-fn naive_conv(x: &Tensor, w: &Tensor, b: &Tensor, stride: usize, top: usize, left: usize) -> Vec<f64> {
+fn naive_conv(
+    [x, w, b]: [&Tensor; 3],
+    stride: usize,
+    (top, left): (usize, usize),
+    (h_out, w_out): (usize, usize),
+) -> Vec<f64> {
     let (n, c_in, h, width) = x.dims4().unwrap();
     let (c_out, _, kh, kw) = w.dims4().unwrap();
-    let (h_out, w_out) = match (top, left) {
-        (0, 0) => ((h - kh) / stride + 1, (width - kw) / stride + 1),
-        _ => (h.div_ceil(stride), width.div_ceil(stride)),
-    };
     let (x, w, b) = (values(x), values(w), values(b));
     let mut y = Vec::new();
     for image in 0..n {
@@ -60,17 +61,15 @@ fn convolution_is_its_definition() {
         let x = random(1, &[2, c_in, h, w]);
         let weight = random(2, &[c_out, c_in, k, k]);
         let bias = random(3, &[c_out]);
-        for padding in [Padding::Valid, Padding::Same] {
-            let (top, left) = match padding {
-                Padding::Valid => (0, 0),
-                Padding::Same => before,
+        for padding in [Padding::Valid, Padding::Same, Padding::Zeros(1), Padding::Zeros(k - 1)] {
+            let zeros = |zeros: usize| ((h + 2 * zeros - k) / stride + 1, (w + 2 * zeros - k) / stride + 1);
+            let (first, size) = match padding {
+                Padding::Valid => ((0, 0), zeros(0)),
+                Padding::Same => (before, (h.div_ceil(stride), w.div_ceil(stride))),
+                Padding::Zeros(count) => ((count, count), zeros(count)),
             };
             let y = conv2d(&x, &weight, Some(&bias), stride, padding).unwrap();
-            let expected = match (padding, top, left) {
-                // One side has no zeros in front, but the sizes are those of same padding.
-                (Padding::Same, 0, _) => continue,
-                _ => naive_conv(&x, &weight, &bias, stride, top, left),
-            };
+            let expected = naive_conv([&x, &weight, &bias], stride, first, size);
             assert_eq!(y.elem_count(), expected.len());
             for (a, b) in values(&y).iter().zip(&expected) {
                 assert!((a - b).abs() < 1e-11, "{a} {b}");

@@ -43,7 +43,7 @@ fn norm(w: &Weights, net: &mut NetBuilder, x: Node) -> Result<Node> {
     net.batch_norm(x, &layer)
 }
 
-const CASES: [Case; 12] = [
+const CASES: [Case; 17] = [
     ("X, small", [1, 16, 16], |w, net| {
         let mut x = net.input();
         for (to, pool) in [(16, false), (16, true), (32, false)] {
@@ -191,6 +191,92 @@ const CASES: [Case; 12] = [
         }
         linear(w, net, x, 4)
     }),
+    ("bottlenecks, norm first", [3, 12, 9], |w, net| {
+        let mut x = net.input();
+        x = conv(w, net, x, 8, (3, 1, Padding::Same))?;
+        x = norm(w, net, x)?;
+        x = net.relu(x);
+        for (block, (to, stride)) in [(24, 1), (24, 1), (40, 2)].into_iter().enumerate() {
+            let (mut y, mut short) = (x, x);
+            if block > 0 {
+                y = norm(w, net, y)?;
+                y = net.relu(y);
+            }
+            for (to, k, stride) in [(8, 1, stride), (8, 3, 1)] {
+                y = conv(w, net, y, to, (k, stride, Padding::Same))?;
+                y = norm(w, net, y)?;
+                y = net.relu(y);
+            }
+            y = conv(w, net, y, to, (1, 1, Padding::Same))?;
+            if block != 1 {
+                short = conv(w, net, x, to, (1, stride, Padding::Same))?;
+            }
+            x = net.add(y, short)?;
+        }
+        x = norm(w, net, x)?;
+        x = net.relu(x);
+        x = net.global_avg_pool2d(x)?;
+        x = net.flatten(x);
+        linear(w, net, x, 5)
+    }),
+    ("norms of images and of few channels", [2, 9, 7], |w, net| {
+        let x = net.input();
+        let a = norm(w, net, x)?;
+        let b = net.relu(a);
+        let b = norm(w, net, b)?;
+        let b = net.add(a, b)?;
+        let b = norm(w, net, b)?;
+        let b = net.relu(b);
+        let b = net.concat(&[b, x])?;
+        let b = conv(w, net, b, 20, (2, 1, Padding::Valid))?;
+        let c = net.avg_pool2d(b, 3)?;
+        let d = norm(w, net, c)?;
+        let d = net.relu(d);
+        let d = net.add(c, d)?;
+        linear(w, net, d, 12)
+    }),
+    (
+        "average pooling, of odd maps and few channels",
+        [3, 11, 10],
+        |w, net| {
+            let x = net.input();
+            let y = net.avg_pool2d(x, 3)?;
+            let x = conv(w, net, x, 10, (3, 1, Padding::Same))?;
+            let x = net.relu(x);
+            let x = net.avg_pool2d(x, 3)?;
+            let x = net.concat(&[y, x])?;
+            let y = net.global_avg_pool2d(x)?;
+            let y = net.flatten(y);
+            let x = linear(w, net, x, 13)?;
+            net.add(y, x)
+        },
+    ),
+    ("without bias, padded as PyTorch pads", [3, 12, 11], |w, net| {
+        let mut x = net.input();
+        for (to, k, stride, zeros) in [(12, 7, 2, 3), (20, 3, 2, 1), (8, 1, 2, 0), (9, 3, 1, 2), (4, 3, 2, 1)] {
+            let ([from, ..], name) = (net.shape(x), format!("conv{}", w.params().len()));
+            let init = Init::HeNormal { fan_in: from * k * k };
+            let padding = Padding::Zeros(zeros);
+            let layer = Conv2d::without_bias(&w.pp(&name), [from, to], k, stride, padding, init)?;
+            x = net.conv2d(x, &layer)?;
+            x = norm(w, net, x)?;
+            x = net.relu(x);
+        }
+        linear(w, net, x, 3)
+    }),
+    ("U-net of transposed convolutions", [3, 8, 12], |w, net| {
+        let x = net.input();
+        let a = conv(w, net, x, 8, (3, 1, Padding::Same))?;
+        let a = net.relu(a);
+        let b = net.max_pool2d(a, 2)?;
+        let b = conv(w, net, b, 16, (3, 1, Padding::Same))?;
+        let b = net.relu(b);
+        let c = transposed(w, net, b, 8, (2, 2, Padding::Valid))?;
+        let c = net.concat(&[a, c])?;
+        let c = conv(w, net, c, 3, (3, 1, Padding::Same))?;
+        let c = net.add(c, x)?;
+        Ok(net.sigmoid(c))
+    }),
     ("few channels at a stride", [3, 9, 9], |w, net| {
         let mut x = net.input();
         x = conv(w, net, x, 8, (3, 1, Padding::Same))?;
@@ -328,6 +414,71 @@ fn training_in_pieces_is_training_layer_by_layer() {
 }
 
 #[test]
+fn training_moves_running_statistics_as_layer_by_layer() {
+    for case in &CASES {
+        let moved = |composed: bool| {
+            let weights = Weights::init(3).with_dtype(DType::F64);
+            let mut net = NetBuilder::new(case.1);
+            let output = case.2(&weights, &mut net).unwrap();
+            let (net, x) = (net.build(output).unwrap(), images(21, case.1, DType::F64));
+            let forward = || net.forward(&Pass::training(3), &x).unwrap();
+            let y = if composed {
+                with_composed_ops(forward)
+            } else {
+                forward()
+            };
+            let buffers: Vec<_> = weights.params().into_iter().filter(|p| !p.trainable()).collect();
+            (y, buffers)
+        };
+        let ((_, ours), (_, theirs)) = (moved(false), moved(true));
+        for (a, b) in ours.iter().zip(&theirs) {
+            let apart = distance(a.var().as_tensor(), b.var().as_tensor());
+            assert!(apart < 1e-12, "{}, {}: {apart}", case.0, a.name());
+        }
+    }
+}
+
+/// Batch statistics without training, and gradients of weights by running statistics: the other two passes with norms of their own.
+#[test]
+fn other_passes_with_norms_are_those_of_the_layers() {
+    let passes = [
+        Pass::eval().with_track(true),
+        Pass {
+            batch_statistics: true,
+            ..Pass::eval()
+        },
+    ];
+    for (case, pass) in CASES
+        .iter()
+        .flat_map(|case| passes.iter().map(move |pass| (case, pass)))
+    {
+        let weights = Weights::init(3).with_dtype(DType::F64);
+        let mut net = NetBuilder::new(case.1);
+        let output = case.2(&weights, &mut net).unwrap();
+        let net = net.build(output).unwrap();
+        let x = Var::from_tensor(&images(19, case.1, DType::F64)).unwrap();
+        let all = || -> Vec<Tensor> {
+            let y = net.forward(pass, x.as_tensor()).unwrap();
+            let cotangent = random(6, y.dims());
+            let (dx, gradients) = vjp(x.as_tensor(), &y, &cotangent).unwrap();
+            let at_weights = weights.params();
+            let at_weights = at_weights.iter().filter_map(|p| gradients.get(p.var().as_tensor()));
+            [y.detach(), dx.unwrap()]
+                .into_iter()
+                .chain(at_weights.cloned())
+                .collect()
+        };
+        let (ours, theirs) = (all(), with_composed_ops(all));
+        let tracked = weights.params().iter().filter(|p| p.trainable()).count();
+        assert_eq!(theirs.len(), 2 + if pass.track { tracked } else { 0 });
+        assert_eq!(ours.len(), theirs.len(), "{}", case.0);
+        for (i, (a, b)) in ours.iter().zip(&theirs).enumerate() {
+            assert!(distance(a, b) < 1e-11, "{}, number {i}: {}", case.0, distance(a, b));
+        }
+    }
+}
+
+#[test]
 fn gradients_are_those_of_central_differences() {
     for case in &CASES {
         let net = build(case, DType::F64);
@@ -343,6 +494,60 @@ fn gradients_are_those_of_central_differences() {
         )
         .unwrap();
         assert!(report.max_relative_error < 1e-6, "{}: {report:?}", case.0);
+    }
+}
+
+/// By the statistics of the batch, at the images and at every parameter.
+#[test]
+fn gradients_of_training_are_those_of_central_differences() {
+    for case in &CASES {
+        let weights = Weights::init(3).with_dtype(DType::F64);
+        let mut net = NetBuilder::new(case.1);
+        let output = case.2(&weights, &mut net).unwrap();
+        let net = net.build(output).unwrap();
+        let pass = Pass {
+            batch_statistics: true,
+            ..Pass::eval().with_track(true)
+        };
+        let x = images(5, case.1, DType::F64);
+        let options = GradcheckOptions {
+            directions: Some(2),
+            step: 1e-7,
+            ..Default::default()
+        };
+        let report = gradcheck(|x| net.forward(&pass, x), &x, &options).unwrap();
+        assert!(report.max_relative_error < 1e-6, "{}: {report:?}", case.0);
+
+        let y = net.forward(&pass, &x).unwrap();
+        let cotangent = random(6, y.dims());
+        let (_, gradients) = vjp(&x, &y, &cotangent).unwrap();
+        let trained: Vec<Param> = weights.params().into_iter().filter(Param::trainable).collect();
+        let slopes = trained.iter().enumerate().map(|(i, param)| {
+            let (value, direction) = (
+                param.var().as_tensor().copy().unwrap(),
+                random(20 + i as u64, param.var().dims()),
+            );
+            let analytic = (gradients.get(param.var().as_tensor()).unwrap() * &direction).unwrap();
+            // So short that hardly any kink lies between, with a limit for what rounding makes of that.
+            let [up, down] = [1e-8, -1e-8].map(|step| {
+                param.set(&(&value + (&direction * step).unwrap()).unwrap()).unwrap();
+                net.forward(&pass, &x).unwrap()
+            });
+            param.set(&value).unwrap();
+            let numeric = ((up - down).unwrap() * &cotangent).unwrap().sum_all().unwrap();
+            let analytic = analytic.sum_all().unwrap().to_scalar::<f64>().unwrap();
+            (
+                param.name().to_string(),
+                analytic,
+                numeric.to_scalar::<f64>().unwrap() / 2e-8,
+            )
+        });
+        let slopes: Vec<_> = slopes.collect();
+        let scale = slopes.iter().fold(0., |max: f64, (_, a, _)| max.max(a.abs()));
+        for (name, analytic, numeric) in slopes {
+            let apart = (analytic - numeric).abs() / scale;
+            assert!(apart < 1e-5, "{}, {name}: {analytic} {numeric}", case.0);
+        }
     }
 }
 
@@ -482,6 +687,7 @@ fn what_does_not_fit_is_an_error() {
     let layer = Conv2d::new(&weights.pp("a"), 2, 3, 3, 1, Padding::Same).unwrap();
     assert!(net.conv2d(x, &layer).is_err());
     assert!(net.linear(x, &Linear::new(&weights.pp("b"), 35, 2).unwrap()).is_err());
+    assert!(net.avg_pool2d(x, 7).is_err() && net.avg_pool2d(x, 0).is_err());
     assert!(net.max_pool2d(x, 7).is_err() && net.upsample_nearest2d(x, 0).is_err());
     assert!(
         net.batch_norm(x, &BatchNorm2d::new(&weights.pp("c"), 2).unwrap())

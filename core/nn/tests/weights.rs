@@ -175,6 +175,59 @@ fn adam_by_hand() {
 }
 
 #[test]
+fn adam_decays_weights_and_clips_gradients_by_hand() {
+    let weights = Weights::init(8);
+    let (w, b) = (
+        weights.param("w", &[1, 2], Init::Const(2.0)).unwrap(),
+        weights.param("b", &[1], Init::Const(2.0)).unwrap(),
+    );
+    let params = [w, b];
+    // Together 5 long: with a largest norm of 1 a fifth is left of them.
+    let gradients = [
+        Some(Tensor::new(&[[3f32, 0.]], &Device::Cpu).unwrap()),
+        Some(Tensor::new(&[4f32], &Device::Cpu).unwrap()),
+    ];
+    let mut adam = Adam::new();
+    (adam.weight_decay, adam.decoupled_weight_decay, adam.clip_norm) = (0.1, 0.5, Some(1.0));
+    let expected = |g: &dyn Fn(f64) -> f64, decay: f64| {
+        let (mut p, mut m, mut v) = (2f64, 0.0, 0.0);
+        for t in 1..=2 {
+            let g = g(p);
+            m = 0.9 * m + 0.1 * g;
+            v = 0.999 * v + 0.001 * g * g;
+            let (m_hat, v_hat) = (m / (1.0 - 0.9f64.powi(t)), v / (1.0 - 0.999f64.powi(t)));
+            p -= 0.01 * (m_hat / (v_hat.sqrt() + 1e-8) + decay * p);
+        }
+        p
+    };
+    for _ in 0..2 {
+        adam.step(&params, &gradients, 0.01).unwrap();
+    }
+    let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-6, "{a} {b}");
+    let found = values(params[0].var());
+    close(found[0], expected(&|p| 0.6 + 0.1 * p, 0.5));
+    close(found[1], expected(&|p| 0.1 * p, 0.5));
+    // A bias does not decay.
+    close(values(params[1].var())[0], expected(&|_| 0.8, 0.0));
+    // What is short enough stays as it is.
+    let (mut free, start) = (Adam::new(), Weights::init(8));
+    let q = [
+        start.param("w", &[1, 2], Init::Const(2.0)).unwrap(),
+        start.param("b", &[1], Init::Const(2.0)).unwrap(),
+    ];
+    let mut held = Adam::new();
+    held.clip_norm = Some(5.5);
+    let again = Weights::init(8);
+    let r = [
+        again.param("w", &[1, 2], Init::Const(2.0)).unwrap(),
+        again.param("b", &[1], Init::Const(2.0)).unwrap(),
+    ];
+    free.step(&q, &gradients, 0.01).unwrap();
+    held.step(&r, &gradients, 0.01).unwrap();
+    assert_eq!(values(q[0].var()), values(r[0].var()));
+}
+
+#[test]
 fn adam_continues_from_its_state() {
     let start = || {
         Weights::init(9)

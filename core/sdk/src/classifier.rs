@@ -12,10 +12,6 @@ use serde_json::{Map, Value};
 pub trait Classifier: Sized + Send + Sync + 'static {
     /// What can be set.
     type Settings: Settings;
-    /// Shape of one image `[C,H,W]`, pixels in `[0,1]`.
-    const INPUT: [usize; 3];
-    /// Number of classes.
-    const CLASSES: usize;
     /// `Internal` for stock candle ops; `Caller` for networks made of [`advae_nn`]'s layers, whose kernels stay on the
     /// thread that calls them, so that the host can run one worker a core.
     const THREADING: Threading = Threading::Internal;
@@ -28,10 +24,16 @@ pub trait Classifier: Sized + Send + Sync + 'static {
     /// Where a setting is out of its range, and those of [`Weights::param`].
     fn new(settings: Self::Settings, weights: &Weights) -> Result<Self>;
 
+    /// Shape of one image `[C,H,W]`, pixels in `[0,1]`. May come out of the weights or the settings.
+    fn input(&self) -> [usize; 3];
+
+    /// Number of classes. May come out of the weights or the settings.
+    fn classes(&self) -> usize;
+
     /// Images `[N,C,H,W]` to **logits** `[N,K]` (never probabilities), sample by sample.
     ///
     /// # Errors
-    /// Where an operation fails. Images of another shape than [`INPUT`](Self::INPUT) do not come here: the sdk refuses them.
+    /// Where an operation fails. Images of another shape than [`input`](Self::input) do not come here: the sdk refuses them.
     fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor>;
 
     /// Activations of the penultimate layer `[N,F]`, where the author exposes them.
@@ -65,8 +67,8 @@ impl<C: Classifier> Network for ClassifierNetwork<C> {
 
     fn info(&self) -> ModelInfo {
         ModelInfo {
-            input: Some(C::INPUT),
-            classes: Some(C::CLASSES),
+            input: Some(self.0.input()),
+            classes: Some(self.0.classes()),
             bounds: [0., 1.],
             backward_rules: vec![BackwardRule::Exact],
             random: false,

@@ -56,13 +56,15 @@
 //!
 //! | layer | shape in | shape out |
 //! |---|---|---|
-//! | [`Conv2d`](nn::Conv2d) | `[N, in, H, W]` | `[N, out, Hout, Wout]`: `ceil(H / stride)` for [`Padding::Same`](nn::Padding), `floor((H - kernel) / stride) + 1` for [`Padding::Valid`](nn::Padding) |
+//! | [`Conv2d`](nn::Conv2d) | `[N, in, H, W]` | `[N, out, Hout, Wout]`: `ceil(H / stride)` for [`Padding::Same`](nn::Padding), `floor((H - kernel) / stride) + 1` for [`Padding::Valid`](nn::Padding), `floor((H + 2 zeros - kernel) / stride) + 1` for [`Padding::Zeros`](nn::Padding), PyTorch's |
 //! | [`ConvTranspose2d`](nn::ConvTranspose2d) | `[N, in, H, W]` | `[N, out, Hout, Wout]`: `stride H` for `Same`, `stride (H - 1) + kernel` for `Valid` |
 //! | [`Linear`](nn::Linear) | `[N, in]` | `[N, out]` |
 //! | [`BatchNorm2d`](nn::BatchNorm2d) | `[N, C, H, W]` | the same |
 //! | [`Dropout`](nn::Dropout) | `[N, ...]` | the same |
 //! | [`relu`](nn::relu), [`leaky_relu`](nn::leaky_relu), [`sigmoid`](nn::sigmoid), [`clamp`](nn::clamp) | any | the same |
 //! | [`max_pool2d`](nn::max_pool2d) by `k` | `[N, C, H, W]` | `[N, C, floor(H / k), floor(W / k)]` |
+//! | [`avg_pool2d`](nn::avg_pool2d) by `k` | `[N, C, H, W]` | `[N, C, floor(H / k), floor(W / k)]` |
+//! | [`global_avg_pool2d`](nn::global_avg_pool2d) | `[N, C, H, W]` | `[N, C, 1, 1]` |
 //! | [`upsample_nearest2d`](nn::upsample_nearest2d) by `f` | `[N, C, H, W]` | `[N, C, f H, f W]` |
 //! | [`flatten`](nn::flatten) | `[N, ...]` | `[N, the product of the rest]` |
 //! | [`softmax`](nn::softmax), [`log_softmax`](nn::log_softmax) | `[..., K]` | the same |

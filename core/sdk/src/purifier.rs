@@ -34,7 +34,7 @@ pub trait Purifier: Sized + Send + Sync + 'static {
     /// Images `[N,C,H,W]` to purified images of the same shape, sample by sample.
     ///
     /// # Errors
-    /// Where an operation fails. Images of another shape than [`INPUT`](Self::INPUT) do not come here: the sdk refuses them.
+    /// Where an operation fails. Images of another shape than [`input`](Self::input) do not come here: the sdk refuses them.
     fn purify(&self, pass: &Pass, x: &Tensor) -> Result<Tensor>;
 
     /// The rule `Custom`: the cotangent of the output pulled back to the input, both `[N,C,H,W]`.
@@ -48,6 +48,11 @@ pub trait Purifier: Sized + Send + Sync + 'static {
     /// [`RANDOM`](Self::RANDOM) where it depends on settings.
     fn random(&self) -> bool {
         Self::RANDOM
+    }
+
+    /// [`INPUT`](Self::INPUT) where it depends on settings or weights.
+    fn input(&self) -> Option<[usize; 3]> {
+        Self::INPUT
     }
 
     /// [`BATCH`](Self::BATCH) where it depends on settings.
@@ -97,7 +102,7 @@ impl<P: Purifier> Network for PurifierNetwork<P> {
 
     fn info(&self) -> ModelInfo {
         ModelInfo {
-            input: P::INPUT,
+            input: self.0.input(),
             classes: None,
             bounds: [0., 1.],
             backward_rules: P::BACKWARD.to_vec(),

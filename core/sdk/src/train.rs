@@ -80,9 +80,12 @@ impl<N: Network> Trainable<N> {
                 "beta1" => adam.beta1 = *value,
                 "beta2" => adam.beta2 = *value,
                 "eps" => adam.eps = *value,
+                "weight_decay" => adam.weight_decay = *value,
+                "decoupled_weight_decay" => adam.decoupled_weight_decay = *value,
+                "clip_norm" => adam.clip_norm = Some(*value),
                 other => {
                     return Err(bad(format!(
-                        "unknown option '{other}' of adam: expected beta1, beta2 or eps"
+                        "unknown option '{other}' of adam: expected beta1, beta2, eps, weight_decay, decoupled_weight_decay or clip_norm"
                     )));
                 }
             }

@@ -11,14 +11,20 @@ struct SoftmaxRegression {
 
 impl Classifier for SoftmaxRegression {
     type Settings = NoSettings;
-    const INPUT: [usize; 3] = [1, 28, 28];
-    const CLASSES: usize = 10;
     // Its layers are advae_sdk::nn's, which stay on the thread that calls them.
     const THREADING: Threading = Threading::Caller;
 
     fn new(_: NoSettings, weights: &Weights) -> Result<Self> {
         let linear = Linear::new(&weights.pp("linear"), 784, 10)?;
         Ok(Self { linear })
+    }
+
+    fn input(&self) -> [usize; 3] {
+        [1, 28, 28]
+    }
+
+    fn classes(&self) -> usize {
+        10
     }
 
     fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {

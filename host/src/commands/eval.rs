@@ -62,8 +62,9 @@ pub struct EvalArgs {
     #[arg(long, value_name = "PLUGIN")]
     #[serde(deserialize_with = "crate::plugin::lists::one_or_many")]
     threat_model: Vec<String>,
-    /// Dataset [default: mnist-1k]
-    #[arg(long, value_name = "NAME")]
+    /// Dataset, or the path of images of your own: a folder (`./DIR`, with a subfolder a class), FILE.npz or FILE.parquet
+    /// [default: the embedded sample that the first classifier takes, mnist-1k or cifar10-1k]
+    #[arg(long, value_name = "NAME|PATH")]
     dataset: Option<String>,
     /// Folder of the datasets that are not embedded [default: $ADVAE_DATA_DIR]
     #[arg(long, value_name = "DIR")]
@@ -74,7 +75,8 @@ pub struct EvalArgs {
     /// Seed of all randomness [default: 0]
     #[arg(long)]
     seed: Option<u64>,
-    /// Budget, of all norms or of one (`l2=2`); repeatable [default: the dataset's; MNIST Linf 0.3, L2 2]
+    /// Budget, of all norms or of one (`l2=2`); repeatable [default: the dataset's; MNIST Linf 0.3, L2 2; CIFAR-10 Linf 8/255,
+    /// L2 0.5]
     #[arg(long, value_name = "[NORM=]VALUE", allow_hyphen_values = true)]
     #[serde(deserialize_with = "crate::plugin::lists::one_or_many")]
     epsilon: Vec<String>,
@@ -216,7 +218,7 @@ impl EvalArgs {
             },
             attacks: self.attack,
             threat_models: self.threat_model,
-            dataset: self.dataset.unwrap_or_else(|| "mnist-1k".into()),
+            dataset: self.dataset,
             data_dir: self.data_dir,
             samples: at_least_one("samples", self.samples.map(|n| n as u64), 1000)? as usize,
             seed: self.seed.unwrap_or(0),

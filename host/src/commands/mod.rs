@@ -1,6 +1,7 @@
 //! The commands, one file or folder each: flags to settings, and what is printed.
 
 mod complain;
+pub mod data;
 pub mod doctor;
 pub mod eval;
 pub mod plugins;

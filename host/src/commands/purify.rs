@@ -35,9 +35,9 @@ pub struct PurifyArgs {
     #[arg(long, value_enum, value_name = "KIND", conflicts_with = "file", num_args = 0..=1, require_equals = true,
           default_missing_value = "uniform")]
     noise: Option<Noise>,
-    /// Dataset of the clean images
-    #[arg(long, value_name = "NAME", default_value = "mnist-1k", conflicts_with_all = ["file", "noise"])]
-    dataset: String,
+    /// Dataset of the clean images, or a path as for eval [default: the embedded sample that the first purifier takes, else mnist-1k]
+    #[arg(long, value_name = "NAME|PATH", conflicts_with_all = ["file", "noise"])]
+    dataset: Option<String>,
     /// Folder of the datasets that are not embedded [default: $ADVAE_DATA_DIR]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
@@ -227,11 +227,7 @@ fn given(args: &PurifyArgs, purifiers: &[Option<LoadedModel>]) -> Result<Given> 
         });
     }
     if let Some(noise) = args.noise {
-        let shape = purifiers
-            .iter()
-            .flatten()
-            .find_map(|p| p.model.info().input)
-            .unwrap_or(sample::ANY);
+        let shape = shape(purifiers);
         args.check_size(args.samples, 1, shape)?;
         let [c, h, w] = shape;
         return Ok(Given {
@@ -242,13 +238,21 @@ fn given(args: &PurifyArgs, purifiers: &[Option<LoadedModel>]) -> Result<Given> 
             }],
         });
     }
-    let dataset = advae_data::load(&args.dataset, args.data_dir.as_deref())?.random_subset(args.samples, args.seed);
+    let sample = || advae_data::sample_for(shape(purifiers)).map_or(advae_data::DEFAULT, |set| set.name);
+    let name = args.dataset.as_deref().unwrap_or_else(sample);
+    let dataset = advae_data::load(name, args.data_dir.as_deref())?.random_subset(args.samples, args.seed);
     few(dataset.len(), &dataset.name);
     args.check_size(dataset.len(), 1, dataset.shape)?;
     Ok(Given {
         rows: vec![row("clean", &dataset.images, dataset.len(), dataset.shape)?],
         ids: dataset.ids,
     })
+}
+
+/// The shape of images that the first purifier takes that does not take any.
+fn shape(purifiers: &[Option<LoadedModel>]) -> [usize; 3] {
+    let mut shapes = purifiers.iter().flatten().filter_map(|p| p.model.info().input);
+    shapes.next().unwrap_or(sample::ANY)
 }
 
 /// Refuses images that are no images: of the first `n` samples, those that are drawn.

@@ -6,6 +6,7 @@ use crate::report::{Format, Report};
 use crate::results::Cell;
 use crate::terminal::console;
 use advae_abi::info::NormKind;
+use advae_data::Conventions;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use std::collections::{BTreeSet, HashMap};
@@ -97,7 +98,10 @@ fn budget(text: &str) -> Result<(NormKind, f64)> {
         Some(("l2", _)) => NormKind::L2,
         _ => bail!("--epsilon {text} names no norm: give linf=VALUE or l2=VALUE"),
     };
-    Ok((norm, Budgets::parse(&[text.to_string()])?.resolve(norm, [0; 3])?))
+    Ok((
+        norm,
+        Budgets::parse(&[text.to_string()])?.resolve(norm, &Conventions::NONE)?,
+    ))
 }
 
 /// Where the logits of each file go. None of them is there yet.

@@ -38,8 +38,8 @@ pub struct TrainArgs {
     /// Radius of the attack's ball: 0.3, or a fraction such as 8/255.
     #[arg(long, value_parser = number)]
     pub epsilon: Option<f64>,
-    /// Dataset to train on.
-    #[arg(long)]
+    /// Dataset to train on: a name, or a path as for eval.
+    #[arg(long, value_name = "NAME|PATH")]
     pub dataset: Option<String>,
     /// Folder of the datasets [default: $ADVAE_DATA_DIR]
     #[arg(long, value_name = "DIR")]
@@ -85,7 +85,7 @@ impl TrainArgs {
         set(&mut recipe.dataset, &self.dataset);
         recipe.purifier = self.purifier.clone().or(recipe.purifier);
         recipe.attack = self.attack.clone().or(recipe.attack);
-        recipe.epsilon = self.epsilon.unwrap_or(recipe.epsilon);
+        recipe.epsilon = self.epsilon.or(recipe.epsilon);
         recipe.epochs = self.epochs.unwrap_or(recipe.epochs);
         recipe.batch_size = self.batch_size.unwrap_or(recipe.batch_size);
         recipe.learning_rate = self.learning_rate.unwrap_or(recipe.learning_rate);
@@ -148,11 +148,10 @@ fn train(args: &TrainArgs, cancel: &Cancel) -> Result<Outcome> {
 /// Images for training and for validation.
 fn data(args: &TrainArgs, recipe: &Recipe) -> Result<(Dataset, Dataset)> {
     let data = advae_data::load(&recipe.dataset, args.data_dir.as_deref())?;
-    if advae_data::is_test_set(&recipe.dataset) {
+    if let Some(set) = data.set.filter(|set| set.test) {
         console::say(&format!(
-            "warning: dataset '{}' holds test images: what is trained on them cannot be evaluated on them: train on mnist-train or \
-             fashion-mnist-train",
-            recipe.dataset
+            "warning: dataset '{}' holds test images: what is trained on them cannot be evaluated on them: train on {}",
+            set.name, set.family.train.name
         ));
     }
     let (training, validation) = data.split_last(recipe.validation);

@@ -2,6 +2,7 @@
 
 use crate::plugin::number;
 use advae_abi::info::NormKind;
+use advae_data::Conventions;
 use anyhow::{Context, Result, bail, ensure};
 
 /// What `--epsilon` said.
@@ -46,16 +47,17 @@ impl Budgets {
         }
     }
 
-    /// The budget in that norm for images of that shape.
+    /// The budget in that norm: the one that was given, else the customary one.
     ///
     /// # Errors
-    /// Where none was given and the shape has no customary one.
-    pub fn resolve(mut self, norm: NormKind, shape: [usize; 3]) -> Result<f64> {
+    /// Where there is neither.
+    pub fn resolve(mut self, norm: NormKind, conventions: &Conventions) -> Result<f64> {
         let given = *self.slot(norm);
-        let budget = given
-            .or_else(|| customary(norm, shape))
-            .with_context(|| format!("images of shape {shape:?} have no customary {norm} budget: give --epsilon"))?;
-        within_range(norm, budget)
+        let budget = given.or_else(|| customary(norm, conventions));
+        within_range(
+            norm,
+            budget.with_context(|| format!("these images have no customary {norm} budget: give --epsilon"))?,
+        )
     }
 }
 
@@ -80,17 +82,6 @@ pub fn within_range(norm: NormKind, epsilon: f64) -> Result<f64> {
     Ok(epsilon)
 }
 
-/// Budgets of the literature (Madry et al. 2018; RobustBench).
-fn customary(norm: NormKind, shape: [usize; 3]) -> Option<f64> {
-    match (shape, norm) {
-        ([1, 28, 28], NormKind::Linf) => Some(0.3),
-        ([1, 28, 28], NormKind::L2) => Some(2.),
-        ([3, 32, 32], NormKind::Linf) => Some(8. / 255.),
-        ([3, 32, 32], NormKind::L2) => Some(0.5),
-        _ => None,
-    }
-}
-
 /// How many of the images the budget allows to be made plain grey, each of the grey that is nearest to it. No classifier can
 /// tell those apart.
 pub fn made_plain<'a>(images: impl Iterator<Item = &'a [f32]>, norm: NormKind, epsilon: f64) -> usize {
@@ -107,12 +98,11 @@ pub fn made_plain<'a>(images: impl Iterator<Item = &'a [f32]>, norm: NormKind, e
     images.filter(|image| far(image) <= epsilon).count()
 }
 
-/// L2 caps at which an attack without a budget is read.
-pub fn l2_caps(shape: [usize; 3]) -> &'static [f64] {
-    match shape {
-        [1, 28, 28] => &[1.5, 2., 3.],
-        [3, 32, 32] => &[0.25, 0.5, 1.],
-        _ => &[],
+/// The budget of the literature.
+fn customary(norm: NormKind, conventions: &Conventions) -> Option<f64> {
+    match norm {
+        NormKind::Linf => conventions.linf,
+        NormKind::L2 => conventions.l2,
     }
 }
 
@@ -126,7 +116,7 @@ mod tests {
 
     #[test]
     fn a_budget_is_given_or_customary() {
-        let mnist = [1, 28, 28];
+        let mnist = &advae_data::MNIST.conventions;
         assert_eq!(parse(&[]).unwrap().resolve(NormKind::Linf, mnist).unwrap(), 0.3);
         assert_eq!(parse(&["l2=3"]).unwrap().resolve(NormKind::L2, mnist).unwrap(), 3.);
         assert_eq!(parse(&["l2=3"]).unwrap().resolve(NormKind::Linf, mnist).unwrap(), 0.3);
@@ -136,7 +126,10 @@ mod tests {
             8. / 255.
         );
         assert!(parse(&["8/0"]).is_err());
-        assert!(parse(&[]).unwrap().resolve(NormKind::Linf, [2, 4, 4]).is_err());
+        assert!(parse(&[]).unwrap().resolve(NormKind::Linf, &Conventions::NONE).is_err());
+        let cifar10 = &advae_data::CIFAR10.conventions;
+        assert_eq!(parse(&[]).unwrap().resolve(NormKind::Linf, cifar10).unwrap(), 8. / 255.);
+        assert_eq!(parse(&[]).unwrap().resolve(NormKind::L2, cifar10).unwrap(), 0.5);
         assert_eq!(parse(&["2"]).unwrap().resolve(NormKind::L2, mnist).unwrap(), 2.);
         let error = parse(&["8"])
             .unwrap()

@@ -13,7 +13,7 @@ mod score;
 mod settings;
 mod workers;
 
-pub use budgets::{Budgets, l2_caps, within_range};
+pub use budgets::{Budgets, within_range};
 pub use load::{LoadedModel, load_model, load_recorded};
 pub use rescore::{Rescored, Rescoring};
 pub use run::Outcome;

@@ -1,6 +1,6 @@
 //! From settings to cells: finds, loads and constructs everything before anything runs.
 
-use super::budgets::{l2_caps, made_plain, within_range};
+use super::budgets::{made_plain, within_range};
 use super::cells::{Crafting, Group};
 use super::load::{LoadedModel, load_model, plugin_config};
 use super::score::Limits;
@@ -54,10 +54,11 @@ pub fn plan(settings: &Settings) -> Result<Plan> {
     let classifiers = models(settings, &settings.classifiers, Kind::Classifier, None)?;
     let purifiers = purifiers(settings)?;
     let threats = threats(settings, purifiers.iter().any(Option::is_some))?;
-    let all = advae_data::load(&settings.dataset, settings.data_dir.as_deref())?;
+    let all = advae_data::load(&dataset_name(settings, &classifiers), settings.data_dir.as_deref())?;
+    let attacker_images = all.attacker_images()?.map(Arc::new);
     let black_box = |threat: &LoadedThreat| threat.threat_model.access().target == Target::Substitute;
     let all = match settings.keep_seeds_out || threats.iter().any(black_box) {
-        true => without_seeds(all),
+        true => without_attacker_images(all)?,
         false => all,
     };
     let dataset_sha256 = all.sha256();
@@ -89,32 +90,31 @@ pub fn plan(settings: &Settings) -> Result<Plan> {
     }
     Ok(Plan {
         groups: once_each(groups),
-        attacker_images: attacker_images(&dataset),
+        attacker_images,
         dataset,
         dataset_sha256,
     })
 }
 
-/// Images an attacker may have: those set aside, where the dataset has some.
-fn attacker_images(dataset: &Dataset) -> Option<Arc<Dataset>> {
-    let mnist = dataset.name.starts_with("mnist");
-    mnist
-        .then(|| advae_data::load("mnist-1k-seeds", None).ok().map(Arc::new))
-        .flatten()
+/// The dataset that was named, else the embedded sample that the first classifier takes.
+fn dataset_name(settings: &Settings, classifiers: &[LoadedModel]) -> String {
+    let input = classifiers.first().and_then(|classifier| classifier.model.info().input);
+    let sample = input.and_then(advae_data::sample_for);
+    let default = || sample.map_or(advae_data::DEFAULT, |set| set.name).into();
+    settings.dataset.clone().unwrap_or_else(default)
 }
 
-/// Without the images that a black-box attacker may begin with: those of MNIST's test set.
-fn without_seeds(all: Dataset) -> Dataset {
-    let Some(seeds) = attacker_images(&all).filter(|_| all.name == "mnist-test") else {
-        return all;
-    };
-    let kept: Vec<usize> = (0..all.len()).filter(|i| !seeds.ids.contains(&all.ids[*i])).collect();
-    console::say(&format!(
-        "note: {} images are the black-box attacker's seeds and are not scored: {} remain",
-        all.len() - kept.len(),
-        kept.len()
-    ));
-    all.select(&kept)
+/// Without the images that a black-box attacker may begin with.
+fn without_attacker_images(all: Dataset) -> Result<Dataset> {
+    let kept = all.without_attacker_images()?;
+    if kept.len() < all.len() {
+        console::say(&format!(
+            "note: {} images are the black-box attacker's seeds and are not scored: {} remain",
+            all.len() - kept.len(),
+            kept.len()
+        ));
+    }
+    Ok(kept)
 }
 
 fn models(settings: &Settings, specs: &[String], kind: Kind, rule: Option<BackwardRule>) -> Result<Vec<LoadedModel>> {
@@ -220,7 +220,7 @@ fn load_attack(settings: &Settings, dataset: &Dataset, spec: &PluginSpec) -> Res
     let takes_epsilon = plugin.description.settings.iter().any(|s| s.name == "epsilon");
     let mut epsilon = spec.config.get("epsilon").and_then(|v| v.as_f64());
     if takes_epsilon && !spec.config.contains_key("epsilon") {
-        let value = settings.budgets.resolve(attack.info().norm, dataset.shape)?;
+        let value = settings.budgets.resolve(attack.info().norm, dataset.conventions())?;
         spec.config.insert("epsilon".into(), value.into());
         attack = Attack::construct(&plugin, spec.config.clone())?;
         epsilon = Some(value);
@@ -246,7 +246,7 @@ fn load_attack(settings: &Settings, dataset: &Dataset, spec: &PluginSpec) -> Res
 fn check_fit(classifier: &LoadedModel, dataset: &Dataset) -> Result<()> {
     let info = classifier.model.info();
     ensure!(
-        info.input == Some(dataset.shape) && info.classes == Some(dataset.classes),
+        dataset.fits(info.input, info.classes),
         "classifier '{}' takes images {:?} of {} classes, dataset '{}' has {:?} of {}: choose two that fit",
         classifier.label,
         info.input.unwrap_or_default(),
@@ -364,15 +364,25 @@ impl Layout<'_> {
             rule: purifier.map(LoadedModel::rule),
             crafted_on: None,
             samples: self.dataset.len(),
-            l2_caps: l2_caps(self.dataset.shape).to_vec(),
+            l2_caps: self.dataset.conventions().l2_caps.to_vec(),
             plain: (attack.limits.epsilon).map_or(0, |epsilon| {
                 let images = (0..self.dataset.len()).map(|i| self.dataset.image(i));
                 made_plain(images, attack.limits.norm, epsilon)
             }),
+            dataset_note: dataset_note(self.dataset),
             note: purifier.map(LoadedModel::note).unwrap_or_default(),
             classifier_note: classifier.note(),
             config,
         }
+    }
+}
+
+/// What a reader must know of the images.
+fn dataset_note(dataset: &Dataset) -> String {
+    match dataset.lossy {
+        true => "its images were decoded from JPEG, which is slightly lossy: figures on the original pixels may differ"
+            .into(),
+        false => String::new(),
     }
 }
 

@@ -383,6 +383,7 @@ fn unknown(path: &Path, classifier: &ModelConfig) -> CellHeader {
         plain: 0,
         note: String::new(),
         classifier_note: String::new(),
+        dataset_note: String::new(),
         config,
     }
 }

@@ -25,8 +25,8 @@ pub struct Settings {
     pub attacks: Vec<String>,
     /// Threat models; empty: the default ones.
     pub threat_models: Vec<String>,
-    /// Name of the dataset.
-    pub dataset: String,
+    /// Name or path of the dataset; absent: the embedded sample of the first classifier's shape.
+    pub dataset: Option<String>,
     /// Folder of datasets.
     pub data_dir: Option<PathBuf>,
     /// Number of samples.
@@ -68,7 +68,7 @@ impl Default for Settings {
             purifiers: vec!["none".into()],
             attacks: vec![],
             threat_models: vec![],
-            dataset: "mnist-1k".into(),
+            dataset: None,
             data_dir: None,
             samples: 1000,
             seed: 0,

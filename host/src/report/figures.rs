@@ -97,6 +97,9 @@ pub struct Summary {
     /// What the classifier says a reader must know of it.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub classifier_note: String,
+    /// What a reader must know of the dataset.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub dataset_note: String,
     /// Defence that the images were crafted on, where that is another one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub crafted_on: Option<String>,
@@ -146,11 +149,15 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// What its models say a reader must know of them, each under its name.
-    pub fn model_notes(&self) -> impl Iterator<Item = (&str, &str)> {
-        let both = [(&self.classifier, &self.classifier_note), (&self.purifier, &self.note)];
-        let both = both.map(|(name, note)| (name.as_str(), note.as_str()));
-        both.into_iter().filter(|(_, note)| !note.is_empty())
+    /// What a reader must know of its dataset and models, each under its name.
+    pub fn notes(&self) -> impl Iterator<Item = (&str, &str)> {
+        let all = [
+            (&self.dataset, &self.dataset_note),
+            (&self.classifier, &self.classifier_note),
+            (&self.purifier, &self.note),
+        ];
+        let all = all.map(|(name, note)| (name.as_str(), note.as_str()));
+        all.into_iter().filter(|(_, note)| !note.is_empty())
     }
 
     /// Of cells that are shown together.
@@ -184,6 +191,7 @@ impl Summary {
             seed: config.seed,
             note: header.note.clone(),
             classifier_note: header.classifier_note.clone(),
+            dataset_note: header.dataset_note.clone(),
             crafted_on: header.crafted_on.clone(),
             norm: config.norm,
             epsilon: config.epsilon,

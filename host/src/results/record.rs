@@ -278,6 +278,9 @@ pub struct CellHeader {
     /// Samples that the budget allows to be made plain grey.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub plain: usize,
+    /// What a reader must know of the dataset.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub dataset_note: String,
     /// What the purifier says a reader must know of it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub note: String,

@@ -57,6 +57,7 @@ pub(crate) fn header(attack: &str, norm: NormKind, epsilon: Option<f64>) -> Cell
         plain: 0,
         note: String::new(),
         classifier_note: String::new(),
+        dataset_note: String::new(),
         config,
     }
 }

@@ -14,7 +14,7 @@ use crate::wire::tensor::{Call, Tensor};
 use advae_abi::flags::BATCH_STATISTICS;
 use advae_abi::info::{Access, Kind, Label, Target};
 use advae_data::Dataset;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -45,16 +45,21 @@ impl Attacker {
     /// Finds the plugin of `pgd:steps=10`; `epsilon` is the radius if the text names none.
     ///
     /// # Errors
-    /// If the plugin is not found, is no attack, refuses its settings, or images cannot use the radius.
-    pub fn new(text: &str, epsilon: f64) -> Result<Self> {
+    /// If the plugin is not found, is no attack, refuses its settings, needs a radius that nobody names, or images cannot use it.
+    pub fn new(text: &str, epsilon: Option<f64>) -> Result<Self> {
         let context = || format!("attack '{text}'");
         let spec = PluginSpec::parse(text)?;
         let plugin = Plugin::find(&spec.name, Kind::Attack)?;
         let given = spec.config.get("epsilon").map(fraction::number_of).transpose();
         let given = given.with_context(context)?;
         let takes = plugin.description.settings.iter().any(|s| s.name == "epsilon");
+        let radius = given.or(epsilon);
+        ensure!(
+            !takes || radius.is_some(),
+            "attack '{text}' needs a radius, and these images have no customary one: give epsilon"
+        );
         let attacker = Self {
-            epsilon: takes.then_some(given.unwrap_or(epsilon)),
+            epsilon: radius.filter(|_| takes),
             plugin,
             spec,
         };

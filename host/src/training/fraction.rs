@@ -21,7 +21,7 @@ pub fn number_of(value: &Value) -> Result<f64> {
 ///
 /// # Errors
 /// If it is neither.
-pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
     #[derive(Deserialize)]
     #[serde(
         untagged,
@@ -31,10 +31,11 @@ pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D:
         Number(f64),
         Text(String),
     }
-    match Written::deserialize(deserializer)? {
+    let value = match Written::deserialize(deserializer)? {
         Written::Number(value) => Ok(value),
         Written::Text(text) => number(&text).map_err(D::Error::custom),
-    }
+    };
+    value.map(Some)
 }
 
 #[cfg(test)]

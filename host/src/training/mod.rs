@@ -1,11 +1,13 @@
 //! Training: from a recipe to weights.
 
+mod augmentation;
 mod averaging;
 mod craft;
 mod exact;
 mod folder;
 mod fraction;
 mod half;
+mod key;
 mod loss;
 pub mod memory;
 mod objective;
@@ -14,6 +16,7 @@ mod recipe;
 mod schedule;
 mod trainer;
 
+pub use augmentation::Augmentation;
 pub use folder::{Checkpoint, Folder, LOG, RECIPE, WEIGHTS};
 pub use position::{Position, Sums, Total};
 pub use recipe::{CraftOn, Keep, Objective, Recipe, Stage, Statistics};

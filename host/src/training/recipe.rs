@@ -1,12 +1,13 @@
 //! A training run as a file: what is trained, on what, and how.
 
+use super::augmentation::Augmentation;
 use super::fraction;
 use super::schedule::Rules;
 use crate::terminal::config::{self, Case};
 use advae_abi::info::Label;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// What the loss compares.
@@ -57,6 +58,20 @@ pub enum Keep {
     Last,
 }
 
+/// How the rate goes from `learning_rate` to `final_learning_rate`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RateSchedule {
+    /// Linearly, an epoch at a time; where `final_learning_rate` is 0 the plateau rule has it instead.
+    #[default]
+    Linear,
+    /// Along half a cosine, a step at a time (Loshchilov and Hutter 2017, without restarts).
+    Cosine,
+    /// From a 25th of `learning_rate` up to it in the first 30 % of all steps, then down, both along half a cosine (Smith 2018, with
+    /// PyTorch's constants).
+    OneCycle,
+}
+
 /// Epochs that craft by another attack.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -97,9 +112,9 @@ pub struct Recipe {
     pub statistics: Statistics,
     /// Which label it is given: true, or "predicted".
     pub label: Label,
-    /// Radius of the attack's ball: a number, or a fraction such as `"8/255"`.
-    #[serde(deserialize_with = "fraction::deserialize")]
-    pub epsilon: f64,
+    /// Radius of the attack's ball: a number, or a fraction such as `"8/255"`; the dataset's customary Linf budget if absent.
+    #[serde(deserialize_with = "fraction::deserialize", skip_serializing_if = "Option::is_none")]
+    pub epsilon: Option<f64>,
     /// Steps over which the radius grows from 0 to `epsilon`.
     pub epsilon_ramp_steps: u64,
     /// Weight of the loss on adversarial images.
@@ -115,7 +130,7 @@ pub struct Recipe {
     /// Settings of the purifier's own objective.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub own: Option<serde_json::Map<String, serde_json::Value>>,
-    /// Dataset.
+    /// Dataset: a name, or the path of images of one's own.
     pub dataset: String,
     /// Share of the training set held out for validation, its last images (paper: 10 %).
     pub validation: f64,
@@ -129,8 +144,16 @@ pub struct Recipe {
     pub batch_size: usize,
     /// Adam's rate at the start.
     pub learning_rate: f64,
-    /// Adam's rate in the last epoch, reached linearly; 0 leaves the rate to the plateau rule.
+    /// Adam's rate in the end; with `linear`, 0 leaves the rate to the plateau rule.
     pub final_learning_rate: f64,
+    /// How it gets there.
+    pub rate_schedule: RateSchedule,
+    /// L2 regularisation of weights (not of biases and norms), as Adam's gradient sees it.
+    pub weight_decay: f64,
+    /// Decay of weights beside the gradient (AdamW).
+    pub decoupled_weight_decay: f64,
+    /// Largest L2 norm of a step's gradients together, to which longer ones are scaled; 0 for any.
+    pub clip_norm: f64,
     /// Plateau and early stop.
     pub schedule: Rules,
     /// Seed of the initialisation, the order of the images and every random start.
@@ -143,6 +166,9 @@ pub struct Recipe {
     pub keep: Keep,
     /// Decay a step of a running mean of the weights, which is validated and comes out in their place; 0 for none.
     pub weight_averaging: f64,
+    /// How the training images are varied, anew in every epoch.
+    #[serde(skip_serializing_if = "Augmentation::is_none")]
+    pub augmentation: Augmentation,
     /// What the first epochs craft by, in place of `attack`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub curriculum: Vec<Stage>,
@@ -158,7 +184,7 @@ impl Default for Recipe {
             craft_on: CraftOn::default(),
             statistics: Statistics::default(),
             label: Label::default(),
-            epsilon: 0.3,
+            epsilon: None,
             epsilon_ramp_steps: 0,
             adversarial_weight: 1.,
             clean_weight: 0.,
@@ -174,12 +200,17 @@ impl Default for Recipe {
             batch_size: 128,
             learning_rate: 1e-3,
             final_learning_rate: 0.,
+            rate_schedule: RateSchedule::default(),
+            weight_decay: 0.,
+            decoupled_weight_decay: 0.,
+            clip_norm: 0.,
             schedule: Rules::default(),
             seed: 0,
             checkpoint_steps: 200,
             half_precision: false,
             keep: Keep::default(),
             weight_averaging: 0.,
+            augmentation: Augmentation::default(),
             curriculum: vec![],
         }
     }
@@ -224,8 +255,8 @@ impl Recipe {
             "epochs is {asked}, the run was started with {had}: give {had} or more, or train into another folder"
         );
         ensure!(
-            asked == had || self.final_learning_rate == 0.,
-            "epochs is {asked}, the run was started with {had}, and with final_learning_rate the rate of every epoch depends on their \
+            asked == had || self.final_learning_rate == 0. && self.rate_schedule == RateSchedule::Linear,
+            "epochs is {asked}, the run was started with {had}, and with final_learning_rate or a rate_schedule the rate of every epoch depends on their \
              number: give {had}, or train anew into another folder"
         );
         Ok(())
@@ -269,17 +300,21 @@ impl Recipe {
             "learning_rate is {}: expected more than 0",
             self.learning_rate
         );
-        ensure!(
-            self.epsilon >= 0. && self.epsilon.is_finite(),
-            "epsilon is {}: expected 0 or more",
-            self.epsilon
-        );
+        if let Some(epsilon) = self.epsilon {
+            ensure!(
+                epsilon >= 0. && epsilon.is_finite(),
+                "epsilon is {epsilon}: expected 0 or more"
+            );
+        }
         ensure!(
             self.final_learning_rate >= 0. && self.final_learning_rate.is_finite(),
             "final_learning_rate is {}: expected 0 or more",
             self.final_learning_rate
         );
         for (name, weight) in [
+            ("weight_decay", self.weight_decay),
+            ("decoupled_weight_decay", self.decoupled_weight_decay),
+            ("clip_norm", self.clip_norm),
             ("adversarial_weight", self.adversarial_weight),
             ("clean_weight", self.clean_weight),
             ("lambda", self.lambda),
@@ -339,6 +374,10 @@ impl Recipe {
     fn check_attack(&self) -> Result<()> {
         if self.attack.is_some() {
             ensure!(
+                self.augmentation.is_none() || self.craft_on == CraftOn::Pipeline,
+                "augmentation is for craft_on = \"pipeline\": on the classifier all examples are crafted once, from the images as they are"
+            );
+            ensure!(
                 self.curriculum.is_empty() || self.craft_on == CraftOn::Pipeline,
                 "a curriculum is for craft_on = \"pipeline\": on the classifier all examples are crafted once"
             );
@@ -386,8 +425,32 @@ impl Recipe {
         self.validation_attack.as_deref().or(self.attack.as_deref())
     }
 
-    /// The rate of an epoch, where it is not left to the plateau rule.
-    pub fn learning_rate_at(&self, epoch: usize) -> Option<f64> {
+    /// What the optimiser is given beside its usual constants.
+    pub fn optimiser_options(&self) -> BTreeMap<String, f64> {
+        let options = [
+            ("weight_decay", self.weight_decay),
+            ("decoupled_weight_decay", self.decoupled_weight_decay),
+            ("clip_norm", self.clip_norm),
+        ];
+        let given = options.into_iter().filter(|(_, value)| *value > 0.);
+        given.map(|(name, value)| (name.into(), value)).collect()
+    }
+
+    /// The rate of a step, where it is not left to the plateau rule. `part`: how much of the epoch is done, in 0..1.
+    pub fn learning_rate_at(&self, epoch: usize, part: f64) -> Option<f64> {
+        // Share of the steps in which one cycle rises, and how far below the highest rate it begins.
+        const RISE: f64 = 0.3;
+        const BEGIN: f64 = 1. / 25.;
+        let (top, end) = (self.learning_rate, self.final_learning_rate);
+        let done = (epoch as f64 + part) / self.epochs.max(1) as f64;
+        let bend =
+            |from: f64, to: f64, share: f64| from + (to - from) * (1. - (std::f64::consts::PI * share).cos()) / 2.;
+        match self.rate_schedule {
+            RateSchedule::Linear => {}
+            RateSchedule::Cosine => return Some(bend(top, end, done)),
+            RateSchedule::OneCycle if done < RISE => return Some(bend(top * BEGIN, top, done / RISE)),
+            RateSchedule::OneCycle => return Some(bend(top, end, (done - RISE) / (1. - RISE))),
+        }
         let share = epoch as f64 / self.epochs.saturating_sub(1).max(1) as f64;
         (self.final_learning_rate > 0.)
             .then_some(self.learning_rate + share * (self.final_learning_rate - self.learning_rate))
@@ -425,10 +488,43 @@ mod tests {
             ..Recipe::default()
         };
         assert_eq!(
-            [0, 1, 2].map(|epoch| recipe.learning_rate_at(epoch)),
+            [0, 1, 2].map(|epoch| recipe.learning_rate_at(epoch, 0.5)),
             [Some(3.), Some(2.), Some(1.)]
         );
-        assert_eq!(Recipe::default().learning_rate_at(1), None);
+        assert_eq!(Recipe::default().learning_rate_at(1, 0.), None);
+    }
+
+    #[test]
+    fn cosine_and_one_cycle_bend_from_step_to_step() {
+        let rates = |rate_schedule, places: [(usize, f64); 4]| {
+            let recipe = Recipe {
+                epochs: 10,
+                learning_rate: 1.,
+                final_learning_rate: 0.1,
+                rate_schedule,
+                ..Recipe::default()
+            };
+            places.map(|(epoch, part)| recipe.learning_rate_at(epoch, part).unwrap())
+        };
+        let near = |a: [f64; 4], b: [f64; 4]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-12);
+        let cosine = rates(RateSchedule::Cosine, [(0, 0.), (2, 0.5), (5, 0.), (10, 0.)]);
+        assert!(
+            near(cosine, [1., 0.1 + 0.9 * (1. + 0.5f64.sqrt()) / 2., 0.55, 0.1]),
+            "{cosine:?}"
+        );
+        let cycle = rates(RateSchedule::OneCycle, [(0, 0.), (1, 0.5), (3, 0.), (6, 0.5)]);
+        assert!(near(cycle, [0.04, 0.52, 1., 0.55]), "{cycle:?}");
+    }
+
+    #[test]
+    fn the_optimiser_is_told_what_is_not_zero() {
+        assert!(Recipe::default().optimiser_options().is_empty());
+        let recipe: Recipe = toml::from_str("weight_decay = 1e-4\nclip_norm = 5").unwrap();
+        let options = recipe.optimiser_options();
+        assert_eq!(
+            options.into_iter().collect::<Vec<_>>(),
+            [("clip_norm".into(), 5.), ("weight_decay".into(), 1e-4)]
+        );
     }
 
     #[test]
@@ -534,9 +630,9 @@ mod tests {
             Recipe::read(&path).map_err(|error| format!("{error:#}"))
         };
         let recipe = read("epsilon = \"8/255\"\nbatch-size = 3\n[schedule]\nearly-stop = 7").unwrap();
-        assert_eq!(recipe.epsilon, 8. / 255.);
+        assert_eq!(recipe.epsilon, Some(8. / 255.));
         assert_eq!((recipe.batch_size, recipe.schedule.early_stop), (3, 7));
-        assert_eq!(read("epsilon = 1").unwrap().epsilon, 1.);
+        assert_eq!(read("epsilon = 1").unwrap().epsilon, Some(1.));
         let error = read("seed = 1\nepsilon = \"8/x\"").unwrap_err();
         assert!(
             error.contains("line 2, key 'epsilon'") && error.contains("8/255"),

@@ -4,6 +4,7 @@ use super::averaging::Average;
 use super::craft::{Attacker, Crafter, Examples, Told, Wanted, images};
 use super::folder::{Folder, RECIPE, WEIGHTS};
 use super::half;
+use super::key::{key, keyed};
 use super::objective::{Joint, Loss, Measured, Terms};
 use super::position::{Position, Sums};
 use super::recipe::{CraftOn, Keep, Objective, Recipe, Statistics};
@@ -20,9 +21,7 @@ use advae_abi::info::{Kind, TrainSettings};
 use advae_abi::{AbiError, ErrorCode};
 use advae_data::Dataset;
 use anyhow::{Context, Result, ensure};
-use rand::SeedableRng;
 use rand::seq::SliceRandom;
-use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -126,6 +125,10 @@ impl Trainer {
     /// # Errors
     /// If the recipe makes no sense, a plugin cannot be loaded or has nothing to train, or images, labels and networks do not fit.
     pub fn new(recipe: Recipe, training: Dataset, validation: Dataset, threads: usize) -> Result<Self> {
+        let recipe = Recipe {
+            epsilon: recipe.epsilon.or(training.conventions().linf),
+            ..recipe
+        };
         recipe.check()?;
         check_data(&recipe, &training, &validation)?;
         let purifier = (recipe.purifier.as_deref())
@@ -147,6 +150,7 @@ impl Trainer {
         }
         let trainee = purifier.as_ref().unwrap_or(&classifiers[0]).clone();
         let settings = TrainSettings {
+            options: recipe.optimiser_options(),
             own: recipe.own_settings(),
             seed: recipe.seed,
             ..TrainSettings::adam()
@@ -223,9 +227,6 @@ impl Trainer {
             return Ok(Outcome::Interrupted);
         };
         while run.position.epoch < self.recipe.epochs && !run.position.schedule.exhausted(&self.recipe.schedule) {
-            if let Some(rate) = self.recipe.learning_rate_at(run.position.epoch) {
-                run.position.schedule.learning_rate = rate;
-            }
             if self.epoch(run, &fixed, folder, observer)? == Outcome::Interrupted {
                 return Ok(Outcome::Interrupted);
             }
@@ -372,6 +373,10 @@ impl Trainer {
         let batches: Vec<&[usize]> = order.chunks(self.recipe.batch_size).collect();
         let attacker = self.attacker_of(run.position.epoch)?;
         while run.position.batch < batches.len() {
+            let part = run.position.batch as f64 / batches.len() as f64;
+            if let Some(rate) = self.recipe.learning_rate_at(run.position.epoch, part) {
+                run.position.schedule.learning_rate = rate;
+            }
             self.step(batches[run.position.batch], attacker.as_ref(), fixed, run)?;
             run.position.batch += 1;
             run.position.step += 1;
@@ -435,6 +440,7 @@ impl Trainer {
         let started = Instant::now();
         let seed = key(&[self.recipe.seed, run.position.step]);
         let batch = self.training.select(indices);
+        let batch = (self.recipe.augmentation).apply(batch, self.recipe.seed, run.position.epoch);
         let loss = self.loss();
         let adversarial = match attacker {
             _ if !loss.terms.needs()[1] => vec![],
@@ -585,14 +591,14 @@ fn check_data(recipe: &Recipe, training: &Dataset, validation: &Dataset) -> Resu
         kinds[1].0,
         kinds[1].1
     );
-    Ok(())
+    recipe.augmentation.check(training.shape)
 }
 
 /// Refuses a classifier that the images and labels do not fit, or that lacks what its loss compares.
 fn check_fit(recipe: &Recipe, classifier: &Model, data: &Dataset) -> Result<()> {
     let info = classifier.info();
     ensure!(
-        info.input == Some(data.shape) && info.classes == Some(data.classes),
+        data.fits(info.input, info.classes),
         "classifier '{}' takes images {:?} of {} classes, dataset '{}' has {:?} of {}: choose two that fit",
         classifier.name(),
         info.input.unwrap_or_default(),
@@ -628,15 +634,4 @@ fn hash(text: &str) -> String {
         .iter()
         .map(|b| format!("{b:02x}"))
         .collect()
-}
-
-/// A seed from several words.
-fn key(words: &[u64]) -> u64 {
-    let mut hasher = Sha256::new();
-    words.iter().for_each(|word| hasher.update(word.to_le_bytes()));
-    u64::from_le_bytes(std::array::from_fn(|i| hasher.clone().finalize()[i]))
-}
-
-fn keyed(words: &[u64]) -> ChaCha8Rng {
-    ChaCha8Rng::seed_from_u64(key(words))
 }

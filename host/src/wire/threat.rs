@@ -132,7 +132,14 @@ impl AbiServices for Services {
     fn seeds(&self) -> AbiResult<Tuple2<AbiTensor, AbiTensor>> {
         self.answer(|| {
             let Some(seeds) = &self.seeds else {
-                let text = "this dataset has no images set aside for an attacker: use --dataset mnist-1k or mnist-test";
+                let sets = advae_data::sets()
+                    .iter()
+                    .filter(|set| set.test && set.has_attacker_images());
+                let names: Vec<&str> = sets.map(|set| set.name).collect();
+                let text = format!(
+                    "this dataset has no images set aside for an attacker: use one of --dataset {}",
+                    names.join(", ")
+                );
                 return Err(AbiError::new(ErrorCode::Unsupported, text));
             };
             let [c, h, w] = seeds.shape;

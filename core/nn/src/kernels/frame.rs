@@ -4,6 +4,8 @@
 //! channels of one place; maps of few channels ([`NARROW`] at most) plane by plane. Both have borders of zeros wide
 //! enough for every kernel that reads them, and nobody writes there: no kernel checks bounds.
 
+use std::ops::Range;
+
 use super::vector::LANES;
 
 /// Columns a product is computed in at a time: two vectors.
@@ -109,6 +111,20 @@ impl Frame {
     pub fn corner(&self, top: usize, left: usize) -> usize {
         let [_, row, column] = self.strides();
         (self.border.top - top) * row + (self.border.left - left) * column
+    }
+
+    /// Where the rows of a map lie, without the border: in order, `[w, channels]` each, or `[w]` plane by plane.
+    pub fn rows(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let frame = *self;
+        let (planes, length) = match self.narrow {
+            true => (self.c, self.w),
+            false => (1, self.w * self.channels()),
+        };
+        let plane = self.strides()[0];
+        (0..planes * self.h).map(move |row| {
+            let first = frame.at(row % frame.h, 0) + row / frame.h * plane;
+            first..first + length
+        })
     }
 
     /// Its shape.

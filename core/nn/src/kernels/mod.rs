@@ -3,6 +3,7 @@
 
 pub(crate) mod aligned;
 pub(crate) mod batch;
+pub(crate) mod channels;
 pub(crate) mod conv;
 pub(crate) mod conv_weights;
 pub(crate) mod direct;

@@ -1,4 +1,4 @@
-//! Max pooling and nearest-neighbour upsampling, and their gradients. Bound by memory: on `[16, 32, 28, 28]` in
+//! Max and average pooling and nearest-neighbour upsampling, and their gradients. Bound by memory: on `[16, 32, 28, 28]` in
 //! f32 the bench `kernels` gives 26 and 30 GB/s for the outputs, where a copy in cache moves 78, and 5 to 9 for
 //! the gradients, most of which is the tape's own adding.
 
@@ -164,6 +164,69 @@ fn give_to_pairs_by<T: Real, const FMA: bool>(w: usize, x: &[T], y: &[T], dy: &[
 fn give_to_pair<T: Real>([left, right]: &[T; 2], given: bool, y: T, g: T) -> [T; 2] {
     let (left, right) = (*left == y, *right == y);
     [g.keep_if(left & !given), g.keep_if(right & !(left | given))]
+}
+
+/// `planes` images of `h` by `w`, in blocks of `kh` by `kw`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Averages {
+    pub planes: usize,
+    pub h: usize,
+    pub w: usize,
+    pub kh: usize,
+    pub kw: usize,
+}
+
+impl Averages {
+    /// Whole blocks in a column of blocks, and in a row.
+    pub fn counts(&self) -> [usize; 2] {
+        [self.h / self.kh, self.w / self.kw]
+    }
+
+    /// Elements of a plane of blocks, one a block, of a plane, and of a block.
+    fn lengths(&self) -> [usize; 3] {
+        let [h, w] = self.counts();
+        [h * w, self.h * self.w, self.kh * self.kw]
+    }
+}
+
+/// The mean of each whole block, `[planes, h / kh, w / kw]`.
+pub(crate) fn average<T: Real>(b: &Averages, x: &[T]) -> Vec<T> {
+    let [y_len, x_len, count] = b.lengths();
+    let count = T::from_f64(count as f64);
+    let mut y = vec![T::ZERO; b.planes * y_len];
+    for_each_chunk(&mut y, PLANES * y_len, |part, y| {
+        let planes = x[part * PLANES * x_len..].chunks_exact(x_len);
+        for (x, y) in planes.zip(y.chunks_exact_mut(y_len)) {
+            for (rows, y) in x.chunks_exact(b.kh * b.w).zip(y.chunks_exact_mut(b.w / b.kw)) {
+                for row in rows.chunks_exact(b.w) {
+                    for (sum, block) in y.iter_mut().zip(row.chunks_exact(b.kw)) {
+                        *sum += block.iter().fold(T::ZERO, |sum, v| sum + *v);
+                    }
+                }
+                y.iter_mut().for_each(|sum| *sum /= count);
+            }
+        }
+    });
+    y
+}
+
+/// Gives each element of a block its share of the gradient `dy` `[planes, h / kh, w / kw]`: `[planes, h, w]`.
+pub(crate) fn average_gradient<T: Real>(b: &Averages, dy: &[T]) -> Vec<T> {
+    let [y_len, x_len, count] = b.lengths();
+    let count = T::from_f64(count as f64);
+    let mut dx = vec![T::ZERO; b.planes * x_len];
+    for_each_chunk(&mut dx, PLANES * x_len, |part, dx| {
+        let planes = dy[part * PLANES * y_len..].chunks_exact(y_len);
+        for (dy, dx) in planes.zip(dx.chunks_exact_mut(x_len)) {
+            for (dy, rows) in dy.chunks_exact(b.w / b.kw).zip(dx.chunks_exact_mut(b.kh * b.w)) {
+                for row in rows.chunks_exact_mut(b.w) {
+                    let blocks = row.chunks_exact_mut(b.kw).zip(dy);
+                    blocks.for_each(|(block, dy)| block.fill(*dy / count));
+                }
+            }
+        }
+    });
+    dx
 }
 
 /// Repeats each element of `x` `[planes, h / k, w / k]` into a block of `[planes, h, w]`.

@@ -1,15 +1,9 @@
-//! The description of a network.
+//! A network as a graph: what makes each node from which others.
 
 use std::sync::Arc;
 
-use candle_core::{Result, bail};
-
-use super::op::Net;
-use crate::{BatchNorm2d, Conv2d, ConvTranspose2d, Dropout, Linear};
-
-/// A map of the network under construction, `[C, H, W]` for every image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Node(pub(super) usize);
+use super::operators::Operator;
+use crate::{BatchNorm2d, Conv2d, ConvTranspose2d, Dropout, Linear, Param};
 
 /// What makes a node from others.
 #[derive(Clone, Debug)]
@@ -20,13 +14,9 @@ pub(super) enum Op {
     Linear(Linear),
     Norm(BatchNorm2d),
     Dropout(Dropout),
-    Relu,
-    Sigmoid,
-    MaxPool(usize),
-    Upsample(usize),
     Flatten,
-    Concat,
-    Add,
+    /// What has no parameters and sees one image at a time.
+    Plain(Arc<dyn Operator>),
 }
 
 /// A node, where it comes from, and its shape.
@@ -43,184 +33,31 @@ pub(super) struct Entry {
 #[derive(Clone, Debug)]
 pub(super) struct Graph(pub Vec<Entry>);
 
-/// Builds a [`Net`] node by node.
-#[derive(Clone, Debug)]
-pub struct NetBuilder {
-    graph: Graph,
-}
-
-impl NetBuilder {
-    /// A network of images `[C, H, W]`.
-    pub fn new(input: [usize; 3]) -> NetBuilder {
-        let entry = Entry {
-            op: Op::Input,
-            inputs: vec![],
-            shape: input,
-            flat: false,
-        };
-        NetBuilder {
-            graph: Graph(vec![entry]),
+impl Graph {
+    /// Parameters and buffers of the nodes that `output` needs, in order.
+    pub fn params(&self, output: usize) -> Vec<Param> {
+        let mut params = Vec::new();
+        for (entry, _) in self.0.iter().zip(self.needed(output)).filter(|(_, needed)| *needed) {
+            match &entry.op {
+                Op::Conv(layer) => params.extend(layer.params().cloned()),
+                Op::ConvTranspose(layer) => params.extend(layer.params().map(Param::clone)),
+                Op::Linear(layer) => params.extend(layer.params().map(Param::clone)),
+                Op::Norm(layer) => params.extend(layer.params().map(Param::clone)),
+                Op::Input | Op::Dropout(_) | Op::Flatten | Op::Plain(_) => {}
+            }
         }
+        params
     }
 
-    /// The images.
-    pub fn input(&self) -> Node {
-        Node(0)
-    }
-
-    /// Shape `[C, H, W]` of a node.
-    pub fn shape(&self, node: Node) -> [usize; 3] {
-        self.entry(node).shape
-    }
-
-    /// Convolution `[in, H, W]` to `[out, Hout, Wout]`.
-    ///
-    /// # Errors
-    /// When the channels differ from the layer's, or the kernel does not fit.
-    pub fn conv2d(&mut self, x: Node, layer: &Conv2d) -> Result<Node> {
-        let shape = layer.correlation(self.shape(x))?.output();
-        Ok(self.push(Op::Conv(layer.clone()), &[x], shape, false))
-    }
-
-    /// Transposed convolution `[in, H, W]` to `[out, Hout, Wout]`.
-    ///
-    /// # Errors
-    /// When the channels differ from the layer's.
-    pub fn conv_transpose2d(&mut self, x: Node, layer: &ConvTranspose2d) -> Result<Node> {
-        let shape = layer.correlation(self.shape(x))?.output();
-        Ok(self.push(Op::ConvTranspose(layer.clone()), &[x], shape, false))
-    }
-
-    /// Fully connected layer over all elements of `x`, in the order `[C, H, W]`: a vector.
-    ///
-    /// # Errors
-    /// When the number of elements differs from the layer's.
-    pub fn linear(&mut self, x: Node, layer: &Linear) -> Result<Node> {
-        let [inputs, outputs] = layer.sizes();
-        let shape = self.shape(x);
-        if shape.iter().product::<usize>() != inputs {
-            bail!("a layer of {inputs} inputs on a map of shape {shape:?}: these do not fit");
+    /// Which nodes `output` depends on, itself included.
+    pub fn needed(&self, output: usize) -> Vec<bool> {
+        let mut needed = vec![false; output + 1];
+        needed[output] = true;
+        for i in (0..=output).rev() {
+            if needed[i] {
+                self.0[i].inputs.iter().for_each(|i| needed[*i] = true);
+            }
         }
-        Ok(self.push(Op::Linear(layer.clone()), &[x], [outputs, 1, 1], true))
-    }
-
-    /// Batch normalisation.
-    ///
-    /// # Errors
-    /// When the channels differ from the layer's.
-    pub fn batch_norm(&mut self, x: Node, layer: &BatchNorm2d) -> Result<Node> {
-        let [c, ..] = self.shape(x);
-        if layer.channels() != c {
-            bail!("batch norm of {} channels on {c}: these do not fit", layer.channels());
-        }
-        Ok(self.same(Op::Norm(layer.clone()), x))
-    }
-
-    /// Dropout; see [`Dropout`].
-    pub fn dropout(&mut self, x: Node, layer: Dropout) -> Node {
-        self.same(Op::Dropout(layer), x)
-    }
-
-    /// See [`relu`](crate::relu).
-    pub fn relu(&mut self, x: Node) -> Node {
-        self.same(Op::Relu, x)
-    }
-
-    /// See [`sigmoid`](crate::sigmoid).
-    pub fn sigmoid(&mut self, x: Node) -> Node {
-        self.same(Op::Sigmoid, x)
-    }
-
-    /// See [`max_pool2d`](crate::max_pool2d).
-    ///
-    /// # Errors
-    /// When no block fits.
-    pub fn max_pool2d(&mut self, x: Node, k: usize) -> Result<Node> {
-        let [c, h, w] = self.shape(x);
-        if k == 0 || h < k || w < k || k > 15 {
-            bail!("max_pool2d: no {k}x{k} block fits into a {h}x{w} map (15x15 at most)");
-        }
-        Ok(self.push(Op::MaxPool(k), &[x], [c, h / k, w / k], false))
-    }
-
-    /// See [`upsample_nearest2d`](crate::upsample_nearest2d).
-    ///
-    /// # Errors
-    /// When `factor` is 0.
-    pub fn upsample_nearest2d(&mut self, x: Node, factor: usize) -> Result<Node> {
-        let [c, h, w] = self.shape(x);
-        if factor == 0 {
-            bail!("upsample_nearest2d by 0 is empty");
-        }
-        Ok(self.push(Op::Upsample(factor), &[x], [c, h * factor, w * factor], false))
-    }
-
-    /// All elements as a vector, in the order `[C, H, W]`.
-    pub fn flatten(&mut self, x: Node) -> Node {
-        let shape = self.shape(x);
-        self.push(Op::Flatten, &[x], [shape.iter().product(), 1, 1], true)
-    }
-
-    /// Channels one after the other.
-    ///
-    /// # Errors
-    /// When there is none, or heights or widths differ.
-    pub fn concat(&mut self, xs: &[Node]) -> Result<Node> {
-        let shapes: Vec<[usize; 3]> = xs.iter().map(|x| self.shape(*x)).collect();
-        let Some([_, h, w]) = shapes.first().copied() else {
-            bail!("concat of nothing");
-        };
-        if shapes.iter().any(|s| s[1..] != [h, w]) {
-            bail!("concat of maps of shapes {shapes:?}: heights and widths must agree");
-        }
-        let c = shapes.iter().map(|s| s[0]).sum();
-        let flat = self.entry(xs[0]).flat;
-        Ok(self.push(Op::Concat, xs, [c, h, w], flat))
-    }
-
-    /// Sum of two nodes.
-    ///
-    /// # Errors
-    /// When their shapes differ.
-    pub fn add(&mut self, a: Node, b: Node) -> Result<Node> {
-        let shape = self.shape(a);
-        if shape != self.shape(b) {
-            bail!(
-                "sum of maps of shapes {shape:?} and {:?}: they must agree",
-                self.shape(b)
-            );
-        }
-        let flat = self.entry(a).flat;
-        Ok(self.push(Op::Add, &[a, b], shape, flat))
-    }
-
-    /// The network whose output is `node`. Another output of the same graph can be built after.
-    ///
-    /// # Errors
-    /// When the output is the input itself.
-    pub fn build(&self, node: Node) -> Result<Net> {
-        if node.0 == 0 {
-            bail!("a network without layers");
-        }
-        Ok(Net::new(Arc::new(self.graph.clone()), node.0))
-    }
-
-    fn entry(&self, node: Node) -> &Entry {
-        &self.graph.0[node.0]
-    }
-
-    fn same(&mut self, op: Op, x: Node) -> Node {
-        let Entry { shape, flat, .. } = *self.entry(x);
-        self.push(op, &[x], shape, flat)
-    }
-
-    fn push(&mut self, op: Op, inputs: &[Node], shape: [usize; 3], flat: bool) -> Node {
-        self.graph.0.push(Entry {
-            op,
-            inputs: inputs.iter().map(|x| x.0).collect(),
-            shape,
-            flat,
-        });
-        Node(self.graph.0.len() - 1)
+        needed
     }
 }

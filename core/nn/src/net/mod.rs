@@ -25,13 +25,16 @@
 //! and inside [`with_composed_ops`](crate::with_composed_ops), the same graph runs layer by layer. All give the same values and
 //! gradients within rounding.
 
+mod builder;
 mod compose;
+mod draft;
 mod exec;
 mod graph;
-mod op;
+mod network;
+mod operators;
 mod plan;
-mod single;
+mod step;
 mod train;
 
-pub use graph::{NetBuilder, Node};
-pub use op::Net;
+pub use builder::{NetBuilder, Node};
+pub use network::Net;

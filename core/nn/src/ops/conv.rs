@@ -16,6 +16,9 @@ pub enum Padding {
     /// Zeros, as TensorFlow has it: `ceil(size / stride)` outputs; where the zeros are odd in number, the
     /// extra one is at the bottom and at the right.
     Same,
+    /// As many zeros on each of the four sides, as PyTorch has it: `(size + 2 zeros - kernel) / stride + 1` outputs, rounded down. Fewer
+    /// than the kernel is wide. With stride 2 patches do not lie where [`Padding::Same`] has them.
+    Zeros(usize),
 }
 
 impl Padding {
@@ -28,6 +31,9 @@ impl Padding {
                 let covered = out.checked_sub(1)? * stride + kernel;
                 Some((covered.saturating_sub(size) / 2, out))
             }
+            // A patch of zeros alone is of no use, and kernels know none.
+            Padding::Zeros(zeros) if zeros >= kernel => None,
+            Padding::Zeros(zeros) => Some((zeros, (size + 2 * zeros).checked_sub(kernel)? / stride + 1)),
         }
     }
 }
@@ -69,7 +75,7 @@ pub(crate) fn geometry(
     let rows = padding.resolve(h, kh, stride);
     let columns = padding.resolve(w, kw, stride);
     let (Some((top, h_out)), Some((left, w_out))) = (rows, columns) else {
-        bail!("conv2d: a {kh}x{kw} kernel does not fit into a {h}x{w} image");
+        bail!("conv2d: a {kh}x{kw} kernel does not fit into a {h}x{w} image with padding {padding:?}");
     };
     Ok(Geometry {
         c_in,
@@ -88,7 +94,8 @@ pub(crate) fn geometry(
 
 /// Transposed convolution of `x` `[N, Cin, H, W]` with `weight` `[Cin, Cout, kh, kw]`, plus `bias` `[Cout]`:
 /// `[N, Cout, Hout, Wout]`. It is the input gradient of the convolution from `[Cout, Hout, Wout]` with the same weight,
-/// stride and padding; `Hout` is `stride H` for [`Padding::Same`], `stride (H - 1) + kh` for [`Padding::Valid`].
+/// stride and padding; `Hout` is `stride H` for [`Padding::Same`], `stride (H - 1) + kh` for [`Padding::Valid`], and twice the zeros less
+/// for [`Padding::Zeros`].
 ///
 /// # Errors
 /// When the shapes do not fit each other.
@@ -143,6 +150,7 @@ pub(crate) fn transposed_geometry(
     let size = |size: usize, kernel: usize| match padding {
         Padding::Same => size * stride,
         Padding::Valid => (size - 1) * stride + kernel,
+        Padding::Zeros(zeros) => ((size - 1) * stride + kernel).saturating_sub(2 * zeros),
     };
     let [rows, columns] = output.unwrap_or([size(h, kh), size(w, kw)]);
     let geometry = geometry([c_out, rows, columns], weight, stride, padding)?;

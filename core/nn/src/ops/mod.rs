@@ -7,11 +7,11 @@ pub(crate) mod conv;
 mod linear;
 mod loss;
 pub(crate) mod norm;
-mod pool;
+pub(crate) mod pool;
 
 pub use activation::{clamp, leaky_relu, relu, sigmoid};
 pub use adapter::with_composed_ops;
 pub use conv::{Padding, conv_transpose2d, conv2d};
 pub use linear::{flatten, linear};
 pub use loss::{cross_entropy, log_odds_against, log_softmax, margin, softmax};
-pub use pool::{max_pool2d, upsample_nearest2d};
+pub use pool::{avg_pool2d, global_avg_pool2d, max_pool2d, upsample_nearest2d};

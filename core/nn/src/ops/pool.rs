@@ -1,10 +1,10 @@
-//! Max pooling and nearest-neighbour upsampling.
+//! Max and average pooling, and nearest-neighbour upsampling.
 
 use candle_core::{D, DType, Result, Shape, Tensor, bail};
 
 use super::adapter::Unary;
 use crate::kernels::Real;
-use crate::kernels::pool::{self, Blocks};
+use crate::kernels::pool::{self, Averages, Blocks};
 
 /// Largest element of each whole `k` by `k` block of `x` `[N, C, H, W]`: `[N, C, H / k, W / k]`. Rows and
 /// columns that fill no block are left out. Of equal elements the first one has the whole gradient.
@@ -18,6 +18,33 @@ pub fn max_pool2d(x: &Tensor, k: usize) -> Result<Tensor> {
     }
     let planes = n * c;
     MaxPool(Blocks { planes, h, w, k }).apply(x)
+}
+
+/// Mean of each whole `k` by `k` block of `x` `[N, C, H, W]`: `[N, C, H / k, W / k]`. Rows and columns that fill no block are left out.
+///
+/// # Errors
+/// When `x` has not four axes or is smaller than one block.
+pub fn avg_pool2d(x: &Tensor, k: usize) -> Result<Tensor> {
+    average_blocks(x, [k, k])
+}
+
+/// Mean of each map of `x` `[N, C, H, W]`: `[N, C, 1, 1]`.
+///
+/// # Errors
+/// When `x` has not four axes, or its maps are empty.
+pub fn global_avg_pool2d(x: &Tensor) -> Result<Tensor> {
+    let (_, _, h, w) = x.dims4()?;
+    average_blocks(x, [h, w])
+}
+
+/// Mean of each whole block of this height and width.
+pub(crate) fn average_blocks(x: &Tensor, [kh, kw]: [usize; 2]) -> Result<Tensor> {
+    let (n, c, h, w) = x.dims4()?;
+    if kh * kw == 0 || h < kh || w < kw {
+        bail!("avg_pool2d: no {kh}x{kw} block fits into a {h}x{w} image");
+    }
+    let planes = n * c;
+    AveragePool(Averages { planes, h, w, kh, kw }).apply(x)
 }
 
 /// Each element of `x` `[N, C, H, W]` repeated `factor` times both ways: `[N, C, factor H, factor W]`.
@@ -76,6 +103,34 @@ impl Unary for MaxPool {
         let taken = blocks.gather(&first_of(&constant, &max, &least)?, D::Minus1)?;
         // Its gradient is that of the element taken, its value the maximum.
         ((&taken - taken.detach())? + max)?.reshape((n, c, h, w))
+    }
+}
+
+struct AveragePool(Averages);
+
+impl Unary for AveragePool {
+    const NAME: &'static str = "avg_pool2d";
+
+    fn shape(&self, x: &Shape) -> Shape {
+        let [h, w] = self.0.counts();
+        Shape::from((x.dims()[0], x.dims()[1], h, w))
+    }
+
+    fn forward<T: Real>(&self, x: &[T]) -> Vec<T> {
+        pool::average(&self.0, x)
+    }
+
+    fn gradient<T: Real>(&self, _: &[T], _: &[T], dy: &[T]) -> Vec<T> {
+        pool::average_gradient(&self.0, dy)
+    }
+
+    fn compose(&self, x: &Tensor) -> Result<Tensor> {
+        let (n, c, _, _) = x.dims4()?;
+        let Averages { kh, kw, .. } = self.0;
+        let [h, w] = self.0.counts();
+        let blocks = x.narrow(2, 0, h * kh)?.narrow(3, 0, w * kw)?;
+        let blocks = blocks.reshape((n * c, h, kh, w, kw))?;
+        blocks.mean((2, 4))?.reshape((n, c, h, w))
     }
 }
 

@@ -11,12 +11,18 @@ struct Mean;
 
 impl Classifier for Mean {
     type Settings = NoSettings;
-    const INPUT: [usize; 3] = [1, 4, 4];
-    const CLASSES: usize = 2;
 
     fn new(_: NoSettings, weights: &Weights) -> Result<Self> {
         crate::nn::BatchNorm2d::new(&weights.pp("bn1"), 1)?;
         Ok(Self)
+    }
+
+    fn input(&self) -> [usize; 3] {
+        [1, 4, 4]
+    }
+
+    fn classes(&self) -> usize {
+        2
     }
 
     fn forward(&self, _: &Pass, x: &Tensor) -> Result<Tensor> {

@@ -22,21 +22,19 @@ pub fn images(n: usize, shape: [usize; 3]) -> Tensor {
     uniform(&[n, shape[0], shape[1], shape[2]], 1, 0.2, 0.8)
 }
 
-/// Handwritten digits `[N, 1, 28, 28]`, the first of the embedded mnist-1k; none where images have another shape.
+/// Real images `[N, C, H, W]`, the first of the embedded sample of that shape, and what they are called; none where there is no such
+/// sample.
 ///
 /// # Errors
 /// Where the embedded images cannot be read.
-pub fn digits(n: usize, shape: [usize; 3]) -> Result<Option<Tensor>> {
-    let digits = advae_data::load("mnist-1k", None)?;
-    if digits.shape != shape {
+pub fn real(n: usize, shape: [usize; 3]) -> Result<Option<(Tensor, String)>> {
+    let Some(set) = advae_data::sample_for(shape) else {
         return Ok(None);
-    }
+    };
+    let images = set.find(None)?.dataset.take(n);
     let [c, h, w] = shape;
-    let n = n.min(digits.len());
-    Ok(Some(Tensor::new(
-        vec![n, c, h, w],
-        digits.images[..n * c * h * w].to_vec(),
-    )?))
+    let x = Tensor::new(vec![images.len(), c, h, w], images.images)?;
+    Ok(Some((x, format!("images of {}", set.family.name))))
 }
 
 /// Numbers in `[-1, 1]`.

@@ -1,13 +1,13 @@
 //! Logits so large that a cross-entropy in f32 has no gradient left.
 
 use super::checklist::Finding;
-use super::sample::{IDS, digits, images, input};
+use super::sample::{IDS, images, input, real};
 use crate::wire::model::Model;
 use crate::wire::tensor::Call;
 use anyhow::Result;
 
 /// Real images that are looked at.
-const DIGITS: usize = 100;
+const REAL: usize = 100;
 /// From this lead of the largest logit on, its probability rounds to 1 in f32: ln 2^24.
 const ROUNDS: f64 = 16.636;
 /// From this lead on, every other probability is below f32's normal range: -ln 2^-126.
@@ -15,14 +15,14 @@ const UNDERFLOWS: f64 = 87.336;
 
 /// By how much the largest logit leads: on real images where their shape fits, else on noise.
 pub fn examine(model: &Model) -> Result<Finding> {
-    let (x, what) = match digits(DIGITS, input(model))? {
-        Some(x) => (x, "digits"),
-        None => (images(IDS.len(), input(model)), "images of noise"),
+    let (x, what) = match real(REAL, input(model))? {
+        Some(real) => real,
+        None => (images(IDS.len(), input(model)), "images of noise".into()),
     };
     let ids: Vec<u64> = (0..x.rows() as u64).collect();
     let logits = model.forward(&Call::score(0, &ids), &x)?;
     let leads = (0..logits.rows()).map(|i| lead(logits.row(i))).collect();
-    Ok(judge(leads, what))
+    Ok(judge(leads, &what))
 }
 
 /// The largest logit less the second largest.

@@ -9,6 +9,7 @@ use crate::report::Report;
 use crate::terminal::cancel::Cancel;
 use crate::terminal::console;
 use crate::terminal::exit::{EXIT_CANCELLED, EXIT_FAILED};
+use advae_data::Set;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use page::{Page, Run};
@@ -24,7 +25,7 @@ pub struct ReproduceArgs {
     /// Which table
     #[arg(value_enum)]
     table: Name,
-    /// Folder that holds MNIST; without one the embedded mnist-1k is used [default: $ADVAE_DATA_DIR]
+    /// Folder that holds the dataset; without one its embedded sample is used [default: $ADVAE_DATA_DIR]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// Number of test images, the same ones for every cell; costly columns take fewer, the first of them
@@ -54,6 +55,8 @@ enum Name {
     Table1,
     /// Table 3: the purifier trained on X, or on X, A and B, in front of X, A, B, C and D.
     Table3,
+    /// Table 4 on CIFAR-10: attacks and threat models against the defences of ResNetV2-29.
+    Table4,
     /// All purifiers side by side in front of X, oblivious and white box.
     Purifiers,
 }
@@ -66,6 +69,7 @@ pub fn run(args: ReproduceArgs) -> Result<i32> {
     let table = match args.table {
         Name::Table1 => tables::table1(),
         Name::Table3 => tables::table3(),
+        Name::Table4 => tables::table4(),
         Name::Purifiers => tables::purifiers(),
     };
     let columns = chosen(&table, &args.column)?;
@@ -80,7 +84,8 @@ pub fn run(args: ReproduceArgs) -> Result<i32> {
     };
     let path = args.out.join(format!("{}{part}.md", table.name));
     replaceable(&path, &table)?;
-    let mut page = Page::new(&table, Run::here(args.samples, args.seed, dataset(&args), &args.device));
+    let run = Run::here(args.samples, args.seed, dataset(&args, &table).name, &args.device);
+    let mut page = Page::new(&table, run);
     let mut code = 0;
     for column in columns {
         console::say(&format!("{}: {}", table.name, column.title));
@@ -146,9 +151,11 @@ fn chosen<'a>(table: &'a Table, wanted: &[String]) -> Result<Vec<&'a Column>> {
     Ok(table.columns.iter().filter(asked).collect())
 }
 
-fn dataset(args: &ReproduceArgs) -> &'static str {
+/// The whole test set where there is a folder of data, else the embedded sample.
+fn dataset(args: &ReproduceArgs, table: &Table) -> &'static Set {
     let given = args.data_dir.is_some() || std::env::var_os(advae_data::DATA_DIR).is_some();
-    if given { "mnist-test" } else { "mnist-1k" }
+    let sample = table.data.sample.filter(|_| !given);
+    sample.unwrap_or(table.data.test)
 }
 
 fn settings(args: &ReproduceArgs, table: &Table, column: &Column) -> Result<Settings> {
@@ -158,7 +165,7 @@ fn settings(args: &ReproduceArgs, table: &Table, column: &Column) -> Result<Sett
         purifiers: vec![column.purifier.into()],
         attacks: table.attacks.iter().map(|a| a.spec.to_string()).take(attacks).collect(),
         threat_models: vec![column.threat_model.into()],
-        dataset: dataset(args).into(),
+        dataset: Some(dataset(args, table).name.into()),
         data_dir: args.data_dir.clone(),
         samples: args.samples.min(samples),
         draws: column.draws,

@@ -3,6 +3,7 @@
 use crate::plugin::PluginSpec;
 use crate::results::PluginConfig;
 use advae_abi::info::BackwardRule;
+use advae_data::{CIFAR10, Family, MNIST};
 
 /// A table.
 pub struct Table {
@@ -10,6 +11,8 @@ pub struct Table {
     pub name: &'static str,
     /// What it shows.
     pub title: &'static str,
+    /// What it is measured on.
+    pub data: &'static Family,
     /// Its rows.
     pub attacks: &'static [Attack],
     /// Its columns.
@@ -192,6 +195,7 @@ pub fn table1() -> Table {
     Table {
         name: "table1",
         title: "Table 1, MNIST: accuracy of classifier X",
+        data: &MNIST,
         attacks: ATTACKS,
         columns: COLUMNS,
     }
@@ -253,6 +257,67 @@ pub fn table3() -> Table {
     Table {
         name: "table3",
         title: "Table 3: accuracy where the purifier was trained on some classifiers and is used on another, white box",
+        data: &MNIST,
+        attacks: ATTACKS,
+        columns: COLUMNS,
+    }
+}
+
+/// Table 4, CIFAR-10.
+pub fn table4() -> Table {
+    const CLASSIFIER: &str = "resnet29v2@clean";
+    const PURIFIER: &str = "advae_cifar10@default";
+    const HGD: &str = "hgd_cifar10@default";
+    const ATTACKS: &[Attack] = &[
+        attack("FGSM", "fgsm", Some(1)),
+        attack("PGD-10", "pgd:steps=10,step_size=1/255", Some(2)),
+        attack("CW", "cw", Some(3)),
+        // Ten steps of 1/255 from a random start cannot cross the ball either.
+        attack("PGD-10, step 2/255", "pgd:steps=10,step_size=2/255", None),
+        attack("PGD-100, 5 restarts", "pgd:steps=100,step_size=1/255,restarts=5", None),
+    ];
+    const COLUMNS: &[Column] = &[
+        column(
+            "no defence",
+            [CLASSIFIER, "none", "white_box"],
+            all(89.2, 22.6, 10.4, 0.0),
+        ),
+        column(
+            "AdvAE, oblivious",
+            [CLASSIFIER, PURIFIER, "oblivious"],
+            attacked(63.1, 62.8, 62.7),
+        ),
+        column(
+            "AdvAE, black box",
+            [CLASSIFIER, PURIFIER, "black_box"],
+            attacked(60.7, 60.9, 61.3),
+        ),
+        column(
+            "no defence, black box (control)",
+            [CLASSIFIER, "none", "black_box"],
+            UNPRINTED,
+        ),
+        column(
+            "AdvAE, white box",
+            [CLASSIFIER, PURIFIER, "white_box"],
+            all(63.5, 50.8, 43.6, 0.2),
+        ),
+        column("HGD, oblivious", [CLASSIFIER, HGD, "oblivious"], UNPRINTED),
+        column(
+            "HGD, white box",
+            [CLASSIFIER, HGD, "white_box"],
+            all(83.3, 18.1, 9.7, 0.0),
+        ),
+        column(
+            "It-Adv-train, white box",
+            ["resnet29v2@it_adv", "none", "white_box"],
+            all(71.1, 52.1, 48.2, 0.0),
+        ),
+    ];
+    Table {
+        name: "table4",
+        title: "Table 4, CIFAR-10: accuracy of ResNetV2-29",
+        data: &CIFAR10,
         attacks: ATTACKS,
         columns: COLUMNS,
     }
@@ -327,6 +392,7 @@ pub fn purifiers() -> Table {
     Table {
         name: "purifiers",
         title: "Purifiers in front of classifier X on MNIST, against an attacker who does not know them and one who does",
+        data: &MNIST,
         attacks: ATTACKS,
         columns: COLUMNS,
     }

@@ -66,8 +66,8 @@ pub fn attacks(worst: &Worst) -> String {
 pub fn notes(report: &Report) -> String {
     let mut out = String::new();
     let mut line = |text: String| out.extend([text.as_str(), "\n"]);
-    let noted = report.cells.iter().flat_map(Summary::model_notes);
-    let said: BTreeSet<String> = noted.map(|(model, note)| format!("{model}: {note}")).collect();
+    let noted = report.cells.iter().flat_map(Summary::notes);
+    let said: BTreeSet<String> = noted.map(|(what, note)| format!("{what}: {note}")).collect();
     said.into_iter().for_each(&mut line);
     let specs: BTreeSet<String> = report.cells.iter().flat_map(shortened).collect();
     specs.into_iter().for_each(&mut line);

@@ -47,8 +47,6 @@ macro_rules! classifier {
 
         impl Classifier for $model {
             type Settings = NoSettings;
-            const INPUT: [usize; 3] = crate::INPUT;
-            const CLASSES: usize = crate::CLASSES;
             const THREADING: Threading = Threading::Caller;
             const BATCH: Option<usize> = Some(24);
 
@@ -59,6 +57,14 @@ macro_rules! classifier {
                 let features = $net.net.flatten(features);
                 let logits = $net.linear($last, features, crate::CLASSES)?;
                 Ok(Self { features: $net.net.build(features)?, logits: $net.net.build(logits)? })
+            }
+
+            fn input(&self) -> [usize; 3] {
+                crate::INPUT
+            }
+
+            fn classes(&self) -> usize {
+                crate::CLASSES
             }
 
             fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {

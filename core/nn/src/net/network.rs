@@ -7,8 +7,9 @@ use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, T
 use super::compose;
 use super::exec::{self, Tape, Wanted, Workspace};
 use super::graph::Graph;
+use super::operators::Number;
 use super::plan::Plan;
-use super::train::Piece;
+use super::train::Route;
 use crate::kernels::Real;
 use crate::ops::adapter::{composed, slice, stored, with_slices};
 use crate::threads::for_each_chunk;
@@ -25,8 +26,8 @@ struct Inner {
     graph: Arc<Graph>,
     output: usize,
     params: Vec<Param>,
-    /// What it is cut into for training; none where it cannot be.
-    pieces: OnceLock<Option<Vec<Piece>>>,
+    /// How it is trained.
+    training: OnceLock<Route>,
     f32: Slot<f32>,
     f64: Slot<f64>,
 }
@@ -82,7 +83,7 @@ impl Net {
             params: graph.params(output),
             graph,
             output,
-            pieces: OnceLock::new(),
+            training: OnceLock::new(),
             f32: Mutex::default(),
             f64: Mutex::default(),
         }))
@@ -106,9 +107,9 @@ impl Net {
         let training = pass.train || pass.batch_statistics || pass.track;
         if ours
             && training
-            && let Some(pieces) = self.pieces()
+            && let Some(y) = self.route().forward(pass, x)?
         {
-            return pieces.iter().try_fold(x.clone(), |x, piece| piece.forward(pass, &x));
+            return Ok(y);
         }
         match x.dtype() {
             DType::F32 if ours && !training => self.run(&self.0.f32, pass, x),
@@ -117,12 +118,12 @@ impl Net {
         }
     }
 
-    fn pieces(&self) -> Option<&[Piece]> {
+    fn route(&self) -> &Route {
         let Inner { graph, output, .. } = &*self.0;
-        self.0.pieces.get_or_init(|| Piece::all(graph, *output)).as_deref()
+        self.0.training.get_or_init(|| Route::new(graph, *output))
     }
 
-    fn run<T: Real>(&self, slot: &Slot<T>, pass: &Pass, x: &Tensor) -> Result<Tensor> {
+    fn run<T: Number>(&self, slot: &Slot<T>, pass: &Pass, x: &Tensor) -> Result<Tensor> {
         let Some(compiled) = self.compiled(slot) else {
             return compose::forward(&self.0.graph, self.0.output, pass, x);
         };
@@ -137,7 +138,7 @@ impl Net {
     }
 
     /// The plan for the present weights; none for a graph that has none.
-    fn compiled<T: Real>(&self, slot: &Slot<T>) -> Option<Arc<Compiled<T>>> {
+    fn compiled<T: Number>(&self, slot: &Slot<T>) -> Option<Arc<Compiled<T>>> {
         let version = self.0.params.iter().map(Param::version).sum();
         let mut slot = lock(slot);
         match &*slot {

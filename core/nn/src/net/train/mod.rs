@@ -1,8 +1,10 @@
 //! A network in training: the layers between its norms and dropouts run as one operator each, with gradients of images and
 //! weights from maps that stay in the kernels' own layout.
 //!
-//! Norms by batch statistics and dropout see a whole batch, so the graph is cut at them; a graph in which other maps pass by them
-//! (a residual, a skip) is not cut but runs layer by layer. Weights come as one vector, which candle cuts into their gradients.
+//! Norms by batch statistics and dropout see a whole batch, so the graph is cut at them; a graph in which other maps pass by norms
+//! (a residual, a skip) is not cut but runs [as a whole](whole). Weights come as one vector, which candle cuts into their gradients.
+
+mod whole;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -11,11 +13,44 @@ use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Result, Shape, T
 use super::compose;
 use super::exec::{self, Sums, Tape, Wanted, Workspace};
 use super::graph::{Entry, Graph, Op};
+use super::operators::Number;
 use super::plan::Plan;
 use crate::kernels::Real;
 use crate::ops::adapter::{slice, stored, with_slices};
 use crate::threads::for_each_chunk;
 use crate::{Param, Pass};
+
+pub(super) use whole::Whole;
+
+/// How a network is trained.
+pub(super) enum Route {
+    /// Piece after piece.
+    Pieces(Vec<Piece>),
+    Whole(Box<Whole>),
+    /// Layer by layer.
+    Layers,
+}
+
+impl Route {
+    /// The one for the graph up to `output`.
+    pub fn new(graph: &Arc<Graph>, output: usize) -> Self {
+        match Piece::all(graph, output) {
+            Some(pieces) => Route::Pieces(pieces),
+            None => Whole::new(graph, output).map_or(Route::Layers, |whole| Route::Whole(Box::new(whole))),
+        }
+    }
+
+    /// Outputs for `x` `[N, C, H, W]`, `N` at least 1; none where it must go layer by layer.
+    pub fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Option<Tensor>> {
+        match self {
+            Route::Pieces(pieces) => (pieces.iter())
+                .try_fold(x.clone(), |x, piece| piece.forward(pass, &x))
+                .map(Some),
+            Route::Whole(whole) => whole.forward(pass, x),
+            Route::Layers => Ok(None),
+        }
+    }
+}
 
 /// Images that one thread takes at a time. Part of the result: sums of weights' gradients are added in this order.
 const IMAGES: usize = 16;
@@ -47,7 +82,7 @@ pub(super) struct Fused {
 
 impl Piece {
     /// The parts of the graph up to `output`, one after the other; none where it cannot be cut.
-    pub fn all(graph: &Graph, output: usize) -> Option<Vec<Piece>> {
+    fn all(graph: &Graph, output: usize) -> Option<Vec<Piece>> {
         let needed = graph.needed(output);
         let last_reader = |node: usize| {
             let reads = |i: &usize| needed[*i] && graph.0[*i].inputs.contains(&node);
@@ -80,10 +115,12 @@ impl Piece {
             let (Some(only), None) = (readers.next(), readers.next()) else {
                 break;
             };
-            match &graph.0[only].op {
-                op @ (Op::Relu | Op::Sigmoid | Op::MaxPool(_) | Op::Upsample(_) | Op::Flatten) => {
-                    pieces.push(Piece::Layer(op.clone()))
-                }
+            match &graph.0[only] {
+                Entry {
+                    op: op @ (Op::Plain(_) | Op::Flatten),
+                    inputs,
+                    ..
+                } if inputs.len() == 1 => pieces.push(Piece::Layer(op.clone())),
                 _ => break,
             }
             from = only;
@@ -95,7 +132,7 @@ impl Piece {
     }
 
     /// What it makes of `x` `[N, ...]`, for gradients of `x` and of its parameters.
-    pub fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
+    fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
         match self {
             Piece::Layer(op) => compose::layer(op, pass, &[x]),
             Piece::Fused(fused) => fused.forward(pass, x),
@@ -140,7 +177,7 @@ impl Fused {
         }
     }
 
-    fn run<T: Real>(&self, rooms: &Rooms<T>, pass: &Pass, x: &Tensor) -> Result<Tensor> {
+    fn run<T: Number>(&self, rooms: &Rooms<T>, pass: &Pass, x: &Tensor) -> Result<Tensor> {
         let plan = match self.params.is_empty() {
             true => None,
             false => Plan::<T>::new(&self.graph, self.output, true).ok(),
@@ -228,7 +265,7 @@ impl<T: Real> FusedOp<T> {
             dx.extend(part);
             sums.iter().for_each(|sums| all.add(sums));
         }
-        (dx, all.finish(&self.plan))
+        (dx, all.finish(&self.plan, &[]))
     }
 }
 
