@@ -100,7 +100,10 @@ mod tests {
 
     /// Images `[N, 2, 4, 5]` whose pixels are all different and none black.
     fn batch(ids: &[u64]) -> Dataset {
-        let image = |id: &u64| (0..40).map(move |i| (*id as f32 * 41. + i as f32 + 1.) / 1e4);
+        let image = |id: &u64| {
+            let id = *id as f32;
+            (0..40).map(move |i| (id * 41. + i as f32 + 1.) / 1e4)
+        };
         let images = ids.iter().flat_map(image).collect();
         Dataset::new("d", images, vec![0; ids.len()], ids.to_vec(), [2, 4, 5], 1).unwrap()
     }

@@ -283,7 +283,10 @@ mod tests {
     #[test]
     fn the_tables_hold_every_figure_of_the_paper() {
         let printed = |table: &Table| table.columns.iter().flat_map(|c| c.paper).flatten().count();
-        assert_eq!([table1(), table3(), table4()].map(|table| printed(&table)), [26, 36, 22]);
+        assert_eq!(
+            [table1(), table3(), table4()].map(|table| printed(&table)),
+            [26, 36, 22]
+        );
         let titles: std::collections::HashSet<_> = table3().columns.iter().map(|c| c.title).collect();
         assert_eq!(titles.len(), 9);
     }
