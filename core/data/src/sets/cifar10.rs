@@ -49,7 +49,7 @@ pub(super) static SAMPLE: Set = Set {
     test: true,
     family: &CIFAR10,
     source: Source::Embedded(cifar10_1k::scored),
-    content: Content::Sha256("-"),
+    content: Content::Sha256("57808bbd6056458e95b72365d257fd45fec2233665894df307a9b5aa446b493c"),
     aside: Aside::Embedded {
         images: cifar10_1k::seeds,
         within: false,
@@ -63,7 +63,7 @@ pub(super) static SEEDS: Set = Set {
     test: true,
     family: &CIFAR10,
     source: Source::Embedded(cifar10_1k::seeds),
-    content: Content::Sha256("-"),
+    content: Content::Sha256("022e86270e6ea1cf4114e77a4a83c8dea5c522b17611613e711ffb1491cfc2d4"),
     aside: Aside::Embedded {
         images: cifar10_1k::seeds,
         within: false,
