@@ -145,7 +145,7 @@ fn another_rule_than_the_purifiers_own_is_told_a_spreadsheet_too() {
     );
     let other = with(&["--backward", "identity"]);
     assert!(
-        stdout(&other).contains(",gaussian_blur backward=identity,"),
+        stdout(&other).contains(",gaussian_blur,") && stdout(&other).contains(",cell,identity,"),
         "{}",
         stdout(&other)
     );

@@ -172,7 +172,7 @@ fn logits_that_saturate_cross_entropy_are_warned_of_on_real_images() {
         .find(|line| line.starts_with("warn  logits"))
         .unwrap_or_else(|| panic!("{said}"));
     assert!(
-        line.contains("on 100 digits") && line.contains("--attack pgd:loss=margin"),
+        line.contains("on 100 images of MNIST") && line.contains("--attack pgd:loss=margin"),
         "{line}"
     );
     assert!(doctor("plain_linear").1.contains("pass  logits "));

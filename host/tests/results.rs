@@ -131,7 +131,7 @@ fn a_report_prints_every_format_from_the_file_alone_and_every_figure_as_eval_did
         ("table", "plain_linear: mnist-1k, 20 samples, seed 0"),
         (
             "markdown",
-            "| plain_linear | none | plain_white_box | plain_noise:epsilon=0.1 | Linf 0.1 |",
+            "| plain_linear | none | plain_white_box | plain_noise:epsilon=0.1 | - | Linf 0.1 |",
         ),
         (
             "csv",

@@ -1,10 +1,11 @@
 //! Where plugins are looked for: a path, else `$ADVAE_PLUGIN_PATH`, else beside the executable.
 
 use super::elf::{Inspected, inspect};
+use crate::terminal::console;
 use anyhow::{Result, bail};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::Once;
+use std::sync::{Mutex, PoisonError};
 
 /// Variable that lists plugin folders, separated by colons.
 const PATH_VARIABLE: &str = "ADVAE_PLUGIN_PATH";
@@ -18,24 +19,31 @@ pub struct Found {
     pub inspected: Result<Inspected>,
 }
 
-/// Folders of `$ADVAE_PLUGIN_PATH`. What is none is told once.
+/// Folders of `$ADVAE_PLUGIN_PATH`. What is none is told.
 pub fn path_dirs() -> Vec<PathBuf> {
-    static TOLD: Once = Once::new();
     let Some(list) = std::env::var_os(PATH_VARIABLE) else {
         return vec![];
     };
     let dirs: Vec<PathBuf> = std::env::split_paths(&list)
         .filter(|dir| !dir.as_os_str().is_empty())
         .collect();
-    TOLD.call_once(|| {
-        for dir in dirs.iter().filter(|dir| !dir.is_dir()) {
-            tracing::warn!(
-                "'{}' of ${PATH_VARIABLE} is no folder: give folders, with ':' between them",
-                dir.display()
-            );
-        }
-    });
+    for dir in dirs.iter().filter(|dir| !dir.is_dir()) {
+        let dir = dir.display();
+        tell_once(format!(
+            "warning: '{dir}' of ${PATH_VARIABLE} is no folder: give folders, with ':' between them"
+        ));
+    }
     dirs
+}
+
+/// Says something that every search would find out anew.
+fn tell_once(text: String) {
+    static TOLD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
+    if !told.contains(&text) {
+        console::say(&text);
+        told.insert(text);
+    }
 }
 
 /// All folders that are searched, in order.
@@ -79,7 +87,8 @@ fn find_in(name: &str, dirs: &[PathBuf], current: &Path) -> Result<PathBuf> {
         .flat_map(|dir| candidates.iter().map(move |file| dir.join(file)));
     if let Some(path) = files.find(|path| path.is_file()) {
         if let Some(hidden) = files.find(|other| other.is_file() && !same_file(&path, other)) {
-            tracing::warn!("'{name}' is '{}', which hides '{}'", path.display(), hidden.display());
+            let (path, hidden) = (path.display(), hidden.display());
+            tell_once(format!("warning: '{name}' is '{path}', which hides '{hidden}'"));
         }
         return Ok(path);
     }

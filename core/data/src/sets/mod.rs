@@ -76,12 +76,15 @@ pub struct Set {
     pub(crate) aside: Aside,
 }
 
+/// Reads a set out of a data folder.
+pub(crate) type Reader = fn(&'static Set, &Path) -> Result<(Dataset, PathBuf), DataError>;
+
 /// Where a set's images come from.
 pub(crate) enum Source {
     /// The library itself.
     Embedded(fn() -> Result<Dataset, DataError>),
     /// A data folder: the images, and the folder within it that they were found in.
-    Files(fn(&'static Set, &Path) -> Result<(Dataset, PathBuf), DataError>),
+    Files(Reader),
 }
 
 /// What shows that the images are the set's, whatever file they were read from.

@@ -27,6 +27,9 @@ pub(in crate::net) struct Whole {
     f64: Rooms<f64>,
 }
 
+/// Gradients of a norm's scale and shift, and its way back.
+type Finished<T> = ([Vec<T>; 2], Pullback<T>);
+
 impl Whole {
     /// The graph up to `output`; none where dropout needs random numbers.
     pub fn new(graph: &Arc<Graph>, output: usize) -> Option<Self> {
@@ -189,7 +192,7 @@ impl<T: Real> WholeOp<T> {
         let plan = &self.plan;
         let State { parts, scales, .. } = &mut *lock(&self.state);
         let y_len = dy.len() / n;
-        let mut norms: Vec<Option<([Vec<T>; 2], Pullback<T>)>> = Vec::new();
+        let mut norms: Vec<Option<Finished<T>>> = Vec::new();
         norms.resize_with(scales.len(), || None);
         for (k, segment) in plan.segments.iter().enumerate().rev() {
             // The norm after the segment, whose sums are known by now, and the one it begins with, whose sums are taken.
