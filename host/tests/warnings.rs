@@ -178,7 +178,7 @@ fn a_target_that_is_the_label_or_no_class_is_no_success() {
             "{mode}: {cell}"
         );
         if !failed {
-            assert_eq!(cell["robust_accuracy"]["value"], cell["clean_accuracy"]["value"]);
+            assert!(cell["robust_accuracy"].is_null(), "nothing was attacked: {cell}");
         }
     }
 }

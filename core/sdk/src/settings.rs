@@ -143,8 +143,8 @@ fn unknown(key: &str, known: &[&str]) -> String {
         return format!("unknown setting '{key}': it has no settings");
     }
     let name = key.replace('-', "_");
-    let near = known.iter().find(|known| strsim::osa_distance(known, &name) <= 2);
-    let near = near.or_else(|| known.iter().find(|known| elsewhere(known).contains(&name.as_str())));
+    let same = known.iter().find(|known| elsewhere(known).contains(&name.as_str()));
+    let near = same.or_else(|| known.iter().find(|known| strsim::osa_distance(known, &name) <= 2));
     let meant = near.map_or_else(String::new, |name| format!("did you mean '{name}'? "));
     format!("unknown setting '{key}': {meant}its settings are {}", known.join(", "))
 }
