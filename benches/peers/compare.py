@@ -36,6 +36,11 @@ ROWS = {
     "D": dict(classifier="model_d"),
     "X-stop": dict(classifier="model_x", early_stop=True),
 }
+# On CIFAR-10, untrained on both sides: what is computed is the same.
+CIFAR = {
+    "ResNet29": dict(classifier="resnet29v2@init:1"),
+    "U-net+ResNet29": dict(classifier="resnet29v2@init:1", purifier="advae_cifar10@init:1"),
+}
 HEAD = ("what", "peer", "peer, s", "advae, s", "ratio")
 
 
@@ -59,19 +64,19 @@ class Host:
             "--samples", images, "--threads", self.threads, "--device", self.device, *more,
         )  # fmt: skip
 
-    def images(self):
-        """The 1,000 images of mnist-1k, in a file for the peers."""
-        self.eval("fgsm", "model_d", 1000, "none", "--save-adversarial", self.folder)
-        (file,) = self.folder.glob("*.npz")
+    def images(self, classifier="model_d"):
+        """The 1,000 images of the classifier's sample, in a file for the peers."""
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        self.eval("fgsm", classifier, 1000, "none", "--save-adversarial", folder)
+        (file,) = folder.glob("*.npz")
         return file
 
-    def train(self, steps, images, data_dir):
+    def train(self, images, data_dir, *what):
         """Seconds of one epoch, as the log has them."""
         out = tempfile.mkdtemp(dir=self.folder)
         self.run(
-            "train", "--classifier", "model_x.so", "--purifier", "advae.so", "--attack", f"pgd:steps={steps}",
-            "--samples", images, "--epochs", 1, "--batch-size", 128, "--data-dir", data_dir, "--threads", self.threads,
-            "--out", out,
+            "train", *what, "--samples", images, "--epochs", 1, "--batch-size", 128, "--data-dir", data_dir,
+            "--threads", self.threads, "--out", out,
         )  # fmt: skip
         return json.loads((Path(out) / "log.jsonl").read_text().splitlines()[0])["seconds"]
 
@@ -118,7 +123,7 @@ def compare(title, host, peers, options):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"{', '.join(ROWS)}, cw-X, projection, train; all, if none is named")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"{', '.join([*ROWS, *CIFAR])}, cw-X, projection, train, train-ResNet29; all, if none is named")
     parser.add_argument("--host", default=str(ROOT / "target/release/advae-host"), help="the host's binary")
     parser.add_argument("--rounds", type=int, default=3, help="pairs a ratio")
     parser.add_argument("--peers", choices=["default", "tuned"], help="only those as users run them, or only tuned ones")
@@ -126,14 +131,16 @@ def main():
     parser.add_argument("--threads", type=int, default=2, help="threads on both sides")
     parser.add_argument("--device", default="cpu", help="cpu or cuda:N, on both sides")
     parser.add_argument("--data-dir", default=os.environ.get("ADVAE_DATA_DIR"), help="MNIST, for the row `train`")
+    parser.add_argument("--cifar-dir", help="CIFAR-10, for the row `train-ResNet29`")
     options = parser.parse_args()
-    wanted = options.rows or [*ROWS, "cw-X", "projection", *(["train"] if options.data_dir else [])]
-    unknown = set(wanted) - {*ROWS, "cw-X", "projection", "train"}
+    wanted = options.rows or [*ROWS, *CIFAR, "cw-X", "projection", *(["train"] if options.data_dir else [])]
+    wanted += ["train-ResNet29"] if options.cifar_dir and not options.rows else []
+    unknown = set(wanted) - {*ROWS, *CIFAR, "cw-X", "projection", "train", "train-ResNet29"}
     if unknown:
         parser.error(f"no row {', '.join(sorted(unknown))}")
     on_gpu = options.device != "cpu"
-    if on_gpu and {"cw-X", "train"} & set(wanted):
-        parser.error("cw-X and train are rows for the CPU")
+    if on_gpu and {*CIFAR, "cw-X", "train", "train-ResNet29"} & set(wanted):
+        parser.error(f"{', '.join(CIFAR)}, cw-X, train and train-ResNet29 are rows for the CPU")
     lines = []
     with tempfile.TemporaryDirectory() as folder:
         host = Host(options.host, folder, options.threads, options.device)
@@ -158,9 +165,28 @@ def main():
             lines += compare("CW, X, 100 images, 1,000 iterations", ours, peers, options)
         if "train" in wanted:
             settings = dict(attack="train", library="torch", model="AdvAE+X", steps=10, images=1000)
-            ours = lambda: host.train(10, 2000, options.data_dir) / 2
+            what = ["--classifier", "model_x.so", "--purifier", "advae.so", "--attack", "pgd:steps=10"]
+            ours = lambda: host.train(2000, options.data_dir, *what) / 2
             peers = [("torch, channels_last", peer(True, **settings))]
             lines += compare("AdvAE on X, PGD-10 and update, 1,000 images", ours, peers, options)
+        cifar = [name for name in wanted if name in CIFAR or name == "train-ResNet29"]
+        if cifar:
+            file = host.images("resnet29v2@init:1")
+        for name in [name for name in cifar if name in CIFAR]:
+            cell = CIFAR[name]
+            settings = dict(attack="pgd", model=name, steps=10, images=200)
+            attack = "pgd:steps=10,step_size=1/255,early_stop=false"
+            ours = lambda: host.eval(attack, cell["classifier"], 200, cell.get("purifier", "none"), "--no-early-stop")
+            peers = [(lib, peer(False, library=lib, **settings)) for lib in LIBRARIES]
+            peers += [(f"{lib}, tuned", peer(True, library=lib, **settings)) for lib in LIBRARIES[:2]]
+            lines += compare(f"PGD-10, {name}, 200 images", ours, peers, options)
+        if "train-ResNet29" in wanted:
+            settings = dict(attack="train", library="torch", model="ResNet29", steps=0, images=1000)
+            what = ["--classifier", "resnet29v2.so", "--dataset", "cifar10-train"]
+            # Seven updates of 128 and one of 104, on either side.
+            ours = lambda: host.train(1000, options.cifar_dir, *what)
+            peers = [("torch, channels_last", peer(True, **settings))]
+            lines += compare("ResNet29, an epoch of 1,000 clean images", ours, peers, options)
         if "projection" in wanted:
             # Half of the hundred images are clean, half adversarial.
             ours = lambda: host.run(

@@ -18,12 +18,17 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts/agreement"))
 import models  # noqa: E402
 
-EPSILON, STEP = 0.3, 0.01
+BUDGETS = {1: (0.3, 0.01), 3: (8 / 255, 1 / 255)}  # epsilon and step by the number of colours
+EPSILON, STEP = BUDGETS[1]
 
 
 def network(name):
-    """X, A, B, C, D, or AdvAE in front of X, with the weights that ship."""
+    """X, A, B, C, D, or AdvAE in front of X, with the weights that ship; networks of CIFAR-10 as they are initialised."""
     folder = ROOT / "plugins"
+    if name == "ResNet29":
+        return models.ResNet29().eval()
+    if name == "U-net+ResNet29":
+        return nn.Sequential(models.UNet(), models.ResNet29()).eval()
     if name == "AdvAE+X":
         auto_encoder = models.load(models.AE, folder / "purifiers/advae/weights/default.safetensors")
         return nn.Sequential(auto_encoder, network("X")).eval()
@@ -36,31 +41,33 @@ def images(file, count, device):
         return [torch.from_numpy(saved[name][:count]).to(device) for name in "xy"]
 
 
-def pgd(library, model, steps):
+def pgd(library, model, steps, budget=BUDGETS[1]):
     """A function from images and labels to adversarial images: Linf, random start, to the last step."""
+    epsilon, step = budget
     if library == "torchattacks":
         import torchattacks
 
-        return torchattacks.PGD(model, eps=EPSILON, alpha=STEP, steps=steps, random_start=True)
+        return torchattacks.PGD(model, eps=epsilon, alpha=step, steps=steps, random_start=True)
     if library == "foolbox":
         import foolbox
 
         wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=next(model.parameters()).device)
-        attack = foolbox.attacks.LinfPGD(steps=steps, abs_stepsize=STEP)
-        return lambda x, y: attack(wrapped, x, y, epsilons=EPSILON)[1]
+        attack = foolbox.attacks.LinfPGD(steps=steps, abs_stepsize=step)
+        return lambda x, y: attack(wrapped, x, y, epsilons=epsilon)[1]
     from art.attacks.evasion import ProjectedGradientDescent
 
     attack = lambda batch: ProjectedGradientDescent(
-        art_classifier(model), eps=EPSILON, eps_step=STEP, max_iter=steps, num_random_init=1, batch_size=batch, verbose=False
+        art_classifier(model, budget), eps=epsilon, eps_step=step, max_iter=steps, num_random_init=1, batch_size=batch, verbose=False
     )
     return lambda x, y: attack(len(x)).generate(x.numpy(), y.numpy())
 
 
-def art_classifier(model):
+def art_classifier(model, budget):
     from art.estimators.classification import PyTorchClassifier
 
+    shape = (1, 28, 28) if budget == BUDGETS[1] else (3, 32, 32)
     return PyTorchClassifier(
-        model, loss=nn.CrossEntropyLoss(), input_shape=(1, 28, 28), nb_classes=10, clip_values=(0, 1), device_type="cpu"
+        model, loss=nn.CrossEntropyLoss(), input_shape=shape, nb_classes=10, clip_values=(0, 1), device_type="cpu"
     )
 
 
@@ -97,6 +104,20 @@ def training(steps):
             auto_encoder.train().requires_grad_(True)
             optimiser.zero_grad()
             F.cross_entropy(classifier(auto_encoder(moved)), labels).backward()
+            optimiser.step()
+
+    return epoch
+
+
+def clean_training():
+    """One epoch of ResNetV2-29 on clean images: Adam in train mode, batches of 128."""
+    model = models.ResNet29().to(memory_format=torch.channels_last).train()
+    optimiser = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
+
+    def epoch(x, y):
+        for i in range(0, len(x), 128):
+            optimiser.zero_grad()
+            F.cross_entropy(model(x[i : i + 128].to(memory_format=torch.channels_last)), y[i : i + 128]).backward()
             optimiser.step()
 
     return epoch
@@ -145,7 +166,7 @@ def main():
     x, y = images(options.file, options.images, options.device)
 
     if options.attack == "train":
-        epoch = training(options.steps)
+        epoch = training(options.steps) if options.model == "AdvAE+X" else clean_training()
         run = lambda count: epoch(x[:count], y[:count])
         run(128)
     else:
@@ -155,7 +176,8 @@ def main():
             model = network(options.model).requires_grad_(not options.tuned).to(options.device)
             if options.tuned:
                 model = model.to(memory_format=torch.channels_last)
-            make = lambda steps: {"pgd": pgd, "cw": cw}[options.attack](options.library, model, steps)
+            pgd_here = lambda *settings: pgd(*settings, budget=BUDGETS[x.shape[1]])
+            make = lambda steps: {"pgd": pgd_here, "cw": cw}[options.attack](options.library, model, steps)
         layout = torch.channels_last if options.tuned else torch.contiguous_format
         attack, warm = make(options.steps), make(2)
 
