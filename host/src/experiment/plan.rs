@@ -38,6 +38,8 @@ struct LoadedAttack {
     config: PluginConfig,
     attack: Attack,
     limits: Limits,
+    /// Images that its budget allows to be made plain grey.
+    plain: usize,
 }
 
 struct LoadedThreat {
@@ -235,11 +237,13 @@ fn load_attack(settings: &Settings, dataset: &Dataset, spec: &PluginSpec) -> Res
         norm,
         epsilon,
     };
+    let images = (0..dataset.len()).map(|i| dataset.image(i));
     Ok(LoadedAttack {
         named: Named::from(&spec),
         config: plugin_config(&plugin, &spec),
         attack,
         limits,
+        plain: epsilon.map_or(0, |epsilon| made_plain(images, norm, epsilon)),
     })
 }
 
@@ -365,10 +369,7 @@ impl Layout<'_> {
             crafted_on: None,
             samples: self.dataset.len(),
             l2_caps: self.dataset.conventions().l2_caps.to_vec(),
-            plain: (attack.limits.epsilon).map_or(0, |epsilon| {
-                let images = (0..self.dataset.len()).map(|i| self.dataset.image(i));
-                made_plain(images, attack.limits.norm, epsilon)
-            }),
+            plain: attack.plain,
             dataset_note: dataset_note(self.dataset),
             note: purifier.map(LoadedModel::note).unwrap_or_default(),
             classifier_note: classifier.note(),
@@ -395,7 +396,8 @@ fn once_each(groups: Vec<Group>) -> Vec<Group> {
         group.cells.retain(|(header, _)| {
             let new = seen.insert(header.key.clone());
             if !new {
-                twice.push(title(header));
+                let (threat_model, attack) = (&header.threat_model, &header.attack);
+                twice.push(format!("{}, {threat_model}, {attack}", header.defence()));
             }
             new
         });
@@ -407,17 +409,4 @@ fn once_each(groups: Vec<Group>) -> Vec<Group> {
         console::say(&format!("note: named twice, and measured once: {}", twice.join("; ")));
     }
     once
-}
-
-/// The cell as it was named.
-fn title(header: &CellHeader) -> String {
-    let purifier = header
-        .purifier
-        .as_ref()
-        .map(|named| format!(" + {named}"))
-        .unwrap_or_default();
-    format!(
-        "{}{purifier}, {}, {}",
-        header.classifier, header.threat_model, header.attack
-    )
 }

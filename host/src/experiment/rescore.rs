@@ -292,7 +292,7 @@ fn header(
             (a, b) => a.is_some() != b.is_some(),
         };
     if transfer && header.target.is_some() {
-        header.crafted_on = Some(crafted_on(&header));
+        header.crafted_on = Some(format!("{}, {}", header.defence(), header.threat_model));
         (header.target, header.granted, header.rule) = (None, None, None);
         header.threat_model = Named::plain("transfer");
     }
@@ -309,12 +309,6 @@ fn header(
     header.config.images_sha256 = Some(content(saved));
     header.key = header.config.key();
     header
-}
-
-/// The defence and the threat model that images were crafted for.
-fn crafted_on(header: &CellHeader) -> String {
-    let purifier = header.purifier.as_ref().map(|p| format!(" + {p}")).unwrap_or_default();
-    format!("{}{purifier}, {}", header.classifier, header.threat_model)
 }
 
 /// Hash of what is scored, and of what success means.

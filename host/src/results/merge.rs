@@ -38,6 +38,7 @@ pub fn merge(all: Vec<Records>) -> Result<Records> {
                 }
             }
             known.header.samples = known.header.samples.max(cell.header.samples).max(known.rows.len());
+            known.header.plain = known.header.plain.max(cell.header.plain);
             known.images.extend(cell.images);
             known.substitute = known.substitute.or(cell.substitute);
             known.check = known.check.or(cell.check);

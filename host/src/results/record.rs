@@ -291,6 +291,16 @@ pub struct CellHeader {
     pub config: CellConfig,
 }
 
+impl CellHeader {
+    /// The defence as it was named: `model_x + advae`, or the classifier alone.
+    pub fn defence(&self) -> String {
+        match &self.purifier {
+            Some(purifier) => format!("{} + {purifier}", self.classifier),
+            None => self.classifier.to_string(),
+        }
+    }
+}
+
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde passes it so
 fn is_zero(n: &usize) -> bool {
     *n == 0

@@ -2,7 +2,7 @@
 
 use super::augmentation::Augmentation;
 use super::fraction;
-use super::schedule::Rules;
+use super::schedule::{Rules, Schedule};
 use crate::terminal::config::{self, Case};
 use advae_abi::info::Label;
 use anyhow::{Context, Result, ensure};
@@ -343,6 +343,12 @@ impl Recipe {
             "{} classifiers are named, but an objective of the purifier's own is validated, and its examples crafted, on one",
             self.classifier.len()
         );
+        let options = self.optimiser_options();
+        ensure!(
+            self.objective != Objective::Own || options.is_empty(),
+            "{} is given, but an objective of the purifier's own has its own optimisers: leave it out",
+            options.into_keys().next().unwrap_or_default()
+        );
         self.schedule.check()?;
         self.check_purifier()?;
         self.check_attack()
@@ -436,6 +442,11 @@ impl Recipe {
         given.map(|(name, value)| (name.into(), value)).collect()
     }
 
+    /// Whether training is over before its last epoch. A cosine or a cycle goes to its end: its best weights come last.
+    pub fn ends_early(&self, schedule: &Schedule) -> bool {
+        self.rate_schedule == RateSchedule::Linear && schedule.exhausted(&self.schedule)
+    }
+
     /// The rate of a step, where it is not left to the plateau rule. `part`: how much of the epoch is done, in 0..1.
     pub fn learning_rate_at(&self, epoch: usize, part: f64) -> Option<f64> {
         // Share of the steps in which one cycle rises, and how far below the highest rate it begins.
@@ -514,6 +525,21 @@ mod tests {
         );
         let cycle = rates(RateSchedule::OneCycle, [(0, 0.), (1, 0.5), (3, 0.), (6, 0.5)]);
         assert!(near(cycle, [0.04, 0.52, 1., 0.55]), "{cycle:?}");
+    }
+
+    #[test]
+    fn a_cycle_goes_to_its_end_where_the_plateau_rule_would_stop() {
+        let mut schedule = Schedule::new(1.);
+        let rules = Rules::default();
+        for epoch in 0..12 {
+            schedule.observe(epoch, 1., &rules);
+        }
+        let recipe = |rate_schedule| Recipe {
+            rate_schedule,
+            ..Recipe::default()
+        };
+        assert!(recipe(RateSchedule::Linear).ends_early(&schedule));
+        assert!(!recipe(RateSchedule::OneCycle).ends_early(&schedule));
     }
 
     #[test]

@@ -205,7 +205,7 @@ impl Trainer {
     /// If a plugin or a file fails, the checkpoint is damaged or of another recipe, or the folder holds what would be overwritten.
     pub fn run(&self, folder: &Folder, resume: bool, observer: &mut dyn Observer) -> Result<Outcome> {
         let mut run = self.start(folder, resume)?;
-        let early = run.position.schedule.exhausted(&self.recipe.schedule);
+        let early = self.recipe.ends_early(&run.position.schedule);
         if early || run.position.epoch >= self.recipe.epochs {
             let epochs = run.position.epoch;
             return Ok(Outcome::NothingLeft { epochs, early });
@@ -226,7 +226,7 @@ impl Trainer {
         let Some(fixed) = self.fixed(folder, observer)? else {
             return Ok(Outcome::Interrupted);
         };
-        while run.position.epoch < self.recipe.epochs && !run.position.schedule.exhausted(&self.recipe.schedule) {
+        while run.position.epoch < self.recipe.epochs && !self.recipe.ends_early(&run.position.schedule) {
             if self.epoch(run, &fixed, folder, observer)? == Outcome::Interrupted {
                 return Ok(Outcome::Interrupted);
             }

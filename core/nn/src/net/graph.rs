@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use candle_core::Shape;
+
 use super::operators::Operator;
 use crate::{BatchNorm2d, Conv2d, ConvTranspose2d, Dropout, Linear, Param};
 
@@ -27,6 +29,37 @@ pub(super) struct Entry {
     pub shape: [usize; 3],
     /// Whether it is a vector: `[N, C]`, not `[N, C, 1, 1]`.
     pub flat: bool,
+}
+
+/// What a node gives for an image.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Output {
+    shape: [usize; 3],
+    flat: bool,
+}
+
+impl Output {
+    /// Numbers an image.
+    pub fn len(self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Shape for `n` images.
+    pub fn batch(self, n: usize) -> Shape {
+        let [c, h, w] = self.shape;
+        match self.flat {
+            true => Shape::from((n, c)),
+            false => Shape::from((n, c, h, w)),
+        }
+    }
+}
+
+impl Entry {
+    /// What it gives for an image.
+    pub fn output(&self) -> Output {
+        let Entry { shape, flat, .. } = *self;
+        Output { shape, flat }
+    }
 }
 
 /// Nodes, each after those that it is made from.

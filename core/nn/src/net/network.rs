@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, T
 
 use super::compose;
 use super::exec::{self, Tape, Wanted, Workspace};
-use super::graph::Graph;
+use super::graph::{Graph, Output};
 use super::operators::Number;
 use super::plan::Plan;
 use super::train::Route;
@@ -171,7 +171,7 @@ impl<T: Real> NetOp<T> {
 
     fn forward(&self, n: usize, x: &[T]) -> Vec<T> {
         let part = Self::part(n);
-        let (x_len, y_len) = (x.len() / n, self.net.shape().iter().product::<usize>());
+        let (x_len, y_len) = (x.len() / n, self.net.output().len());
         let mut y = vec![T::ZERO; n * y_len];
         lock(&self.tapes).resize_with(n.div_ceil(part), || None);
         for_each_chunk(&mut y, part * y_len, |i, y| {
@@ -230,12 +230,7 @@ impl<T: Real> CustomOp1 for NetOp<T> {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let n = layout.dims()[0];
         let y = self.forward(n, slice::<T>(storage, layout)?);
-        let [c, h, w] = self.net.shape();
-        let shape = match self.net.graph.0[self.net.output].flat {
-            true => Shape::from((n, c)),
-            false => Shape::from((n, c, h, w)),
-        };
-        Ok((stored(y), shape))
+        Ok((stored(y), self.net.output().batch(n)))
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
@@ -248,7 +243,7 @@ impl<T: Real> CustomOp1 for NetOp<T> {
 
 impl Inner {
     /// Shape of the output of one image.
-    fn shape(&self) -> [usize; 3] {
-        self.graph.0[self.output].shape
+    fn output(&self) -> Output {
+        self.graph.0[self.output].output()
     }
 }

@@ -12,7 +12,7 @@ use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Result, Shape, T
 
 use super::compose;
 use super::exec::{self, Sums, Tape, Wanted, Workspace};
-use super::graph::{Entry, Graph, Op};
+use super::graph::{Entry, Graph, Op, Output};
 use super::operators::Number;
 use super::plan::Plan;
 use crate::kernels::Real;
@@ -187,13 +187,11 @@ impl Fused {
         };
         let weights = self.params.iter().map(|param| param.tensor(pass).flatten_all());
         let weights = Tensor::cat(&weights.collect::<Result<Vec<_>>>()?, 0)?;
-        let Entry { shape, flat, .. } = self.graph.0[self.output];
         let op = FusedOp {
             plan,
             rooms: rooms.clone(),
             parts: Mutex::default(),
-            shape,
-            flat,
+            output: self.graph.0[self.output].output(),
         };
         x.apply_op2(&weights, op)
     }
@@ -205,8 +203,7 @@ struct FusedOp<T: Real> {
     rooms: Rooms<T>,
     /// What each part of the batch left for its way back.
     parts: Mutex<Vec<Option<Room<T>>>>,
-    shape: [usize; 3],
-    flat: bool,
+    output: Output,
 }
 
 impl<T: Real> FusedOp<T> {
@@ -223,7 +220,7 @@ impl<T: Real> FusedOp<T> {
     }
 
     fn forward(&self, n: usize, x: &[T]) -> Vec<T> {
-        let (x_len, y_len) = (x.len() / n.max(1), self.shape.iter().product::<usize>());
+        let (x_len, y_len) = (x.len() / n.max(1), self.output.len());
         let mut y = vec![T::ZERO; n * y_len];
         lock(&self.parts).resize_with(n.div_ceil(IMAGES), || None);
         for_each_chunk(&mut y, IMAGES * y_len, |i, y| {
@@ -284,12 +281,7 @@ impl<T: Real> CustomOp2 for FusedOp<T> {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
         let n = layout.dims()[0];
         let y = self.forward(n, slice::<T>(x, layout)?);
-        let [c, h, w] = self.shape;
-        let shape = match self.flat {
-            true => Shape::from((n, c)),
-            false => Shape::from((n, c, h, w)),
-        };
-        Ok((stored(y), shape))
+        Ok((stored(y), self.output.batch(n)))
     }
 
     fn bwd(&self, x: &Tensor, w: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {

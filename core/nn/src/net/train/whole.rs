@@ -10,7 +10,7 @@ use super::{IMAGES, Room, Rooms, lock};
 use crate::kernels::Real;
 use crate::kernels::channels::Moments;
 use crate::net::exec::{self, Products, Pullback, Scale, Statistics, Sums, Tape, Workspace};
-use crate::net::graph::{Entry, Graph, Op};
+use crate::net::graph::{Entry, Graph, Op, Output};
 use crate::net::operators::Number;
 use crate::net::plan::Plan;
 use crate::ops::adapter::{slice, stored, with_slices};
@@ -78,8 +78,7 @@ impl Whole {
             plan,
             rooms: rooms.clone(),
             statistics: statistics.clone(),
-            shape: self.graph.0[self.output].shape,
-            flat: self.graph.0[self.output].flat,
+            output: self.graph.0[self.output].output(),
         };
         let y = x.contiguous()?.apply_op2(&weights, op)?;
         if pass.train {
@@ -101,8 +100,7 @@ struct WholeOp<T: Real> {
     state: Mutex<State<T>>,
     /// What forward leaves for the running statistics, norm by norm.
     statistics: Arc<Mutex<Vec<Statistics>>>,
-    shape: [usize; 3],
-    flat: bool,
+    output: Output,
 }
 
 struct State<T> {
@@ -179,7 +177,7 @@ impl<T: Real> WholeOp<T> {
                 lock(&self.statistics).push(statistics);
             }
         }
-        let y_len = self.shape.iter().product::<usize>();
+        let y_len = self.output.len();
         let mut y = vec![T::ZERO; n * y_len];
         for_each_chunk(&mut y, IMAGES * y_len, |i, y| {
             exec::give_out(plan, &parts[i].room.work, y.len() / y_len, y);
@@ -262,12 +260,7 @@ impl<T: Real> CustomOp2 for WholeOp<T> {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
         let n = layout.dims()[0];
         let y = self.forward(n, slice::<T>(x, layout)?)?;
-        let [c, h, w] = self.shape;
-        let shape = match self.flat {
-            true => Shape::from((n, c)),
-            false => Shape::from((n, c, h, w)),
-        };
-        Ok((stored(y), shape))
+        Ok((stored(y), self.output.batch(n)))
     }
 
     fn bwd(&self, x: &Tensor, w: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
