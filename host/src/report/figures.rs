@@ -321,8 +321,8 @@ fn draws<'a>(rows: impl Iterator<Item = &'a Row> + Clone, draws: u64) -> Option<
     })
 }
 
-/// Robust accuracy under every attack of one norm and budget, the clean image included. Who knows the whole defence also has the
-/// images of those who know less of it: they are counted with his own.
+/// Robust accuracy under every attack of one norm and budget, the clean image included. The worst case of an attacker who knows the
+/// whole defence also counts the images of attackers who know less of it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Worst {
     /// Name in the table.
