@@ -16,8 +16,8 @@ if ! cargo +nightly miri --version >/dev/null 2>&1; then
 fi
 
 # Kernels ask the environment for their portable form; everything else stays isolated.
-export ADVAE_PORTABLE_KERNELS=1 CANDLE_NUM_THREADS=1 RAYON_NUM_THREADS=1
-export MIRIFLAGS="-Zmiri-env-forward=ADVAE_PORTABLE_KERNELS -Zmiri-env-forward=CANDLE_NUM_THREADS -Zmiri-env-forward=RAYON_NUM_THREADS ${MIRIFLAGS:-}"
+export ADVAE_KERNELS=portable CANDLE_NUM_THREADS=1 RAYON_NUM_THREADS=1
+export MIRIFLAGS="-Zmiri-env-forward=ADVAE_KERNELS -Zmiri-env-forward=CANDLE_NUM_THREADS -Zmiri-env-forward=RAYON_NUM_THREADS ${MIRIFLAGS:-}"
 export CARGO_TARGET_DIR=target/miri
 
 cargo +nightly miri test -p advae-abi --lib

@@ -33,7 +33,7 @@ pub mod weights;
 
 pub use adam::Adam;
 pub use gradcheck::{GradcheckOptions, GradcheckReport, gradcheck};
-pub use kernels::vector::with_portable_kernels;
+pub use kernels::vector::{Kernels, kernels, with_kernels};
 pub use layers::{BatchNorm2d, Conv2d, ConvTranspose2d, Dropout, Linear};
 pub use net::{Net, NetBuilder};
 pub use ops::*;

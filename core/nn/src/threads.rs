@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rayon::prelude::*;
 
-use crate::kernels::vector::{portable, with_portable_kernels};
+use crate::kernels::vector::{choice, with_choice};
 
 thread_local! {
     static THREADS: Cell<usize> = const { Cell::new(1) };
@@ -49,11 +49,8 @@ pub(crate) fn for_each_chunk<T: Send>(out: &mut [T], len: usize, f: impl Fn(usiz
     match pool(threads().min(out.len().div_ceil(len))) {
         None => out.chunks_mut(len).enumerate().for_each(|(i, c)| f(i, c)),
         Some(pool) => {
-            let portable = portable();
-            let f = |(i, chunk)| match portable {
-                true => with_portable_kernels(|| f(i, chunk)),
-                false => f(i, chunk),
-            };
+            let choice = choice();
+            let f = |(i, chunk): (usize, &mut [T])| with_choice(choice, || f(i, chunk));
             pool.install(|| out.par_chunks_mut(len).enumerate().for_each(f));
         }
     }

@@ -600,7 +600,7 @@ fn flat_images_have_the_gradient_of_exact_arithmetic() {
     let exact_net = build(&case, DType::F64);
     let exact = with_composed_ops(|| values(&run(&exact_net, &x.to_dtype(DType::F64).unwrap())[1]));
     assert!(exact.iter().filter(|g| **g == 0.0).count() > 40);
-    for gradient in [run(&net, &x), with_portable_kernels(|| run(&net, &x))].map(|[_, dx]| values(&dx)) {
+    for gradient in [run(&net, &x), with_kernels(Kernels::Portable, || run(&net, &x))].map(|[_, dx]| values(&dx)) {
         let scale = exact.iter().fold(0.0, |m: f64, g| m.max(g.abs()));
         for (i, (g, exact)) in gradient.iter().zip(&exact).enumerate() {
             assert!((g - exact).abs() < 1e-4 * scale, "{i}: {g} {exact}");
@@ -610,23 +610,18 @@ fn flat_images_have_the_gradient_of_exact_arithmetic() {
 }
 
 #[test]
-fn portable_kernels_agree() {
+fn all_forms_of_the_kernels_agree() {
     for case in &CASES {
         let net = build(case, DType::F32);
         let x = images(7, case.1, DType::F32);
-        let (best, portable) = (run(&net, &x), with_portable_kernels(|| run(&net, &x)));
-        assert!(
-            distance(&best[0], &portable[0]) < 2e-5,
-            "{}: {}",
-            case.0,
-            distance(&best[0], &portable[0])
-        );
-        assert!(
-            distance(&best[1], &portable[1]) < 2e-4,
-            "{}: {}",
-            case.0,
-            distance(&best[1], &portable[1])
-        );
+        let portable = with_kernels(Kernels::Portable, || run(&net, &x));
+        for kernels in [Kernels::Avx2, Kernels::Avx512] {
+            let vectors = with_kernels(kernels, || run(&net, &x));
+            for (i, most) in [2e-5, 2e-4].into_iter().enumerate() {
+                let distance = distance(&vectors[i], &portable[i]);
+                assert!(distance < most, "{}, {kernels}: {distance}", case.0);
+            }
+        }
     }
 }
 

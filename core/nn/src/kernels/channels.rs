@@ -4,7 +4,7 @@
 //! the order of the images: neither a batch's length nor the number of threads is heard in them but for the sum itself.
 
 use super::frame::{Frame, PANEL};
-use super::vector::{LANES, Vector};
+use super::vector::{OCTET, Vector};
 use super::{Real, Task};
 
 /// Places whose sums are kept apart, so that additions do not wait for each other.
@@ -26,7 +26,7 @@ impl<T: Real> Affine<'_, T> {
     /// Bytes of [`positive`](Self::positive) for maps of a layout.
     pub fn marks(frame: &Frame) -> usize {
         let elements = frame.h * frame.w * frame.channels();
-        if frame.narrow { elements } else { elements / LANES }
+        if frame.narrow { elements } else { elements / OCTET }
     }
 
     /// Computes it.
@@ -72,22 +72,22 @@ impl<T: Real> Task<T> for Affine<'_, T> {
         for y in 0..self.x.0.h {
             for x in 0..self.x.0.w {
                 let (source, target) = (self.x.0.at(y, x), self.y.0.at(y, x));
-                for c in (0..channels).step_by(LANES) {
-                    // SAFETY: a place and channels of both maps, and of the numbers of channels.
+                for c in (0..channels).step_by(V::LANES) {
+                    // SAFETY: a place and channels of both maps, and of the numbers of channels; marks are as many as `marks` says.
                     unsafe {
                         // Rounded before the shift is added, as layer by layer.
                         let zero = V::splat(T::ZERO);
                         let scaled = V::load(from.add(source + c)).mul_add(V::load(scale.add(c)), zero);
                         let mut v = scaled.add(V::load(shift.add(c)));
                         if self.relu {
-                            if let Some(byte) = self.positive.get_mut(mark) {
-                                *byte = v.positive();
+                            if !self.positive.is_empty() {
+                                v.mark_positive(self.positive.as_mut_ptr().add(mark));
                             }
                             v = v.relu();
                         }
                         v.store(to.add(target + c));
                     }
-                    mark += 1;
+                    mark += V::LANES / OCTET;
                 }
             }
         }
@@ -129,7 +129,7 @@ impl<T: Real> Masked<'_, T> {
     }
 
     /// # Safety
-    /// `at` is a place of the map that [`fits`](Self::fits), `mark` the number of its first vector, `c` a multiple of [`LANES`] below
+    /// `at` is a place of the map that [`fits`](Self::fits), `mark` the number of its first octet, `c` a multiple of the lanes below
     /// the stored channels.
     #[inline(always)]
     unsafe fn load<V: Vector<T = T>>(&self, at: usize, mark: usize, c: usize) -> V {
@@ -138,7 +138,7 @@ impl<T: Real> Masked<'_, T> {
             let v = V::load(self.values.as_ptr().add(at + c));
             match self.positive.is_empty() {
                 true => v,
-                false => v.keep(*self.positive.get_unchecked(mark + c / LANES)),
+                false => v.keep(self.positive.as_ptr().add(mark + c / OCTET)),
             }
         }
     }
@@ -183,7 +183,7 @@ impl<T: Real> Task<T> for Gradient<'_, T> {
         for y in 0..self.x.0.h {
             for x in 0..self.x.0.w {
                 let (at, dy, dx) = (self.x.0.at(y, x), self.dy.frame.at(y, x), self.dx.0.at(y, x));
-                for c in (0..channels).step_by(LANES) {
+                for c in (0..channels).step_by(V::LANES) {
                     // SAFETY: a place and channels of all maps, and of the numbers of channels.
                     unsafe {
                         let g: V = self.dy.load(dy, mark, c);
@@ -197,7 +197,7 @@ impl<T: Real> Task<T> for Gradient<'_, T> {
                         v.store(to);
                     }
                 }
-                mark += channels / LANES;
+                mark += channels / OCTET;
             }
         }
     }
@@ -211,7 +211,7 @@ unsafe trait Terms<T: Real, const N: usize> {
     /// The layout.
     fn frame(&self) -> &Frame;
     /// # Safety
-    /// The place, the number of its first vector, and a multiple of [`LANES`] below the stored channels.
+    /// The place, the number of its first octet, and a multiple of the lanes below the stored channels.
     unsafe fn term<V: Vector<T = T>>(&self, place: (usize, usize), mark: usize, c: usize) -> [V; N];
 }
 
@@ -227,18 +227,19 @@ impl<T: Real, S: Terms<T, N>, const N: usize> Task<T> for Sum<'_, S, N> {
     #[inline(always)]
     unsafe fn run<V: Vector<T = T>>(self) {
         let frame = *self.terms.frame();
-        let vectors = frame.channels() / LANES;
+        let octets = frame.channels() / OCTET;
         for c in (0..frame.channels()).step_by(PANEL) {
             // SAFETY: places and channels of the map.
             unsafe {
-                let mut sums = [[[V::splat(T::ZERO); PANEL / LANES]; N]; APART];
+                // Of a panel, as one vector or two.
+                let mut sums = [[[V::splat(T::ZERO); 2]; N]; APART];
                 for y in 0..frame.h {
                     for x in (0..frame.w).step_by(APART) {
                         for (i, sums) in sums.iter_mut().enumerate() {
                             if x + i < frame.w {
-                                let mark = (y * frame.w + x + i) * vectors;
-                                for half in 0..PANEL / LANES {
-                                    let terms: [V; N] = self.terms.term((y, x + i), mark, c + half * LANES);
+                                let mark = (y * frame.w + x + i) * octets;
+                                for half in 0..PANEL / V::LANES {
+                                    let terms: [V; N] = self.terms.term((y, x + i), mark, c + half * V::LANES);
                                     for (sum, term) in sums.iter_mut().zip(terms) {
                                         sum[half] = sum[half].add(term);
                                     }
@@ -249,11 +250,13 @@ impl<T: Real, S: Terms<T, N>, const N: usize> Task<T> for Sum<'_, S, N> {
                 }
                 let [first, second] = sums;
                 for (n, (a, b)) in first.into_iter().zip(second).enumerate() {
-                    for half in 0..PANEL / LANES {
-                        let mut lanes = [T::ZERO; LANES];
+                    for half in 0..PANEL / V::LANES {
+                        let mut lanes = [T::ZERO; PANEL];
                         a[half].add(b[half]).store(lanes.as_mut_ptr());
-                        let to = &mut self.sums[n][c + half * LANES..];
-                        to.iter_mut().zip(lanes).for_each(|(to, v)| *to += v.to_f64());
+                        let to = &mut self.sums[n][c + half * V::LANES..];
+                        to.iter_mut()
+                            .zip(&lanes[..V::LANES])
+                            .for_each(|(to, v)| *to += v.to_f64());
                     }
                 }
             }

@@ -8,8 +8,7 @@ use super::dots::Dots;
 use super::frame::{Border, Frame, NARROW};
 use super::geometry::Geometry;
 use super::narrow::{Narrow, Planes};
-use super::sink::{Place, Sink, Spot};
-use super::vector::Vector;
+use super::sink::Sink;
 use super::winograd::{Convolve, Exact, Winograd};
 
 /// A convolution, or the input gradient of one, with its weights.
@@ -212,43 +211,32 @@ impl<T: Real> Kernel<T> {
                 let (grid, exact) = (*grid, *exact);
                 // SAFETY: the caller's.
                 unsafe {
-                    T::dispatch(Convolve {
+                    Convolve {
                         winograd,
                         grid,
                         images,
                         source,
                         exact,
                         sink,
-                    });
+                    }
+                    .run();
                 }
             }
             Self::Direct(direct, parts) => {
                 for part in parts {
                     let (grid, blocks) = (part.grid, part.blocks.as_slice());
-                    let (first, stride) = (part.first, part.stride);
+                    let product = Product {
+                        direct,
+                        blocks,
+                        grid,
+                        first: part.first,
+                        stride: part.stride,
+                        images,
+                        source,
+                        sink,
+                    };
                     // SAFETY: the caller's.
-                    unsafe {
-                        if part.is_whole() {
-                            T::dispatch(Product {
-                                direct,
-                                blocks,
-                                grid,
-                                images,
-                                source,
-                                sink,
-                            });
-                        } else {
-                            let sink = Spaced { first, stride, sink };
-                            T::dispatch(Product {
-                                direct,
-                                blocks,
-                                grid,
-                                images,
-                                source,
-                                sink,
-                            });
-                        }
-                    }
+                    unsafe { product.run() };
                 }
             }
             Self::Dots(_) | Self::Narrow(_) => unreachable!("narrow outputs are planes"),
@@ -448,31 +436,5 @@ impl Part {
     /// Whether it makes up the outputs by itself, in order.
     fn is_whole(&self) -> bool {
         self.first == (0, 0) && self.stride == 1
-    }
-}
-
-/// A sink for outputs that lie `stride` apart.
-#[derive(Clone, Copy)]
-struct Spaced<S> {
-    first: (usize, usize),
-    stride: usize,
-    sink: S,
-}
-
-// SAFETY: the spots are those of the inner sink, for places of its maps.
-unsafe impl<T: Real, S: Sink<T>> Sink<T> for Spaced<S> {
-    const BLOCKS: bool = false;
-    #[inline(always)]
-    fn spot(&self, at: Place) -> Spot {
-        self.sink.spot(Place {
-            image: at.image,
-            y: at.y * self.stride + self.first.0,
-            x: at.x * self.stride + self.first.1,
-        })
-    }
-    #[inline(always)]
-    unsafe fn place<V: Vector<T = T>>(&self, spot: Spot, c: usize, v: V) {
-        // SAFETY: the caller's.
-        unsafe { self.sink.place(spot, c, v) }
     }
 }

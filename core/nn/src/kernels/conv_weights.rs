@@ -1,17 +1,17 @@
 //! Weight gradients of convolutions and fully connected layers. Bound by compute: tiles of six (four) terms
-//! by 16 channels stay in registers while places pass; in the transformed domain where Winograd applies. By the bench `kernels`
+//! by two vectors of channels stay in registers while places pass; in the transformed domain where Winograd applies. By the bench `kernels`
 //! (one thread, AMD Zen 3, batches of 24) 180 to 300 % of the direct algorithm's peak there; else 74 to 88 % from many channels,
 //! 46 to 82 % from one, whose terms are not copied, and 14 % to a single one, which fills a sixteenth of its panel.
 //!
 //! Images are taken in chunks of fixed size, whose sums are added in order: the number of threads changes nothing.
 
 use super::conv::border;
-use super::direct::{CHUNK, Chunk, Grid, Places};
+use super::direct::{CHUNK, Chunk, Grid, Places, in_panels, spans};
 use super::frame::{Border, Frame, NARROW, PANEL};
 use super::geometry::Geometry;
 use super::layout::import;
 use super::scratch::{Scratch, with_scratch};
-use super::vector::{LANES, Vector};
+use super::vector::Vector;
 use super::winograd;
 use super::{Real, Task};
 use crate::threads::for_each_chunk;
@@ -301,14 +301,16 @@ impl<T: Real> Task<T> for Gradient<'_, T> {
                         self.pack_terms(&chunk, offsets[0], terms);
                     }
                     let rows: [*const T; ROWS] = std::array::from_fn(|r| self.source.add(offsets[r]));
-                    for j in 0..panels {
-                        let (dy, tile) = (packed.add(j * CHUNK * PANEL), tile.add(j * PANEL));
-                        if side_by_side {
-                            let term = |p: usize, r: usize| *terms.add(p * ROWS + r);
-                            add_products::<V>(chunk.len, term, dy, tile, self.columns);
-                        } else {
-                            let term = |p: usize, r: usize| *rows[r].add(chunk.starts[p]);
-                            add_products::<V>(chunk.len, term, dy, tile, self.columns);
+                    for span in spans::<V>(0..panels) {
+                        let dy = packed.add(span.panel * CHUNK * PANEL);
+                        let tile = tile.add(span.panel * PANEL);
+                        let packed = |p: usize, r: usize| *terms.add(p * ROWS + r);
+                        let apart = |p: usize, r: usize| *rows[r].add(chunk.starts[p]);
+                        match (side_by_side, span.alone::<V>()) {
+                            (true, true) => add_products::<V, 1>(chunk.len, packed, dy, tile, self.columns),
+                            (true, false) => add_products::<V, 2>(chunk.len, packed, dy, tile, self.columns),
+                            (false, true) => add_products::<V, 1>(chunk.len, apart, dy, tile, self.columns),
+                            (false, false) => add_products::<V, 2>(chunk.len, apart, dy, tile, self.columns),
                         }
                     }
                 }
@@ -333,8 +335,9 @@ impl<T: Real> Gradient<'_, T> {
                 // SAFETY: the caller's.
                 unsafe {
                     let (from, to) = (from.add(j * PANEL), to.add((j * CHUNK + p) * PANEL));
-                    V::load(from).store(to);
-                    V::load(from.add(LANES)).store(to.add(LANES));
+                    (0..PANEL)
+                        .step_by(V::LANES)
+                        .for_each(|c| V::load(from.add(c)).store(to.add(c)));
                 }
             }
         }
@@ -353,12 +356,12 @@ impl<T: Real> Gradient<'_, T> {
     }
 }
 
-/// `sums[row][column] += sum over the places of term(place, row) dy[place][column]`, six rows by a panel.
+/// `sums[row][column] += sum over the places of term(place, row) dy[place][column]`, six rows by `P` vectors.
 ///
 /// # Safety
-/// Both factors have `places` places, the sums six rows that are `stride` apart.
+/// Both factors have `places` places, panels of `dy` a chunk of them, the sums six rows that are `stride` apart.
 #[inline(always)]
-unsafe fn add_products<V: Vector>(
+unsafe fn add_products<V: Vector, const P: usize>(
     places: usize,
     term: impl Fn(usize, usize) -> V::T,
     dy: *const V::T,
@@ -367,22 +370,18 @@ unsafe fn add_products<V: Vector>(
 ) {
     // SAFETY: the caller's.
     unsafe {
-        let mut tile: [[V; 2]; ROWS] = std::array::from_fn(|r| {
-            let sums = sums.add(r * stride);
-            [V::load(sums), V::load(sums.add(LANES))]
-        });
-        for p in 0..places {
-            let dy = dy.add(p * PANEL);
-            let dy = [V::load(dy), V::load(dy.add(LANES))];
+        let to = |r: usize, p: usize| sums.add(r * stride + p * V::LANES);
+        let dy: [*const V::T; P] = std::array::from_fn(|p| dy.add(in_panels::<V>(p, CHUNK * PANEL)));
+        let mut tile: [[V; P]; ROWS] = std::array::from_fn(|r| std::array::from_fn(|p| V::load(to(r, p))));
+        for place in 0..places {
+            let dy = dy.map(|dy| V::load(dy.add(place * PANEL)));
             for (r, sum) in tile.iter_mut().enumerate() {
-                let a = V::splat(term(p, r));
-                *sum = [a.mul_add(dy[0], sum[0]), a.mul_add(dy[1], sum[1])];
+                let a = V::splat(term(place, r));
+                *sum = std::array::from_fn(|p| a.mul_add(dy[p], sum[p]));
             }
         }
         for (r, sum) in tile.iter().enumerate() {
-            let sums = sums.add(r * stride);
-            sum[0].store(sums);
-            sum[1].store(sums.add(LANES));
+            (sum.iter().enumerate()).for_each(|(p, sum)| sum.store(to(r, p)));
         }
     }
 }

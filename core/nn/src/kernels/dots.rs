@@ -7,9 +7,10 @@
 
 use super::aligned::Aligned;
 use super::direct::Grid;
+use super::frame::PANEL;
 use super::narrow::Planes;
 use super::scratch::with_scratch;
-use super::vector::{LANES, Vector};
+use super::vector::{OCTET, Octet, Vector};
 use super::{Real, Task};
 
 /// A convolution whose outputs are stored plane by plane.
@@ -27,7 +28,7 @@ struct Part<T> {
     stride: usize,
     channels: usize,
     runs: Vec<Run>,
-    /// `[planes, runs, channels / LANES, taps of the run, LANES]`.
+    /// `[planes, runs, channels / PANEL, taps of the run, PANEL]`.
     weights: Aligned<T>,
 }
 
@@ -72,10 +73,10 @@ impl<T: Real> Dots<T> {
         let mut weights = Vec::with_capacity(self.planes.count() * taps.len() * channels);
         for plane in 0..self.planes.count() {
             for run in &runs {
-                for c in (0..channels).step_by(LANES) {
+                for c in (0..channels).step_by(PANEL) {
                     weights.extend(
                         run.iter()
-                            .flat_map(|i| (c..c + LANES).map(move |c| (*i, c)))
+                            .flat_map(|i| (c..c + PANEL).map(move |c| (*i, c)))
                             .map(|(i, c)| weight(plane, i, c)),
                     );
                 }
@@ -134,7 +135,7 @@ impl<T: Real> Task<T> for Sums<'_, T> {
         // SAFETY: the caller's.
         unsafe {
             match self.part.grid.w {
-                LANES.. => self.strips::<V, LANES>(),
+                OCTET.. => self.strips::<V, OCTET>(),
                 4.. => self.strips::<V, 4>(),
                 _ => self.strips::<V, 1>(),
             }
@@ -172,12 +173,11 @@ impl<T: Real> Sums<'_, T> {
 impl<T: Real> Part<T> {
     /// One plane's outputs of `N` neighbouring places, and zeros.
     #[inline(always)]
-    unsafe fn sums<V: Vector<T = T>, const N: usize>(&self, plane: usize, start: *const T) -> [T; LANES] {
+    unsafe fn sums<V: Vector<T = T>, const N: usize>(&self, plane: usize, start: *const T) -> [T; OCTET] {
         let taps: usize = self.runs.iter().map(|run| run.count).sum();
         let mut weights = self.weights[plane * taps * self.channels..].as_ptr();
-        // SAFETY: the processor has this vector.
-        let mut rows = unsafe { [V::splat(T::ZERO); LANES] };
-        let mut by_lane: [V; N] = std::array::from_fn(|i| rows[i]);
+        // SAFETY: the processor has these vectors.
+        let (mut by_lane, mut rows) = unsafe { ([V::splat(T::ZERO); N], [V::Octet::splat(T::ZERO); OCTET]) };
         for run in &self.runs {
             let from = start.wrapping_add(run.offset);
             // SAFETY: the caller's; there is a vector of weights for every tap of the run and vector of channels.
@@ -193,11 +193,11 @@ impl<T: Real> Part<T> {
                 weights = weights.add(run.count * self.channels);
             }
         }
-        let mut sums = [T::ZERO; LANES];
-        rows[..N].copy_from_slice(&by_lane);
+        let mut sums = [T::ZERO; OCTET];
         // SAFETY: as above.
         unsafe {
-            let [a, b, c, d, e, f, g, h] = V::transpose(rows);
+            rows.iter_mut().zip(by_lane).for_each(|(row, sum)| *row = sum.fold());
+            let [a, b, c, d, e, f, g, h] = Octet::transpose(rows);
             let sum = (a.add(b).add(c.add(d))).add(e.add(f).add(g.add(h)));
             sum.store(sums.as_mut_ptr());
         }
@@ -212,10 +212,11 @@ impl<T: Real> Part<T> {
         weights: *const T,
         sums: &mut [V; N],
     ) {
-        for c in (0..self.channels).step_by(LANES) {
+        for c in (0..self.channels).step_by(V::LANES) {
             // SAFETY: the caller's.
             unsafe {
-                let w: [V; K] = std::array::from_fn(|k| V::load(weights.add(c * K + k * LANES)));
+                let weights = weights.add(c / PANEL * PANEL * K + c % PANEL);
+                let w: [V; K] = std::array::from_fn(|k| V::load(weights.add(k * PANEL)));
                 for column in 0..N + K - 1 {
                     let v = V::load(from.wrapping_add(column * self.grid.column + c));
                     for (k, w) in w.iter().enumerate() {

@@ -1,15 +1,15 @@
 //! Where the numbers of a batch of maps lie.
 //!
 //! Maps of many channels are stored channels last, padded to a multiple of 16, so that a vector holds eight
-//! channels of one place; maps of few channels ([`NARROW`] at most) plane by plane. Both have borders of zeros wide
+//! or sixteen channels of one place; maps of few channels ([`NARROW`] at most) plane by plane. Both have borders of zeros wide
 //! enough for every kernel that reads them, and nobody writes there: no kernel checks bounds.
 
 use std::ops::Range;
 
-use super::vector::LANES;
+use super::vector::OCTET;
 
-/// Columns a product is computed in at a time: two vectors.
-pub(crate) const PANEL: usize = 2 * LANES;
+/// Columns a product is packed in, and what stored channels are a multiple of: two vectors of eight, or one of sixteen.
+pub(crate) const PANEL: usize = 2 * OCTET;
 
 /// Channels that a map stored plane by plane has at most.
 pub(crate) const NARROW: usize = 4;

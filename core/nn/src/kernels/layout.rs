@@ -2,7 +2,7 @@
 //! in registers.
 
 use super::frame::Frame;
-use super::vector::{LANES, Vector};
+use super::vector::{OCTET, Octet, Vector};
 use super::{Real, Task};
 
 /// Writes the image `x` `[C, H, W]` into a map of `frame`, whose border and padding are left alone.
@@ -57,8 +57,8 @@ impl<T: Real> Task<T> for Import<'_, T> {
             }
             // SAFETY: eight channels of eight places of both.
             unsafe {
-                let rows = std::array::from_fn(|i| V::load(self.x.as_ptr().add(from + i * plane)));
-                for (i, column) in V::transpose(rows).into_iter().enumerate() {
+                let rows = std::array::from_fn(|i| V::Octet::load(self.x.as_ptr().add(from + i * plane)));
+                for (i, column) in Octet::transpose(rows).into_iter().enumerate() {
                     column.store(to.add(at + i * step));
                 }
             }
@@ -88,8 +88,8 @@ impl<T: Real> Task<T> for Export<'_, T> {
             }
             // SAFETY: eight channels of eight places of both.
             unsafe {
-                let rows = std::array::from_fn(|i| V::load(self.map.as_ptr().add(from + i * step)));
-                for (i, column) in V::transpose(rows).into_iter().enumerate() {
+                let rows = std::array::from_fn(|i| V::Octet::load(self.map.as_ptr().add(from + i * step)));
+                for (i, column) in Octet::transpose(rows).into_iter().enumerate() {
                     column.store(to.add(at + i * plane));
                 }
             }
@@ -101,14 +101,14 @@ impl<T: Real> Task<T> for Export<'_, T> {
 /// that are left.
 #[inline(always)]
 fn blocks(frame: &Frame, mut f: impl FnMut(usize, usize, usize, bool)) {
-    let whole = frame.w / LANES * LANES;
+    let whole = frame.w / OCTET * OCTET;
     for y in 0..frame.h {
-        for c in (0..frame.c).step_by(LANES) {
-            let channels = LANES.min(frame.c - c);
-            if channels == LANES {
-                (0..whole).step_by(LANES).for_each(|x| f(c, y, x, true));
+        for c in (0..frame.c).step_by(OCTET) {
+            let channels = OCTET.min(frame.c - c);
+            if channels == OCTET {
+                (0..whole).step_by(OCTET).for_each(|x| f(c, y, x, true));
             }
-            for x in if channels == LANES { whole } else { 0 }..frame.w {
+            for x in if channels == OCTET { whole } else { 0 }..frame.w {
                 (c..c + channels).for_each(|c| f(c, y, x, false));
             }
         }

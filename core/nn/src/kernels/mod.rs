@@ -121,8 +121,8 @@ impl Real for f64 {
 /// inlined into the code that uses them.
 #[inline(always)]
 pub(crate) fn simd<R>(f: impl FnOnce() -> R) -> R {
-    if has_fma() && !vector::portable() {
-        // SAFETY: the processor has the features, as just checked.
+    if fused_here() {
+        // SAFETY: the processor has the features, as a choice of kernels says.
         unsafe { with_fma(f) }
     } else {
         f()
@@ -138,7 +138,7 @@ macro_rules! fused {
             unsafe fn with_fma<T: Real $(, const $N: usize)?>($($arg: $type),*) {
                 $body::<T, $($N,)? true>($($arg),*);
             }
-            if $crate::kernels::has_fma() {
+            if $crate::kernels::fused_here() {
                 // SAFETY: the processor has the features, as just checked.
                 unsafe { with_fma::<T $(, $N)?>($($arg),*) }
             } else {
@@ -149,22 +149,16 @@ macro_rules! fused {
 }
 pub(crate) use fused;
 
-/// Whether fused multiply-adds are instructions here: so they are on every 64-bit ARM, but not on every
-/// x86.
-pub(crate) fn has_fma() -> bool {
-    // Miri interprets the portable kernels.
-    #[cfg(all(target_arch = "x86_64", miri))]
-    return false;
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
-    return std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma");
-    #[cfg(not(target_arch = "x86_64"))]
-    return cfg!(target_arch = "aarch64");
+/// Whether kernels called from this thread may fuse a multiplication and an addition: so may all on 64-bit ARM, but on x86 only
+/// those beyond the portable ones.
+pub(crate) fn fused_here() -> bool {
+    cfg!(target_arch = "aarch64") || vector::kernels() > vector::Kernels::Portable
 }
 
 /// Calls `f`, a small closure, as code for AVX2 and FMA.
 ///
 /// # Safety
-/// [`has_fma`] must hold.
+/// [`fused_here`] must hold.
 #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
 unsafe fn with_fma<R>(f: impl FnOnce() -> R) -> R {
     f()

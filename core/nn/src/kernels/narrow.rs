@@ -10,7 +10,7 @@ use super::frame::Frame;
 use super::geometry::Geometry;
 use super::scratch::with_scratch;
 use super::sink::{Place, Sink, Spot};
-use super::vector::{LANES, Vector};
+use super::vector::{OCTET, Octet, Vector};
 use super::{Real, Task};
 
 /// A convolution whose outputs are stored plane by plane.
@@ -152,13 +152,13 @@ impl<T: Real> Narrow<T> {
     /// `source` holds `images` maps of the frame it was made for.
     pub unsafe fn run(&self, images: usize, source: *const T, mut f: impl FnMut(usize, &Planes, &[T])) {
         let (columns, w) = (self.direct.columns(), self.source.w);
-        let pitch = w.next_multiple_of(LANES);
+        let pitch = w.next_multiple_of(OCTET);
         let rows = (CHUNK / w).max(1);
         // Whole vectors are added, so that zeros fall beyond the last place.
         with_scratch(
-            self.planes.len() + LANES + rows * pitch * columns,
+            self.planes.len() + OCTET + rows * pitch * columns,
             |scratch: &mut [T]| {
-                let (values, products) = scratch.split_at_mut(self.planes.len() + LANES);
+                let (values, products) = scratch.split_at_mut(self.planes.len() + OCTET);
                 products.fill(T::ZERO);
                 // One pointer for writing and reading: a second borrow would end the first.
                 let products = products.as_mut_ptr();
@@ -175,6 +175,8 @@ impl<T: Real> Narrow<T> {
                             direct: &self.direct,
                             blocks: &self.blocks,
                             grid,
+                            first: (0, 0),
+                            stride: 1,
                             images: 1,
                             source,
                             sink: Rows {
@@ -193,7 +195,7 @@ impl<T: Real> Narrow<T> {
                         // SAFETY: the places of some rows of one map; the scratch has room for their products, and the
                         // planes for where the taps of every place fall, and a vector more.
                         unsafe {
-                            T::dispatch(product);
+                            product.run();
                             T::dispatch(scatter);
                         }
                     }
@@ -254,23 +256,23 @@ impl<T: Real> Task<T> for Scatter<'_, T> {
         } = self.narrow;
         let columns = direct.columns();
         for (number, y) in self.rows.enumerate() {
-            for x in (0..source.w).step_by(LANES) {
-                for c in (0..taps.len()).step_by(LANES) {
+            for x in (0..source.w).step_by(OCTET) {
+                for c in (0..taps.len()).step_by(OCTET) {
                     // SAFETY: the caller's.
                     unsafe {
                         let from = self.products.add((number * self.pitch + x) * columns + c);
-                        let mut places = [V::splat(T::ZERO); LANES];
+                        let mut places = [V::Octet::splat(T::ZERO); OCTET];
                         for (i, place) in places.iter_mut().enumerate() {
-                            *place = V::load(from.add(i * columns));
+                            *place = V::Octet::load(from.add(i * columns));
                         }
                         let to = self.values.add(y * stride * planes.columns + x * stride);
-                        for (v, tap) in V::transpose(places).into_iter().zip(&taps[c..]) {
+                        for (v, tap) in Octet::transpose(places).into_iter().zip(&taps[c..]) {
                             let to = to.add(*tap);
                             if *stride == 1 {
-                                V::load(to).add(v).store(to);
+                                V::Octet::load(to).add(v).store(to);
                                 continue;
                             }
-                            let mut lanes = [T::ZERO; LANES];
+                            let mut lanes = [T::ZERO; OCTET];
                             v.store(lanes.as_mut_ptr());
                             for (i, lane) in lanes.into_iter().enumerate().take(source.w - x) {
                                 *to.add(i * stride) += lane;

@@ -2,7 +2,7 @@
 
 use super::Real;
 use super::frame::Frame;
-use super::vector::{LANES, Vector};
+use super::vector::{OCTET, Vector};
 
 /// A place in a batch of maps; of 2 x 2 blocks where a [`Sink`] takes those.
 #[derive(Clone, Copy, Debug, Default)]
@@ -19,7 +19,7 @@ pub(crate) struct Spot {
     pub mark: usize,
 }
 
-/// Takes results in vectors of eight channels from `c` on.
+/// Takes results in vectors of channels from `c` on.
 ///
 /// # Safety
 /// Kernels pass what [`spot`](Sink::spot) answers on to [`place`](Sink::place) or [`block`](Sink::block) without a look at
@@ -33,7 +33,7 @@ pub(crate) unsafe trait Sink<T: Real> {
     /// One place.
     ///
     /// # Safety
-    /// `spot` is this sink's, of a place of its maps; `c` is a multiple of [`LANES`] below the stored channels; nothing else has
+    /// `spot` is this sink's, of a place of its maps; `c` is a multiple of the lanes below the stored channels; nothing else has
     /// borrowed what the sink writes to since it was made.
     unsafe fn place<V: Vector<T = T>>(&self, spot: Spot, c: usize, v: V) {
         let _ = (spot, c, v);
@@ -92,13 +92,13 @@ impl<T> Maps<T> {
     }
 }
 
-/// A byte (`LANES` bits) or eight bytes for every vector of a batch of maps `[h, w, channels]`.
+/// A byte (a bit a channel) or eight bytes for every octet of a batch of maps `[h, w, channels]`.
 #[derive(Clone, Copy)]
 pub(crate) struct Marks<M> {
     first: *mut M,
     h: usize,
     w: usize,
-    vectors: usize,
+    octets: usize,
 }
 
 impl<M> Marks<M> {
@@ -108,14 +108,14 @@ impl<M> Marks<M> {
             first: marks.as_mut_ptr(),
             h: frame.h,
             w: frame.w,
-            vectors: frame.channels() / LANES,
+            octets: frame.channels() / OCTET,
         }
     }
 
     /// Marks from the first place to this one.
     #[inline(always)]
     fn offset(&self, at: Place) -> usize {
-        ((at.image * self.h + at.y) * self.w + at.x) * self.vectors
+        ((at.image * self.h + at.y) * self.w + at.x) * self.octets
     }
 
     /// The same where there may be none.
@@ -127,7 +127,7 @@ impl<M> Marks<M> {
     #[inline(always)]
     unsafe fn at(&self, spot: Spot, c: usize) -> *mut M {
         // SAFETY: a sink is called with places of the map.
-        unsafe { self.first.add(spot.mark + c / LANES) }
+        unsafe { self.first.add(spot.mark + c / OCTET) }
     }
 }
 
@@ -156,7 +156,7 @@ unsafe impl<T: Real, const RELU: bool> Sink<T> for Store<T, RELU> {
             let mut v = v.add(V::load(self.bias.add(c)));
             if RELU {
                 if let Some(positive) = &self.positive {
-                    *positive.at(spot, c) = v.positive();
+                    v.mark_positive(positive.at(spot, c));
                 }
                 v = v.relu();
             }
@@ -189,7 +189,7 @@ unsafe impl<T: Real> Sink<T> for StoreUpsampled<T> {
         unsafe {
             let v = v.add(V::load(self.bias.add(c)));
             if let Some(positive) = &self.positive {
-                *positive.at(spot, c) = v.positive();
+                v.mark_positive(positive.at(spot, c));
             }
             let v = v.relu();
             let to = self.to.at(spot, c);
@@ -228,10 +228,9 @@ unsafe impl<T: Real, const RELU: bool> Sink<T> for StorePooled<T, RELU> {
         // SAFETY: as above.
         unsafe {
             let bias = V::load(self.bias.add(c));
-            let (max, index) = V::largest::<RELU>([v[0].add(bias), v[1].add(bias), v[2].add(bias), v[3].add(bias)]);
-            if let Some(largest) = &self.largest {
-                *largest.at(spot, c) = index;
-            }
+            let indices = self.largest.as_ref().map(|largest| largest.at(spot, c).cast());
+            let block = [v[0].add(bias), v[1].add(bias), v[2].add(bias), v[3].add(bias)];
+            let max = V::largest::<RELU>(block, indices.unwrap_or(std::ptr::null_mut()));
             max.store(self.to.at(spot, c));
         }
     }
@@ -281,7 +280,7 @@ unsafe impl<T: Real> Sink<T> for Masked<T> {
     #[inline(always)]
     unsafe fn place<V: Vector<T = T>>(&self, spot: Spot, c: usize, v: V) {
         // SAFETY: as above.
-        unsafe { v.keep(*self.positive.at(spot, c)).store(self.to.at(spot, c)) }
+        unsafe { v.keep(self.positive.at(spot, c)).store(self.to.at(spot, c)) }
     }
 }
 
@@ -306,7 +305,7 @@ unsafe impl<T: Real> Sink<T> for Unpooled<T> {
     unsafe fn place<V: Vector<T = T>>(&self, spot: Spot, c: usize, v: V) {
         // SAFETY: as above; the larger map has four places for each.
         unsafe {
-            let largest = *self.largest.at(spot, c);
+            let largest: *const u8 = self.largest.at(spot, c).cast();
             let to = self.to.at(spot, c);
             v.select(largest, 0).store(to);
             v.select(largest, 1).store(to.add(self.to.column));
@@ -338,7 +337,7 @@ unsafe impl<T: Real> Sink<T> for Summed<T> {
         // SAFETY: as above.
         unsafe {
             let sum = v[0].add(v[1]).add(v[2].add(v[3]));
-            sum.keep(*self.positive.at(spot, c)).store(self.to.at(spot, c));
+            sum.keep(self.positive.at(spot, c)).store(self.to.at(spot, c));
         }
     }
 }

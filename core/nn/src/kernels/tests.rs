@@ -11,7 +11,7 @@ use super::geometry::Geometry;
 use super::layout::{export, import};
 use super::pool::{Blocks, max_pool, max_pool_gradient, upsample, upsample_gradient};
 use super::sink::{Maps, Marks, Masked, Plain, Sink, Store, StorePooled, StoreUpsampled, Summed, Unpooled};
-use super::vector::{LANES, with_portable_kernels};
+use super::vector::{OCTET, choices, with_choice};
 use super::{Real, narrow::Planes};
 use crate::ops::Padding;
 use crate::ops::conv::geometry;
@@ -45,6 +45,11 @@ fn assert_near<T: Real>(what: &str, a: &[T], b: &[f64]) {
     for (i, (a, b)) in a.iter().zip(b).enumerate() {
         assert!((a.to_f64() - b).abs() <= tolerance * scale, "{what} at {i}: {a} {b}");
     }
+}
+
+/// Calls `f` once for each form of the kernels that this processor has, those of sixteen numbers among them.
+fn in_every_form(f: impl Fn()) {
+    choices().into_iter().for_each(|choice| with_choice(choice, &f));
 }
 
 /// Calls `f` with the indices of output, input and weight of every term of a batch.
@@ -93,15 +98,11 @@ fn convolutions_and_their_gradients_are_their_definition() {
     for (input, outputs, taps, stride, padding) in SHAPES {
         let g = geometry(input, &[outputs, input[0], taps, taps], stride, padding).unwrap();
         check_convolution::<f64>(&g);
-        // To Miri, which has no vectors of its own, the three are one.
-        if !cfg!(miri) {
-            check_convolution::<f32>(&g);
-            with_portable_kernels(|| check_convolution::<f32>(&g));
-        }
+        in_every_form(|| check_convolution::<f32>(&g));
     }
     for input in [[3, 2, 3], [19, 1, 1]] {
         check_convolution::<f64>(&Geometry::linear(input, 5));
-        with_portable_kernels(|| check_convolution::<f32>(&Geometry::linear(input, 5)));
+        in_every_form(|| check_convolution::<f32>(&Geometry::linear(input, 5)));
     }
 }
 
@@ -188,7 +189,7 @@ fn check_epilogues(taps: usize) {
         bottom: 0,
         right: 1,
     };
-    let vectors = 2 * PANEL / LANES;
+    let octets = 2 * PANEL / OCTET;
     let positive: Vec<f32> = y.iter().map(|y| y.max(0.)).collect();
     let blocks = |k: usize, h: usize, w: usize| Blocks {
         planes: N * 17,
@@ -201,7 +202,7 @@ fn check_epilogues(taps: usize) {
         assert_near(what, a, &b);
     };
 
-    let mut marks = vec![0u8; N * 24 * vectors];
+    let mut marks = vec![0u8; N * 24 * octets];
     let mut to = Batch::zeros(full, border);
     let frame = to.frame;
     let sink = Store::<f32, true> {
@@ -223,7 +224,7 @@ fn check_epilogues(taps: usize) {
 
     let mut down = Batch::zeros(small, border);
     let small_frame = down.frame;
-    let mut largest = vec![0u64; N * 6 * vectors];
+    let mut largest = vec![0u64; N * 6 * octets];
     let sink = StorePooled::<f32, true> {
         bias,
         to: down.to(),
@@ -258,7 +259,7 @@ fn check_epilogues(taps: usize) {
 
     // The gradient of a map half as large: the first places of every image's.
     let mut to = Batch::zeros(large, border);
-    let mut largest = vec![2u64 | 1 << 8; N * 24 * vectors];
+    let mut largest = vec![2u64 | 1 << 8; N * 24 * octets];
     run(
         taps,
         &x,
@@ -272,7 +273,7 @@ fn check_epilogues(taps: usize) {
         let (channel, y, x) = (i / 24, i / 6 % 4, i % 6);
         let block = [0, 1, 12, 13].map(|reach| images[channel * 96 + 24 * y + 2 * x + reach]);
         // The first lane's byte says the third element, the second's the second, the others' the first.
-        let chosen = [2, 1, 0, 0, 0, 0, 0, 0][channel % 17 % LANES];
+        let chosen = [2, 1, 0, 0, 0, 0, 0, 0][channel % 17 % OCTET];
         let expected: [f32; 4] = std::array::from_fn(|i| if i == chosen { *dy } else { 0. });
         assert_eq!(
             block.map(|v| (v * 1e4).round()),
@@ -282,7 +283,7 @@ fn check_epilogues(taps: usize) {
     }
 
     let mut to = Batch::zeros(small, border);
-    let mut all = vec![0xffu8; N * 6 * vectors];
+    let mut all = vec![0xffu8; N * 6 * octets];
     run(
         taps,
         &x,
@@ -297,10 +298,7 @@ fn check_epilogues(taps: usize) {
 #[test]
 fn epilogues_are_the_operators_they_stand_for() {
     for taps in [1, 3] {
-        check_epilogues(taps);
-        if !cfg!(miri) {
-            with_portable_kernels(|| check_epilogues(taps));
-        }
+        in_every_form(|| check_epilogues(taps));
     }
 }
 

@@ -1,6 +1,6 @@
 //! Convolution of 3 x 3 taps and stride 1 by Winograd's F(4 x 4, 3 x 3) (Lavin and Gray 2015): 36 multiplications
 //! for 16 outputs instead of 144. Bound by compute: the 36 products are tiles of fused multiply-adds, the transforms
-//! are additions on vectors of eight channels, and all of a block of 24 tiles stays in the second-level cache. By the bench
+//! are additions on vectors of channels, and all of a block of 24 tiles stays in the second-level cache. By the bench
 //! `kernels` (one thread, AMD Zen 3, batches of 24) the direct algorithm would have to run at 180 to 300 % of the peak forward, at
 //! 135 to 245 % for input gradients; the products take half of the time.
 //!
@@ -8,11 +8,11 @@
 //! the largest in `f32`. Every tile is transformed by itself: its result does not depend on the others.
 
 use super::aligned::Aligned;
-use super::direct::Grid;
+use super::direct::{Grid, in_panels, spans};
 use super::frame::PANEL;
 use super::scratch::Scratch;
 use super::sink::{Place, Sink, Spot};
-use super::vector::{LANES, Vector};
+use super::vector::Vector;
 use super::{Real, Task};
 use candle_core::WithDType;
 
@@ -142,11 +142,12 @@ pub(crate) struct Convolve<'a, T, S> {
     pub sink: S,
 }
 
-impl<T: Real, S: Sink<T>> Task<T> for Convolve<'_, T, S> {
+impl<T: Real, S: Sink<T>> Convolve<'_, T, S> {
+    /// Runs it.
+    ///
     /// # Safety
     /// The patches of all tiles, whole ones, lie in the source; the sink takes every place and channel.
-    #[inline(always)]
-    unsafe fn run<V: Vector<T = T>>(self) {
+    pub unsafe fn run(&self) {
         let (c_in, c_out) = (self.winograd.c_in, self.winograd.columns());
         let tiles = Tiles::new(self.grid);
         let total = self.images * tiles.count();
@@ -157,30 +158,98 @@ impl<T: Real, S: Sink<T>> Task<T> for Convolve<'_, T, S> {
         for from in (0..total).step_by(TILES) {
             let count = TILES.min(total - from);
             let mut fixes = [0; TILES];
+            // Two tasks: the first is the same for every sink, and compiled once.
             // SAFETY: the caller's; the scratch holds `TILES` tiles of every point.
             unsafe {
-                for (t, fix) in fixes.iter_mut().enumerate().take(count) {
-                    let patch = self.source.add(tiles.start(tiles.place(from + t)));
-                    transform_input::<V>(patch, tiles.steps(), c_in, inputs.add(t * c_in), step_in);
-                    *fix = match self.exact {
-                        Exact::Zeros => zero_outputs::<V>(patch, tiles.steps(), c_in),
-                        Exact::Ties => ties::<V>(patch, tiles.steps(), c_in),
-                    };
-                }
-                let plane = self.winograd.panels * c_in * PANEL;
-                for point in 0..POINTS {
-                    let weights = self.winograd.packed.as_ptr().add(point * plane);
-                    multiply::<V>(
-                        [count, c_in, self.winograd.panels],
-                        inputs.add(point * step_in),
-                        weights,
-                        outputs.add(point * step_out),
-                    );
-                }
-                for (t, fix) in fixes.iter().enumerate().take(count) {
-                    self.give::<V>(tiles.place(from + t), *fix, outputs.add(t * c_out), step_out);
-                }
+                T::dispatch(Products {
+                    winograd: self.winograd,
+                    tiles,
+                    from,
+                    source: self.source,
+                    exact: self.exact,
+                    fixes: &mut fixes[..count],
+                    inputs: (inputs, step_in),
+                    outputs: (outputs, step_out),
+                });
+                T::dispatch(Give {
+                    convolve: self,
+                    tiles,
+                    from,
+                    fixes: &fixes[..count],
+                    outputs: (outputs, step_out),
+                });
             }
+        }
+    }
+}
+
+/// The products of a block of tiles, from `from` on: one for each of the `fixes`.
+struct Products<'a, T> {
+    winograd: &'a Winograd<T>,
+    tiles: Tiles,
+    from: usize,
+    source: *const T,
+    exact: Exact,
+    /// What is to be made exact of each tile's outputs.
+    fixes: &'a mut [u32],
+    /// Transformed inputs, and the numbers between two points.
+    inputs: (*mut T, usize),
+    outputs: (*mut T, usize),
+}
+
+impl<T: Real> Task<T> for Products<'_, T> {
+    /// # Safety
+    /// The patches of the tiles lie in the source; inputs and outputs have room for all points.
+    #[inline(always)]
+    unsafe fn run<V: Vector<T = T>>(self) {
+        let (c_in, count) = (self.winograd.c_in, self.fixes.len());
+        let ((inputs, step_in), (outputs, step_out)) = (self.inputs, self.outputs);
+        // SAFETY: the caller's.
+        unsafe {
+            for (t, fix) in self.fixes.iter_mut().enumerate() {
+                let patch = self.source.add(self.tiles.start(self.tiles.place(self.from + t)));
+                transform_input::<V>(patch, self.tiles.steps(), c_in, inputs.add(t * c_in), step_in);
+                *fix = match self.exact {
+                    Exact::Zeros => zero_outputs::<V>(patch, self.tiles.steps(), c_in),
+                    Exact::Ties => ties::<V>(patch, self.tiles.steps(), c_in),
+                };
+            }
+            let plane = self.winograd.panels * c_in * PANEL;
+            for point in 0..POINTS {
+                let weights = self.winograd.packed.as_ptr().add(point * plane);
+                multiply::<V>(
+                    [count, c_in, self.winograd.panels],
+                    inputs.add(point * step_in),
+                    weights,
+                    outputs.add(point * step_out),
+                );
+            }
+        }
+    }
+}
+
+/// Hands the outputs of a block of tiles to the sink.
+struct Give<'a, T, S> {
+    convolve: &'a Convolve<'a, T, S>,
+    tiles: Tiles,
+    from: usize,
+    fixes: &'a [u32],
+    outputs: (*const T, usize),
+}
+
+impl<T: Real, S: Sink<T>> Task<T> for Give<'_, T, S> {
+    /// # Safety
+    /// The outputs hold all points of the tiles; the sink takes every place and channel of them.
+    #[inline(always)]
+    unsafe fn run<V: Vector<T = T>>(self) {
+        let (outputs, step) = self.outputs;
+        for (t, fix) in self.fixes.iter().enumerate() {
+            let from = outputs.wrapping_add(t * self.convolve.winograd.columns());
+            // SAFETY: the caller's.
+            unsafe {
+                self.convolve
+                    .give::<V>(self.tiles.place(self.from + t), *fix, from, step)
+            };
         }
     }
 }
@@ -205,7 +274,7 @@ impl<T: Real, S: Sink<T>> Convolve<'_, T, S> {
                 });
             }
         }
-        for c in (0..self.winograd.columns()).step_by(LANES) {
+        for c in (0..self.winograd.columns()).step_by(V::LANES) {
             // SAFETY: the caller's; the spots are those of places on the map.
             unsafe {
                 let mut v = transform_output::<V>(outputs.add(c), step);
@@ -238,7 +307,7 @@ const WINDOW: u64 = 0b111 | 0b111 << 6 | 0b111 << 12;
 #[inline(always)]
 unsafe fn is_zero<V: Vector>(place: *const V::T, channels: usize) -> bool {
     let mut zero = true;
-    for c in (0..channels).step_by(LANES) {
+    for c in (0..channels).step_by(V::LANES) {
         // SAFETY: the caller's.
         zero &= unsafe { V::load(place.add(c)).equals(V::splat(V::T::ZERO)) };
     }
@@ -276,7 +345,7 @@ unsafe fn ties<V: Vector>(patch: *const V::T, [row, column]: [usize; 2], c_in: u
         let first = y * row + x * column;
         // SAFETY: the caller's: the patch lies in the source.
         let same = |c| unsafe { V::load(patch.add(first + c)).equals(V::load(patch.add(first + step + c))) };
-        (0..c_in).step_by(LANES).all(same)
+        (0..c_in).step_by(V::LANES).all(same)
     };
     // Each pair's nine comparisons include one of these.
     let across = same(2, 2, column) || same(3, 2, column);
@@ -321,7 +390,7 @@ impl Exact {
             Self::Zeros => {
                 for (i, v) in v.as_flattened_mut().iter_mut().enumerate() {
                     // SAFETY: arithmetic only.
-                    *v = unsafe { v.keep(((fix >> i & 1) as u8).wrapping_sub(1)) };
+                    *v = unsafe { v.keep_if(fix >> i & 1 == 0) };
                 }
             }
             Self::Ties => {
@@ -338,7 +407,7 @@ impl Exact {
     }
 }
 
-/// `B^T d B` of one 6 x 6 patch, eight channels at a time.
+/// `B^T d B` of one 6 x 6 patch, a vector of channels at a time.
 #[inline(always)]
 unsafe fn transform_input<V: Vector>(
     patch: *const V::T,
@@ -347,7 +416,7 @@ unsafe fn transform_input<V: Vector>(
     to: *mut V::T,
     step: usize,
 ) {
-    for c in (0..c_in).step_by(LANES) {
+    for c in (0..c_in).step_by(V::LANES) {
         // SAFETY: the caller's: the patch lies in the source, `to` has room for every point.
         unsafe {
             let mut half = [[V::splat(V::T::ZERO); 6]; 6];
@@ -390,7 +459,7 @@ unsafe fn input_points<V: Vector>(d: [V; 6]) -> [V; 6] {
     }
 }
 
-/// `A^T m A` of eight channels of one tile.
+/// `A^T m A` of a vector of channels of one tile.
 #[inline(always)]
 unsafe fn transform_output<V: Vector>(m: *const V::T, step: usize) -> [[V; 4]; 4] {
     // SAFETY: the caller's: `m` holds every point.
@@ -458,27 +527,53 @@ unsafe fn gradient_points<V: Vector>(d: [V; 4]) -> [V; 6] {
 #[inline(always)]
 unsafe fn multiply<V: Vector>([rows, terms, panels]: [usize; 3], a: *const V::T, weights: *const V::T, to: *mut V::T) {
     let columns = panels * PANEL;
-    for panel in 0..panels {
+    for span in spans::<V>(0..panels) {
         // SAFETY: the caller's.
         unsafe {
-            let weights = weights.add(panel * terms * PANEL);
+            let weights = weights.add(span.panel * terms * PANEL);
             let mut i = 0;
             while i < rows {
-                let (a, to) = (a.add(i * terms), to.add(i * columns + panel * PANEL));
-                i += match rows - i {
-                    6.. => tile::<V, 6>(terms, a, weights, to, columns),
-                    4.. => tile::<V, 4>(terms, a, weights, to, columns),
-                    2.. => tile::<V, 2>(terms, a, weights, to, columns),
-                    _ => tile::<V, 1>(terms, a, weights, to, columns),
+                let (a, to) = (a.add(i * terms), to.add(i * columns + span.panel * PANEL));
+                let left = rows - i;
+                i += match span.alone::<V>() {
+                    true => rows_of::<V, 1>(left, terms, a, weights, to, columns),
+                    false => rows_of::<V, 2>(left, terms, a, weights, to, columns),
                 };
             }
         }
     }
 }
 
-/// `M` rows of a product, one panel; returns `M`.
+/// The largest [`tile`] that so many rows fill; returns its rows.
 #[inline(always)]
-unsafe fn tile<V: Vector, const M: usize>(
+unsafe fn rows_of<V: Vector, const P: usize>(
+    rows: usize,
+    terms: usize,
+    a: *const V::T,
+    weights: *const V::T,
+    to: *mut V::T,
+    columns: usize,
+) -> usize {
+    // SAFETY: the caller's.
+    unsafe {
+        // What cannot be is not compiled: conditions on constants come first.
+        if V::ROWS == 8 && rows >= 8 {
+            return tile::<V, 8, P>(terms, a, weights, to, columns);
+        }
+        if V::ROWS == 6 && rows >= 6 {
+            return tile::<V, 6, P>(terms, a, weights, to, columns);
+        }
+        match rows {
+            4.. => tile::<V, 4, P>(terms, a, weights, to, columns),
+            2.. => tile::<V, 2, P>(terms, a, weights, to, columns),
+            _ => tile::<V, 1, P>(terms, a, weights, to, columns),
+        }
+    }
+}
+
+/// `M` rows of a product, `P` vectors wide; returns `M`.
+#[inline(always)]
+unsafe fn tile<V: Vector, const M: usize, const P: usize>(
     terms: usize,
     a: *const V::T,
     weights: *const V::T,
@@ -488,17 +583,19 @@ unsafe fn tile<V: Vector, const M: usize>(
     // SAFETY: the caller's.
     unsafe {
         let rows: [*const V::T; M] = std::array::from_fn(|r| a.add(r * terms));
-        let mut sums = [[V::splat(V::T::ZERO); 2]; M];
+        let weights: [*const V::T; P] = std::array::from_fn(|p| weights.add(in_panels::<V>(p, terms * PANEL)));
+        let mut sums = [[V::splat(V::T::ZERO); P]; M];
         for k in 0..terms {
-            let w = [V::load(weights.add(k * PANEL)), V::load(weights.add(k * PANEL + LANES))];
+            let w = weights.map(|weights| V::load(weights.add(k * PANEL)));
             for (sum, row) in sums.iter_mut().zip(rows) {
                 let a = V::splat(*row.add(k));
-                *sum = [a.mul_add(w[0], sum[0]), a.mul_add(w[1], sum[1])];
+                *sum = std::array::from_fn(|p| a.mul_add(w[p], sum[p]));
             }
         }
         for (r, sum) in sums.iter().enumerate() {
-            sum[0].store(to.add(r * columns));
-            sum[1].store(to.add(r * columns + LANES));
+            for (p, sum) in sum.iter().enumerate() {
+                sum.store(to.add(r * columns + p * V::LANES));
+            }
         }
     }
     M
@@ -523,7 +620,7 @@ pub(crate) struct Gradient<'a, T> {
 
 impl<T: Real> Task<T> for Gradient<'_, T> {
     /// # Safety
-    /// As for [`Convolve`]; `dy` has a place for every place of a tile.
+    /// As for [`Convolve::run`]; `dy` has a place for every place of a tile.
     #[inline(always)]
     unsafe fn run<V: Vector<T = T>>(self) {
         let (c_in, c_out) = (self.c_in, self.c_out);
@@ -564,7 +661,7 @@ unsafe fn transform_gradient<V: Vector>(
     to: *mut V::T,
     step: usize,
 ) {
-    for c in (0..c_out).step_by(LANES) {
+    for c in (0..c_out).step_by(V::LANES) {
         // SAFETY: the caller's.
         unsafe {
             let mut half = [[V::splat(V::T::ZERO); 4]; 6];
@@ -586,28 +683,47 @@ unsafe fn transform_gradient<V: Vector>(
     }
 }
 
-/// `sums[i][j] += sum_t a[t][i] b[t][j]`, tiles of 4 by 16.
+/// `sums[i][j] += sum_t a[t][i] b[t][j]`, in tiles two vectors wide.
 #[inline(always)]
-unsafe fn outer<V: Vector>([count, rows, columns]: [usize; 3], a: *const V::T, b: *const V::T, sums: *mut V::T) {
-    const ROWS: usize = 4;
-    for j in (0..columns).step_by(PANEL) {
-        for i in (0..rows).step_by(ROWS) {
-            // SAFETY: the caller's; both counts are multiples of the tile's.
-            unsafe {
-                let to = |r: usize| sums.add((i + r) * columns + j);
-                let mut tile: [[V; 2]; ROWS] = std::array::from_fn(|r| [V::load(to(r)), V::load(to(r).add(LANES))]);
-                for t in 0..count {
-                    let b = b.add(t * columns + j);
-                    let b = [V::load(b), V::load(b.add(LANES))];
-                    for (r, sum) in tile.iter_mut().enumerate() {
-                        let a = V::splat(*a.add(t * rows + i + r));
-                        *sum = [a.mul_add(b[0], sum[0]), a.mul_add(b[1], sum[1])];
-                    }
+unsafe fn outer<V: Vector>(sizes: [usize; 3], a: *const V::T, b: *const V::T, sums: *mut V::T) {
+    for span in spans::<V>(0..sizes[2] / PANEL) {
+        let j = span.panel * PANEL;
+        // SAFETY: the caller's; rows, stored channels, are a multiple of a tile's.
+        unsafe {
+            if V::LANES < PANEL {
+                outer_columns::<V, 4, 2>(sizes, j, a, b, sums);
+            } else if span.alone::<V>() {
+                outer_columns::<V, 8, 1>(sizes, j, a, b, sums);
+            } else {
+                outer_columns::<V, 8, 2>(sizes, j, a, b, sums);
+            }
+        }
+    }
+}
+
+/// The same for the columns of `P` vectors from `j` on, `M` rows at a time.
+#[inline(always)]
+unsafe fn outer_columns<V: Vector, const M: usize, const P: usize>(
+    [count, rows, columns]: [usize; 3],
+    j: usize,
+    a: *const V::T,
+    b: *const V::T,
+    sums: *mut V::T,
+) {
+    for i in (0..rows).step_by(M) {
+        // SAFETY: the caller's.
+        unsafe {
+            let to = |r: usize, p: usize| sums.add((i + r) * columns + j + p * V::LANES);
+            let mut tile: [[V; P]; M] = std::array::from_fn(|r| std::array::from_fn(|p| V::load(to(r, p))));
+            for t in 0..count {
+                let b: [V; P] = std::array::from_fn(|p| V::load(b.add(t * columns + j + p * V::LANES)));
+                for (r, sum) in tile.iter_mut().enumerate() {
+                    let a = V::splat(*a.add(t * rows + i + r));
+                    *sum = std::array::from_fn(|p| a.mul_add(b[p], sum[p]));
                 }
-                for (r, sum) in tile.iter().enumerate() {
-                    sum[0].store(to(r));
-                    sum[1].store(to(r).add(LANES));
-                }
+            }
+            for (r, sum) in tile.iter().enumerate() {
+                (sum.iter().enumerate()).for_each(|(p, sum)| sum.store(to(r, p)));
             }
         }
     }

@@ -6,7 +6,7 @@ use super::buffers::{Buffer, Mark, Tape, Workspace, pair};
 use crate::kernels::frame::Frame;
 use crate::kernels::layout::import;
 use crate::kernels::sink::{Maps, Marks, Masked, Place, Plain, Sink, Summed, Unpooled};
-use crate::kernels::vector::{LANES, Vector};
+use crate::kernels::vector::Vector;
 use crate::kernels::{Real, Task};
 use crate::net::operators::{Single, Slope};
 use crate::net::plan::Plan;
@@ -196,7 +196,7 @@ impl<T: Real, S: Sink<T>> Task<T> for Pull<'_, T, S> {
             for y in 0..self.frame.h / step {
                 for x in 0..self.frame.w / step {
                     let spot = self.sink.spot(Place { image, y, x });
-                    for c in (0..self.frame.channels()).step_by(LANES) {
+                    for c in (0..self.frame.channels()).step_by(V::LANES) {
                         // SAFETY: the caller's.
                         unsafe {
                             let first = self

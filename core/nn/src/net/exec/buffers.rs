@@ -7,7 +7,7 @@ use crate::kernels::aligned::Aligned;
 use crate::kernels::frame::{Border, Frame};
 use crate::kernels::layout::{export, import};
 use crate::kernels::sink::Maps;
-use crate::kernels::vector::LANES;
+use crate::kernels::vector::OCTET;
 use crate::net::plan::{GROUP, Plan};
 use crate::net::step::{Post, Route, Step};
 
@@ -206,17 +206,17 @@ impl<T: Real> Tape<T> {
     pub fn new(plan: &Plan<T>, images: usize) -> Self {
         let marks = plan.steps.iter().map(|step| match step {
             Step::Conv(conv) => {
-                let vectors = conv.result.h * conv.result.w * conv.result.channels() / LANES;
+                let octets = conv.result.h * conv.result.w * conv.result.channels() / OCTET;
                 match conv.post {
                     Post::None => Mark::default(),
                     Post::Relu | Post::Upsample => Mark {
-                        bytes: vec![0; images * vectors],
+                        bytes: vec![0; images * octets],
                         ..Mark::default()
                     },
                     Post::Pool { .. } => {
                         let pooled = &plan.values[conv.target];
                         Mark {
-                            largest: vec![0; images * pooled.h * pooled.w * pooled.channels() / LANES],
+                            largest: vec![0; images * pooled.h * pooled.w * pooled.channels() / OCTET],
                             ..Mark::default()
                         }
                     }

@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor, bail};
 
 use super::{Epilogue, Map, Operator, Run, Slope, blocks, each, only, place};
 use crate::kernels::frame::Frame;
-use crate::kernels::vector::{LANES, Vector};
+use crate::kernels::vector::Vector;
 use crate::kernels::{Real, Task};
 use crate::max_pool2d;
 
@@ -51,12 +51,14 @@ impl<T: Real> Run<T> for MaxPool {
         if self.by_vectors(target) {
             assert!(from.len() >= frame.len() && to.len() >= target.len() && frame.channels() == target.channels());
             assert!(target.h <= frame.h / 2 && target.w <= frame.w / 2);
+            assert!(bytes.is_empty() || bytes.len() == target.h * target.w * target.channels());
             let pairs = Pairs {
                 from: (frame, from),
                 to: (target, to),
                 indices: bytes,
             };
-            // SAFETY: the maps are as long as their layouts say, and there are four places for each of the target.
+            // SAFETY: the maps are as long as their layouts say, and there are four places for each of the target
+            // and an index for each of its channels, or none.
             return unsafe { T::dispatch(pairs) };
         }
         each(target, |i, c, y, x| {
@@ -119,19 +121,19 @@ impl<T: Real> Task<T> for Pairs<'_, T> {
         let (frame, target) = (self.from.0, self.to.0);
         let (from, to) = (self.from.1.as_ptr(), self.to.1.as_mut_ptr());
         let [_, row, column] = frame.strides();
-        let mut indices = self.indices.as_chunks_mut::<LANES>().0.iter_mut();
+        let (mut indices, kept) = (self.indices.as_mut_ptr(), !self.indices.is_empty());
         for y in 0..target.h {
             for x in 0..target.w {
-                for c in (0..target.channels()).step_by(LANES) {
-                    // SAFETY: four places and a place, and channels of both maps.
+                for c in (0..target.channels()).step_by(V::LANES) {
+                    // SAFETY: four places and a place, and channels of both maps; an index for each, or none.
                     unsafe {
                         let first = from.add(frame.at(2 * y, 2 * x) + c);
                         let block = [first, first.add(column), first.add(row), first.add(row + column)];
                         let [a, b, c_, d] = block;
-                        let (max, index) = V::largest::<false>([V::load(a), V::load(b), V::load(c_), V::load(d)]);
-                        if let Some(kept) = indices.next() {
-                            *kept = index.to_le_bytes();
-                        }
+                        let to_indices = if kept { indices } else { std::ptr::null_mut() };
+                        let block = [V::load(a), V::load(b), V::load(c_), V::load(d)];
+                        let max = V::largest::<false>(block, to_indices);
+                        indices = indices.wrapping_add(V::LANES);
                         max.store(to.add(target.at(y, x) + c));
                     }
                 }
@@ -155,19 +157,19 @@ impl<T: Real> Task<T> for BackToPairs<'_, T> {
         let (frame, (own, slope)) = (self.from.0, self.to);
         let (from, to) = (self.from.1.as_ptr(), slope.values.as_mut_ptr());
         let [_, row, column] = own.strides();
-        let mut indices = self.indices.as_chunks::<LANES>().0.iter();
+        let mut indices = self.indices.as_ptr();
         for y in 0..frame.h {
             for x in 0..frame.w {
-                for c in (0..frame.channels()).step_by(LANES) {
-                    // SAFETY: a place and four places, and channels of both maps.
+                for c in (0..frame.channels()).step_by(V::LANES) {
+                    // SAFETY: a place and four places, and channels of both maps; an index for each.
                     unsafe {
                         let dy = V::load(from.add(frame.at(y, x) + c));
-                        let index = u64::from_le_bytes(indices.next().copied().unwrap_or_default());
                         let first = to.add(own.at(2 * y, 2 * x) + c);
                         for (i, at) in [0, column, row, row + column].into_iter().enumerate() {
-                            let (share, to) = (dy.select(index, i as u8), first.add(at));
+                            let (share, to) = (dy.select(indices, i as u8), first.add(at));
                             if slope.add { V::load(to).add(share) } else { share }.store(to);
                         }
+                        indices = indices.add(V::LANES);
                     }
                 }
             }
