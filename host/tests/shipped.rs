@@ -297,3 +297,41 @@ fn a_picture_shows_what_a_purifier_makes_of_images() {
     let grey = noise[..32 * width].iter().filter(|v| (1..255).contains(*v)).count();
     assert!(grey > 2000 && legend.contains("noise"), "{grey} {legend}");
 }
+
+#[test]
+fn every_set_of_kernels_gives_the_same_verdicts_and_an_unknown_one_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let cell = [
+        "--classifier",
+        "model_d",
+        "--purifier",
+        "none",
+        "--attack",
+        "fgsm",
+        "--samples",
+        "40",
+    ];
+    let run = |kernels: &str| {
+        let path = dir.path().join(kernels);
+        let mut command = command("eval", &cell);
+        command.arg("--out").arg(&path).env("ADVAE_KERNELS", kernels);
+        (command.output().unwrap(), path)
+    };
+    let verdicts = |kernels: &str| {
+        let (output, path) = run(kernels);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let verdict = |(key, row): (_, Value)| (key, row["robust"].clone());
+        rows(&path).into_iter().map(verdict).collect::<Vec<_>>()
+    };
+    let portable = verdicts("portable");
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        assert_eq!(verdicts("avx2"), portable);
+    }
+    let (output, _) = run("sse");
+    let says = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.code() == Some(2) && says.contains("ADVAE_KERNELS: 'sse' is none of portable, avx2, avx512"),
+        "{says}"
+    );
+}

@@ -4,6 +4,8 @@
 //! CANDLE_NUM_THREADS=1 cargo bench -p advae-nn --bench kernels [-- batch [name]]
 //! ```
 //!
+//! `ADVAE_KERNELS=avx2` measures a lesser set than the processor's best; the first line says which ran.
+//!
 //! With a part of a name, such as `'128 @28 k3'`, only the kernels of the convolutions that have it are timed.
 //! Gradients are timed as a caller sees them, tape included: candle fills zeros and adds each gradient to them.
 //! The variable keeps candle from doing so on a pool of its own.
@@ -57,7 +59,10 @@ fn main() -> Result<()> {
     let batch = words.iter().find_map(|word| word.parse().ok()).unwrap_or(16);
     let part = words.iter().find(|word| word.parse::<usize>().is_err());
     let peak = peak_gflops();
-    println!("batch {batch}, one thread, f32; peak {peak:.0} GFLOPS");
+    println!(
+        "batch {batch}, one thread, f32; kernels {}, peak {peak:.0} GFLOPS",
+        kernels()
+    );
     println!("{:34} {:>14} {:>14} {:>14}", "", "forward", "input grad", "weight grad");
     for (c_in, c_out, size, k, stride, padding) in CONVOLUTIONS {
         let name = format!("conv {c_in}->{c_out} @{size} k{k} s{stride} {padding:?}");
@@ -175,25 +180,33 @@ fn random(shape: &[usize]) -> Result<Tensor> {
     Pass::eval().rand_uniform(shape, -1.0, 1.0, 0, &Device::Cpu)
 }
 
-/// Fused multiply-adds a second in registers, as GFLOPS; 0 where the processor is not one we know.
+/// Fused multiply-adds a second in registers, with the vectors that the kernels use, as GFLOPS; 0 for portable ones.
 fn peak_gflops() -> f64 {
     #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
+    {
         const ROUNDS: usize = 1_000_000;
-        // SAFETY: the processor has AVX2 and FMA, as just checked.
-        let time = best(|| unsafe { multiply_adds(ROUNDS) });
-        return (ROUNDS * 12 * 8 * 2) as f64 / time.as_secs_f64() / 1e9;
+        // SAFETY: the processor has what the kernels run.
+        let (lanes, time) = match kernels() {
+            Kernels::Avx512 => (16, best(|| unsafe { multiply_adds_of_16(ROUNDS) })),
+            Kernels::Avx2 => (8, best(|| unsafe { multiply_adds_of_8(ROUNDS) })),
+            Kernels::Portable => return 0.0,
+        };
+        return (ROUNDS * CHAINS * lanes * 2) as f64 / time.as_secs_f64() / 1e9;
     }
+    #[cfg(not(target_arch = "x86_64"))]
     0.0
 }
 
-/// Twelve independent chains of multiply-adds of eight numbers.
+/// Independent chains of multiply-adds.
+#[cfg(target_arch = "x86_64")]
+const CHAINS: usize = 12;
+
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn multiply_adds(rounds: usize) -> f32 {
+fn multiply_adds_of_8(rounds: usize) -> f32 {
     use std::arch::x86_64::*;
     let (a, b) = (_mm256_set1_ps(black_box(0.999)), _mm256_set1_ps(black_box(0.001)));
-    let mut sums = [b; 12];
+    let mut sums = [b; CHAINS];
     for _ in 0..rounds {
         for sum in &mut sums {
             *sum = _mm256_fmadd_ps(*sum, a, b);
@@ -201,4 +214,19 @@ fn multiply_adds(rounds: usize) -> f32 {
     }
     let total = sums.into_iter().reduce(|x, y| _mm256_add_ps(x, y)).unwrap_or(b);
     _mm256_cvtss_f32(total)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn multiply_adds_of_16(rounds: usize) -> f32 {
+    use std::arch::x86_64::*;
+    let (a, b) = (_mm512_set1_ps(black_box(0.999)), _mm512_set1_ps(black_box(0.001)));
+    let mut sums = [b; CHAINS];
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = _mm512_fmadd_ps(*sum, a, b);
+        }
+    }
+    let total = sums.into_iter().reduce(|x, y| _mm512_add_ps(x, y)).unwrap_or(b);
+    _mm512_reduce_add_ps(total)
 }

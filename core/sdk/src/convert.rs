@@ -106,6 +106,7 @@ pub(crate) fn pass(ctx: &CallCtx, ids: &[u64]) -> Pass {
 pub(crate) fn device(name: &str) -> std::result::Result<Device, AbiError> {
     let failed = |text: String| AbiError::new(ErrorCode::Device, text);
     if name == "cpu" {
+        advae_nn::Kernels::asked().map_err(failed)?;
         return Ok(Device::Cpu);
     }
     let Some(ordinal) = name.strip_prefix("cuda:").and_then(|n| n.parse().ok()) else {

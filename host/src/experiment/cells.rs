@@ -115,6 +115,11 @@ impl Live<'_> {
     fn lacks(&self, id: u64) -> bool {
         !lock(&self.cell).rows.contains_key(&id)
     }
+
+    /// Whether its row is that of the stage before, which has the image.
+    fn carries(&self, id: u64) -> bool {
+        lock(&self.cell).rows.get(&id).is_some_and(|row| row.carried)
+    }
 }
 
 /// Wall-clock time of a group, with that of earlier runs.
@@ -138,11 +143,12 @@ struct Work<'a> {
 }
 
 impl Run<'_> {
-    /// Crafts and scores the group's cells. A failure of one cell is told in its record.
+    /// Crafts and scores the group's cells, among them those of `done` groups that a stage goes on with. A failure of one cell is told in
+    /// its record.
     ///
     /// # Errors
     /// Where results cannot be written.
-    pub fn group(&self, group: &Group) -> Result<Vec<Cell>> {
+    pub fn group(&self, group: &Group, done: &[Cell]) -> Result<Vec<Cell>> {
         let layout = self.layout(group);
         let mut cells: Vec<Live> = group
             .cells
@@ -151,6 +157,7 @@ impl Run<'_> {
             .collect();
         for cell in &cells {
             lock(self.results).begin(&lock(&cell.cell).header)?;
+            self.carry(cell, done)?;
         }
         let missing = self.missing(&cells);
         let passes = group.crafting.attack.info().passes.max(1);
@@ -200,9 +207,27 @@ impl Run<'_> {
         }
     }
 
+    /// Takes over the rows of samples that fell to the stage before.
+    fn carry(&self, live: &Live, done: &[Cell]) -> Result<()> {
+        let stage = live.header.config.stage.as_ref();
+        let after = stage.and_then(|stage| stage.after.as_ref());
+        let Some(before) = after.and_then(|key| done.iter().find(|cell| cell.header.key == *key)) else {
+            return Ok(());
+        };
+        let fallen = self
+            .dataset
+            .ids
+            .iter()
+            .filter_map(|id| before.rows.get(id))
+            .filter(|row| !row.robust);
+        let rows: Vec<Row> = fallen.map(|row| row.carry(&live.header.key)).collect();
+        self.keep(live, rows, None)
+    }
+
     /// Positions of samples that some cell still lacks.
     fn missing(&self, cells: &[Live]) -> Vec<usize> {
-        let lacks = |cell: &Live, id: u64| cell.lacks(id) || !self.images.has(&cell.header.key, id);
+        let lacks =
+            |cell: &Live, id: u64| cell.lacks(id) || !cell.carries(id) && !self.images.has(&cell.header.key, id);
         let ids = self.dataset.ids.iter().enumerate();
         ids.filter(|(_, id)| cells.iter().any(|cell| lacks(cell, **id)))
             .map(|(i, _)| i)

@@ -11,6 +11,7 @@ mod rescore;
 mod run;
 mod score;
 mod settings;
+mod suite;
 mod workers;
 
 pub use budgets::{Budgets, within_range};

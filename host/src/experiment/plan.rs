@@ -5,8 +5,9 @@ use super::cells::{Crafting, Group};
 use super::load::{LoadedModel, load_model, plugin_config};
 use super::score::Limits;
 use super::settings::{Backward, Settings};
+use super::suite::stages;
 use crate::plugin::{Plugin, PluginSpec, find, path_dirs, scan_dirs};
-use crate::results::{CellConfig, CellHeader, Named, PluginConfig};
+use crate::results::{CellConfig, CellHeader, Named, PluginConfig, Stage};
 use crate::terminal::console;
 use crate::wire::attack::Attack;
 use crate::wire::pipeline::Pipeline;
@@ -14,12 +15,17 @@ use crate::wire::threat::ThreatModel;
 use advae_abi::info::{BackwardRule, Kind, Target};
 use advae_abi::{CONTRACT_MAJOR, CONTRACT_MINOR};
 use advae_data::Dataset;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use std::collections::HashSet;
 use std::sync::Arc;
 
 /// Attacks that run where none is named.
 const DEFAULT_ATTACKS: [&str; 3] = ["fgsm", "pgd", "cw"];
+
+/// Attacks that ship with the host and run only where they are named: some of them take hours.
+const NAMED_ONLY: [&str; 9] = [
+    "apgd", "square", "fab", "deepfool", "ddn", "fmn", "mi_fgsm", "spsa", "noise",
+];
 
 /// Everything a run needs.
 pub struct Plan {
@@ -40,6 +46,16 @@ struct LoadedAttack {
     limits: Limits,
     /// Images that its budget allows to be made plain grey.
     plain: usize,
+    /// Where it is a part of a suite.
+    part: Option<Part>,
+}
+
+/// How an attack runs in a suite.
+#[derive(Clone)]
+struct Part {
+    stage: Stage,
+    on_survivors: bool,
+    eot: u64,
 }
 
 struct LoadedThreat {
@@ -79,13 +95,18 @@ pub fn plan(settings: &Settings) -> Result<Plan> {
         check_fit(classifier, &dataset)?;
         for threat in &threats {
             for purifiers in shared_crafting(settings, threat, &purifiers) {
+                // The cell before, for a stage that goes on with what it leaves standing.
+                let mut before = None;
                 for attack in &attacks {
                     let context = Layout {
                         settings,
                         dataset: &dataset,
                         dataset_sha256: &dataset_sha256,
+                        before: before.take(),
                     };
-                    groups.push(context.group(classifier, &purifiers, threat, attack)?);
+                    let group = context.group(classifier, &purifiers, threat, attack)?;
+                    before = group.cells.first().map(|(header, _)| header.key.clone());
+                    groups.push(group);
                 }
             }
         }
@@ -189,7 +210,11 @@ fn threats(settings: &Settings, defended: bool) -> Result<Vec<LoadedThreat>> {
 fn attacks(settings: &Settings, dataset: &Dataset) -> Result<Vec<LoadedAttack>> {
     let load = |text: &str| load_attack(settings, dataset, &PluginSpec::parse(text)?);
     if !settings.attacks.is_empty() {
-        return settings.attacks.iter().map(|text| load(text)).collect();
+        let named = settings
+            .attacks
+            .iter()
+            .map(|text| named_attacks(settings, dataset, text));
+        return Ok(named.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect());
     }
     let present = DEFAULT_ATTACKS
         .iter()
@@ -198,7 +223,8 @@ fn attacks(settings: &Settings, dataset: &Dataset) -> Result<Vec<LoadedAttack>> 
     for found in scan_dirs(&path_dirs()) {
         let Ok(inspected) = found.inspected else { continue };
         let known = attacks.iter().any(|a| a.config.name == inspected.manifest.name);
-        if inspected.manifest.kind != Kind::Attack || known {
+        let name = inspected.manifest.name.as_str();
+        if inspected.manifest.kind != Kind::Attack || known || NAMED_ONLY.contains(&name) {
             continue;
         }
         let spec = PluginSpec::named(&found.path.to_string_lossy());
@@ -213,6 +239,27 @@ fn attacks(settings: &Settings, dataset: &Dataset) -> Result<Vec<LoadedAttack>> 
         "no attack was found: give --attack, or set ADVAE_PLUGIN_PATH to a folder with some"
     );
     Ok(attacks)
+}
+
+/// An attack, or the stages of a suite.
+fn named_attacks(settings: &Settings, dataset: &Dataset, text: &str) -> Result<Vec<LoadedAttack>> {
+    let spec = PluginSpec::parse(text)?;
+    let Some(stages) = stages(&spec, dataset.classes)? else {
+        return Ok(vec![load_attack(settings, dataset, &spec)?]);
+    };
+    let load = |of: super::suite::StageSpec| {
+        let suite = of.stage.suite.clone();
+        let attack = load_attack(settings, dataset, &of.spec).with_context(|| format!("a stage of '{suite}'"))?;
+        Ok(LoadedAttack {
+            part: Some(Part {
+                stage: of.stage,
+                on_survivors: of.on_survivors,
+                eot: of.eot,
+            }),
+            ..attack
+        })
+    };
+    stages.into_iter().map(load).collect()
 }
 
 fn load_attack(settings: &Settings, dataset: &Dataset, spec: &PluginSpec) -> Result<LoadedAttack> {
@@ -244,6 +291,7 @@ fn load_attack(settings: &Settings, dataset: &Dataset, spec: &PluginSpec) -> Res
         attack,
         limits,
         plain: epsilon.map_or(0, |epsilon| made_plain(images, norm, epsilon)),
+        part: None,
     })
 }
 
@@ -288,9 +336,21 @@ struct Layout<'a> {
     settings: &'a Settings,
     dataset: &'a Dataset,
     dataset_sha256: &'a str,
+    /// Key of the group's cell before.
+    before: Option<String>,
 }
 
 impl Layout<'_> {
+    /// The attack's place in its suite. Survivors are those of the scored defence: where another model is attacked, all samples are.
+    fn stage(&self, attack: &LoadedAttack, target: Target) -> Option<Stage> {
+        let part = attack.part.as_ref()?;
+        let staged = part.on_survivors && target == Target::Pipeline && part.stage.number > 1;
+        Some(Stage {
+            after: self.before.clone().filter(|_| staged),
+            ..part.stage.clone()
+        })
+    }
+
     fn group(
         &self,
         classifier: &LoadedModel,
@@ -307,6 +367,7 @@ impl Layout<'_> {
                 classifier: classifier.model.clone(),
             };
             pipeline.check()?;
+            refuse_staging(attack, access.target, &pipeline)?;
             cells.push((self.header(classifier, *purifier, threat, attack, &pipeline), pipeline));
         }
         Ok(Group {
@@ -340,6 +401,7 @@ impl Layout<'_> {
         // Sound only where the oracle is the scored, deterministic pipeline: elsewhere it would stop at the
         // surrogate's boundary and flatter the defence.
         let scored_is_attacked = target == Target::Pipeline && !pipeline.random();
+        let least_eot = attack.part.as_ref().map_or(1, |part| part.eot);
         let config = CellConfig {
             contract: format!("{CONTRACT_MAJOR}.{CONTRACT_MINOR}"),
             classifier: classifier.config.clone(),
@@ -352,9 +414,10 @@ impl Layout<'_> {
             dataset: self.dataset.name.clone(),
             dataset_sha256: self.dataset_sha256.into(),
             seed: settings.seed,
-            eot: if random_target { settings.eot } else { 1 },
+            eot: if random_target { settings.eot.max(least_eot) } else { 1 },
             draws: if pipeline.random() { settings.draws } else { 1 },
             images_sha256: None,
+            stage: self.stage(attack, target),
         };
         CellHeader {
             key: config.key(),
@@ -376,6 +439,22 @@ impl Layout<'_> {
             config,
         }
     }
+}
+
+/// What falls to one draw of a random defence has not fallen: its survivors are not a later stage's.
+fn refuse_staging(attack: &LoadedAttack, target: Target, pipeline: &Pipeline) -> Result<()> {
+    let staged = attack
+        .part
+        .as_ref()
+        .filter(|part| part.on_survivors && target == Target::Pipeline);
+    let Some(part) = staged.filter(|_| pipeline.random()) else {
+        return Ok(());
+    };
+    bail!(
+        "'{}' attacks only what its earlier stages left standing, and behind a random defence that is what was lucky in one draw: use \
+         --attack autoattack:version=rand, which attacks every sample and averages gradients over draws",
+        part.stage.suite
+    )
 }
 
 /// What a reader must know of the images.

@@ -360,6 +360,7 @@ fn unknown(path: &Path, classifier: &ModelConfig) -> CellHeader {
         eot: 1,
         draws: 1,
         images_sha256: None,
+        stage: None,
     };
     CellHeader {
         key: String::new(),

@@ -81,7 +81,7 @@ pub fn run(settings: &Settings, plan: &Plan, cancel: &Cancel) -> Result<Outcome>
         };
         let (classifier, attack) = (&header.classifier.plugin, &header.attack.plugin);
         progress.say(format!("{classifier} {} {attack}", header.threat_model.plugin));
-        let done = run.group(group)?;
+        let done = run.group(group, &cells)?;
         done.iter().for_each(log);
         cells.extend(done);
         if cancel.is_cancelled() {

@@ -211,6 +211,7 @@ impl Scorer {
                 zero_gradients: 0,
                 queries: 0,
                 at: 0.,
+                carried: false,
             }
         };
         Ok(refused.into_iter().enumerate().map(row).collect())

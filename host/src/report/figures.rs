@@ -2,7 +2,7 @@
 
 use super::labels::{Labels, NONE, labels};
 use super::stats::{max, median, wilson};
-use crate::results::{Cell, CellHeader, Row, Rule, Substitute};
+use crate::results::{Cell, CellHeader, Row, Rule, Stage, Substitute};
 use advae_abi::info::{NormKind, Target};
 use serde::{Serialize, Serializer};
 use std::collections::BTreeSet;
@@ -143,6 +143,9 @@ pub struct Summary {
     pub images_per_second: Option<f64>,
     /// Why it failed, if it did.
     pub failed: Option<String>,
+    /// Its place in a suite of attacks: what earlier stages broke counts as broken.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stage: Option<Stage>,
     /// The record. Written out is what is needed to repeat it: plugins, weights and their hashes, draws.
     #[serde(rename = "config", serialize_with = "config")]
     pub cell: Cell,
@@ -179,13 +182,17 @@ impl Summary {
         let through_a_purifier = header.target == Some(Target::Pipeline) && header.purifier.is_some();
         let (gradients, zeros) = rows().fold((0, 0), |(n, z), row| (n + row.gradients, z + row.zero_gradients));
         let (seconds, samples) = (cell.seconds(), rows().count());
+        let own = rows().filter(|row| !row.carried).count();
         let asked: u64 = rows().map(|row| row.queries).sum();
         Self {
             key: header.key.clone(),
             classifier: labels.classifier,
             purifier: labels.purifier,
             threat_model: labels.threat_model,
-            attack: labels.attack,
+            attack: match &config.stage {
+                Some(stage) => format!("{} {}/{} {}", stage.suite, stage.number, stage.of, labels.attack),
+                None => labels.attack,
+            },
             backward: header.rule.clone().filter(|_| through_a_purifier),
             dataset: config.dataset.clone(),
             seed: config.seed,
@@ -213,8 +220,9 @@ impl Summary {
             substitute: cell.substitute,
             zero_gradients: (gradients > 0).then(|| zeros as f64 / gradients as f64),
             seconds,
-            images_per_second: (seconds > 0.).then(|| samples as f64 / seconds),
+            images_per_second: (seconds > 0.).then(|| own as f64 / seconds),
             failed: cell.failed.clone(),
+            stage: config.stage.clone(),
             cell: cell.clone(),
         }
     }
@@ -372,6 +380,19 @@ pub fn worst_cases(cells: &[Summary]) -> Vec<Worst> {
         };
         let less: Vec<&Summary> = others.into_iter().filter(knows_less).collect();
         worst.extend(worst_of(&own, &less));
+        // A suite has a figure of its own beside other attacks.
+        let suite = |cell: &&Summary| cell.stage.as_ref().map(|stage| stage.suite.clone());
+        let suites: BTreeSet<String> = own.iter().filter_map(suite).collect();
+        for name in suites {
+            let stages: Vec<&Summary> = own
+                .iter()
+                .filter(|cell| suite(cell).as_ref() == Some(&name))
+                .copied()
+                .collect();
+            if stages.len() < own.len() + less.len() {
+                worst.extend(worst_of(&stages, &[]));
+            }
+        }
     }
     worst
 }
@@ -394,16 +415,26 @@ fn worst_of(own: &[&Summary], less: &[&Summary]) -> Option<Worst> {
         })
     };
     let several = own.iter().any(|cell| cell.cell.header.rule != first.cell.header.rule);
-    let attack = |cell: &&Summary| match &cell.backward {
-        _ if !cell.same_defence(first) => format!("{} {}", cell.threat_model, cell.attack),
-        Some(rule) if several => format!("{} backward={}", cell.attack, rule.used),
-        _ => cell.attack.clone(),
+    let attack = |cell: &Summary| {
+        let name = cell.stage.as_ref().map_or(&cell.attack, |stage| &stage.suite);
+        match &cell.backward {
+            _ if !cell.same_defence(first) => format!("{} {name}", cell.threat_model),
+            Some(rule) if several => format!("{name} backward={}", rule.used),
+            _ => name.clone(),
+        }
     };
+    // The stages of a suite are one attack.
+    let mut attacks: Vec<String> = vec![];
+    for name in group.iter().map(|cell| attack(cell)) {
+        if !attacks.contains(&name) {
+            attacks.push(name);
+        }
+    }
     Some(Worst {
         classifier: first.classifier.clone(),
         purifier: first.purifier.clone(),
         threat_model: first.threat_model.clone(),
-        attacks: group.iter().map(attack).collect(),
+        attacks,
         budget: first.budget(),
         norm: first.norm,
         epsilon: first.epsilon,

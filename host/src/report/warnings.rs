@@ -226,7 +226,7 @@ struct Tried {
     margin: bool,
     /// Whether a search reached the whole ball, under that.
     crossing: bool,
-    /// Whether a search had 100 steps and 5 restarts, under that.
+    /// Whether a search had 100 steps and 5 restarts, or steps that adapt, under that.
     thorough: bool,
     /// Whether an attacker had labels alone.
     black_box: bool,
@@ -251,7 +251,10 @@ impl Tried {
                     .get(name)
                     .and_then(serde_json::Value::as_u64)
             };
-            config(other).attack.name == "pgd" && setting("steps") >= Some(100) && setting("restarts") >= Some(5)
+            match config(other).attack.name.as_str() {
+                "pgd" => setting("steps") >= Some(100) && setting("restarts") >= Some(5),
+                name => name == "apgd" && setting("steps").is_none_or(|steps| steps >= 100),
+            }
         };
         let substitute = |other: &&Summary| {
             let target = other.cell.header.target == Some(Target::Substitute);
@@ -261,9 +264,8 @@ impl Tried {
             crossing: like.iter().filter(same_budget).any(crosses),
             thorough: like.iter().filter(same_budget).any(thorough),
             rules: rules.map(|rule| rule.used.clone()).collect(),
-            margin: like
-                .iter()
-                .any(|other| other.cell.header.search.loss.as_deref() == Some("margin")),
+            margin: (like.iter().filter_map(|other| other.cell.header.search.loss.as_deref()))
+                .any(|loss| ["margin", "dlr", "dlr_targeted"].contains(&loss)),
             black_box: all.iter().any(substitute),
         }
     }

@@ -11,7 +11,7 @@ pub use merge::merge;
 pub use read::{Records, read};
 pub use record::{
     Cell, CellConfig, CellHeader, Check, DrawShares, Granted, ModelConfig, Named, PluginConfig, Row, Rule, Run, Search,
-    Substitute,
+    Stage, Substitute,
 };
 
 #[cfg(test)]

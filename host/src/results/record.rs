@@ -77,6 +77,23 @@ pub struct CellConfig {
     /// Hash of the images that were scored, where they come from a file (`score`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images_sha256: Option<String>,
+    /// Its place in a suite of attacks, where it was run as a part of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<Stage>,
+}
+
+/// The place of an attack in a suite.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Stage {
+    /// The suite, as it was named.
+    pub suite: String,
+    /// From 1 on.
+    pub number: usize,
+    /// How many there are.
+    pub of: usize,
+    /// Key of the stage before, where only what that one left standing is attacked: the rows of the others are its rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
 }
 
 impl CellConfig {
@@ -359,9 +376,25 @@ pub struct Row {
     pub queries: u64,
     /// Wall-clock seconds from the cell's beginning to this row, interruptions left out.
     pub at: f64,
+    /// Whether the row is that of the [stage](Stage) before: the sample had fallen and was not attacked again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub carried: bool,
 }
 
 impl Row {
+    /// The row of a sample that has fallen, in the cell of the next stage.
+    pub fn carry(&self, cell: &str) -> Self {
+        Self {
+            cell: cell.into(),
+            gradients: 0,
+            zero_gradients: 0,
+            queries: 0,
+            at: 0.,
+            carried: true,
+            ..self.clone()
+        }
+    }
+
     /// Correctness on the clean image: 0 or 1, or a mean over draws.
     pub fn clean_share(&self) -> f64 {
         self.draws.map_or(f64::from(u8::from(self.clean_correct)), |d| d.clean)

@@ -35,6 +35,7 @@ pub(crate) fn header(attack: &str, norm: NormKind, epsilon: Option<f64>) -> Cell
         eot: 1,
         draws: 1,
         images_sha256: None,
+        stage: None,
     };
     let mut named = attack.split(':');
     CellHeader {
@@ -81,6 +82,7 @@ pub(crate) fn row(cell: &str, id: u64, clean_correct: bool, robust: bool) -> Row
         zero_gradients: 0,
         queries: 0,
         at: 0.5,
+        carried: false,
     }
 }
 
