@@ -54,7 +54,7 @@ pub struct EvalArgs {
     #[arg(long, value_name = "PLUGIN")]
     #[serde(deserialize_with = "crate::plugin::lists::one_or_many")]
     purifier: Vec<String>,
-    /// Attack; repeatable [default: fgsm, pgd, cw, and every other attack on $ADVAE_PLUGIN_PATH]
+    /// Attack, or the suite autoattack; repeatable [default: fgsm, pgd, cw, and every attack on $ADVAE_PLUGIN_PATH that does not ship with the host]
     #[arg(long, value_name = "PLUGIN")]
     #[serde(deserialize_with = "crate::plugin::lists::one_or_many")]
     attack: Vec<String>,
