@@ -25,6 +25,16 @@ CW = {
 }
 
 
+STAGES = {
+    "APGD-CE": "apgd",
+    "APGD-DLR": "apgd:loss=dlr",
+    "APGD-T": "apgd:loss=dlr_targeted",
+    "FAB-T": "fab",
+    "Square": "square",
+}
+OURS = {"DeepFool": "deepfool", "DDN": "ddn:steps={}", "FMN": "fmn:steps={}", "FMN linf": "fmn:norm=linf,steps={}"}
+
+
 @dataclass
 class Pipeline:
     """The same network twice: for the host by name, in PyTorch as a module."""
@@ -193,6 +203,54 @@ class Agreement:
         same = (theirs == cell.robust).float().mean().item()
         self.report(f"{check}, our images", f"{same:.1%} same verdict", ">= 99 %", same >= 0.99)
 
+    def autoattack(self):
+        """Each stage of AutoAttack standard on all images, and what is left after all of them. APGD-DLR is printed without a part in that."""
+        for pipeline in [*self.adversarially_trained(), *list(self.pipelines())[1:]]:
+            for norm in self.options.norms.split(","):
+                epsilon = {"linf": 0.3, "l2": self.options.l2}[norm]
+                ours_whole, theirs_whole = None, None
+                for stage, attack in STAGES.items():
+                    attack, budget = with_norm(attack, norm), f"{norm}={epsilon}"
+                    n = self.options.autoattack_samples
+                    cell = self.host.eval(attack, pipeline.classifier, pipeline.purifier, n, budget, early_stop=True)
+                    # A sample that is wrong without an attack is none that this attack has broken or left.
+                    clean = cell.clean_prediction == cell.y
+                    settings = dict(stage=stage, norm=norm, epsilon=epsilon)
+                    theirs = [self.stage(pipeline, cell, clean, seed=seed, **settings) for seed in range(self.options.seeds)]
+                    self.not_weaker(f"{stage}, {pipeline.name}, {norm} {epsilon}", cell.robust & clean, theirs)
+                    if stage != "APGD-DLR":
+                        ours_whole = cell.robust & clean if ours_whole is None else ours_whole & cell.robust
+                        theirs_whole = theirs if theirs_whole is None else [a & b for a, b in zip(theirs_whole, theirs)]
+                self.not_weaker(f"all stages, {pipeline.name}, {norm} {epsilon}", ours_whole, theirs_whole)
+
+    def stage(self, pipeline, cell, clean, **settings):
+        x_adv = reference.autoattack_stage(pipeline.model.float(), cell.x, cell.y, **settings)
+        return reference.robust(pipeline.model, x_adv, cell.y) & clean
+
+    def not_weaker(self, check, ours, theirs):
+        """No more is left than by the reference, within half a point of the range of its seeds."""
+        left, shares = ours.float().mean().item(), [flags.float().mean().item() for flags in theirs]
+        figure = f"{left:.1%} : {', '.join(f'{share:.1%}' for share in shares)} robust of {len(ours)}"
+        close = min(shares) - 0.005 <= left
+        goal = "<= 0.5 points above" if close else "<= 0.5 points above (stronger)"
+        self.report(check, figure, goal, left <= max(shares) + 0.005)
+
+    def minimum_norm(self):
+        """Median distances against foolbox's, of the images that both find."""
+        n, steps = self.options.cw_samples, self.options.minimum_norm_steps
+        for pipeline in [*self.adversarially_trained(), *list(self.pipelines())[1:]]:
+            for attack, (norm, _) in reference.MINIMUM_NORM.items():
+                cell = self.host.eval(OURS[attack].format(steps), pipeline.classifier, pipeline.purifier, n)
+                x_adv = reference.minimum_norm(pipeline.model.float(), cell.x, cell.y, attack=attack, steps=steps)
+                theirs = (x_adv - cell.x).flatten(1).norm(p={"l2": 2, "linf": float("inf")}[norm], dim=1)
+                found = ~reference.robust(pipeline.model, x_adv, cell.y)
+                both = found & cell.found & (cell.clean_prediction == cell.y)
+                ours, theirs = cell.distances(norm)[both].median().item(), theirs[both].median().item()
+                share = ours / theirs - 1
+                check = f"{attack}, {pipeline.name}, foolbox"
+                self.report(f"{check}, median", f"{ours:.4f} : {theirs:.4f}, {share:+.2%}", "within 5 %", abs(share) <= 0.05)
+                self.report(f"{check}, success", f"{count(cell.found)} : {count(found)} of {n}", "no fewer", count(cell.found) >= count(found))
+
     def contested_epsilon(self, pipeline, norm, step_size):
         """The radius, in thousandths, at which about half of the images withstand PGD here."""
         cell = self.host.eval("fgsm", pipeline.classifier, pipeline.purifier, 200)
@@ -230,17 +288,27 @@ def plugin(name, file):
     return f"{name}@{Path(file).resolve()}" if file else name
 
 
+def with_norm(attack, norm):
+    """`apgd` or `apgd:loss=dlr` with the norm."""
+    return f"{attack}{',' if ':' in attack else ':'}norm={norm}"
+
+
 def count(flags):
     return int(flags.sum())
 
 
 def options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    checks = ["logits", "fgsm", "pgd", "headline", "cw-paper", "cw-strong", "cifar"]
-    parser.add_argument("checks", nargs="*", metavar="CHECK", help=f"{', '.join(checks)}; all but cifar, if none is named")
+    checks = ["logits", "fgsm", "pgd", "headline", "cw-paper", "cw-strong", "minimum_norm", "autoattack", "cifar"]
+    parser.add_argument("checks", nargs="*", metavar="CHECK", help=f"{', '.join(checks)}; all but the last two, if none is named")
     parser.add_argument("--host", default=ROOT / "target/release/advae-host", help="the host's binary")
     parser.add_argument("--samples", type=int, default=1000, help="images for logits and PGD")
     parser.add_argument("--cw-samples", type=int, default=100, help="images for CW")
+    parser.add_argument("--autoattack-samples", type=int, default=1000, help="images for the stages of AutoAttack")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of AutoAttack's stages by the reference")
+    parser.add_argument("--norms", default="linf,l2", help="norms of AutoAttack's stages")
+    parser.add_argument("--l2", type=float, default=1.0, help="L2 budget of AutoAttack's stages")
+    parser.add_argument("--minimum-norm-steps", type=int, default=1000, help="steps of DDN and FMN")
     parser.add_argument("--iterations", type=int, default=1000, help="iterations of CW")
     parser.add_argument("--step-size", type=float, default=0.01, help="step of PGD")
     parser.add_argument("--weights-x", help="safetensors file for X, on both sides, instead of what ships")
@@ -252,8 +320,8 @@ def options():
     unknown = set(chosen.checks) - set(checks)
     if unknown:
         parser.error(f"no check {', '.join(sorted(unknown))}: choose from {', '.join(checks)}")
-    # Its weights do not ship yet.
-    chosen.checks = chosen.checks or [check for check in checks if check != "cifar"]
+    # The weights of the one do not ship yet, the other takes many hours.
+    chosen.checks = chosen.checks or [check for check in checks if check not in ("autoattack", "cifar")]
     return chosen
 
 

@@ -29,7 +29,10 @@ class Cell:
 
     @property
     def l2(self):
-        return (self.x_adv - self.x).flatten(1).norm(dim=1)
+        return self.distances("l2")
+
+    def distances(self, norm):
+        return (self.x_adv - self.x).flatten(1).norm(p={"l2": 2, "linf": float("inf")}[norm], dim=1)
 
 
 class Host:
@@ -46,12 +49,13 @@ class Host:
         if done.returncode != 0:
             raise SystemExit(f"{' '.join(command)}\nended with {done.returncode}: {done.stderr.strip()}")
 
-    def eval(self, attack, classifier, purifier=None, samples=1000, epsilon=None):
-        """White-box, every step of every sample."""
+    def eval(self, attack, classifier, purifier=None, samples=1000, epsilon=None, early_stop=False):
+        """White-box, every step of every sample unless it may stop early."""
         folder = Path(tempfile.mkdtemp(prefix="advae-agreement-", dir=self.keep))
         out = folder / "results.jsonl"
         command = ["eval", "--classifier", classifier, "--attack", attack, "--threat-model", "white_box"]
-        command += ["--samples", samples, "--no-early-stop", "--save-adversarial", folder, "--out", out]
+        command += ["--samples", samples, "--save-adversarial", folder, "--out", out]
+        command += [] if early_stop else ["--no-early-stop"]
         command += ["--purifier", purifier] if purifier else []
         command += ["--epsilon", epsilon] if epsilon is not None else []
         self.run(*command)

@@ -1,8 +1,11 @@
-"""The same attacks elsewhere: PGD as its equation, torchattacks' PGD, foolbox's Carlini-Wagner."""
+"""The same attacks elsewhere: PGD as its equation, torchattacks' PGD, AutoAttack's stages, foolbox's minimum-norm attacks."""
 
 import foolbox
+import pyautoattack.autopgd_base as autopgd
 import torch
 import torchattacks
+from pyautoattack.fab_pt import FABAttack_PT
+from pyautoattack.square import SquareAttack
 from torch.nn import functional as F
 
 BATCH = 100
@@ -73,3 +76,42 @@ def foolbox_cw(model, x, y, constant, searches, rate, iterations):
     x_adv, _, _ = attack(foolbox.PyTorchModel(model, bounds=(0, 1)), x, y, epsilons=None)
     failed = (x_adv == 0).flatten(1).all(1)
     return torch.where(failed[:, None, None, None], x, x_adv)
+
+
+@batched
+def autoattack_stage(model, x, y, stage, norm, epsilon, seed):
+    """One stage of AutoAttack standard by its authors' code, on all images."""
+    norm = {"linf": "Linf", "l2": "L2"}[norm]
+    common = dict(norm=norm, eps=epsilon, seed=seed, device="cpu")
+    stages = {
+        "APGD-CE": lambda: autopgd.APGDAttack(model, n_restarts=1, n_iter=100, loss="ce", **common),
+        "APGD-DLR": lambda: autopgd.APGDAttack(model, n_restarts=1, n_iter=100, loss="dlr", **common),
+        "APGD-T": lambda: autopgd.APGDAttack_targeted(model, n_restarts=1, n_iter=100, n_target_classes=9, **common),
+        "FAB-T": lambda: FABAttack_PT(model, n_restarts=1, n_iter=100, targeted=True, n_target_classes=9, **common),
+        "Square": lambda: SquareAttack(model, n_queries=5000, n_restarts=1, p_init=0.8, resc_schedule=False, **common),
+    }
+    return stages[stage]().perturb(x, y).detach()
+
+
+class L2FMN(foolbox.attacks.L2FMNAttack):
+    """With the paper's projection: foolbox's multiplies by `norms / norms` and leaves every point where it is."""
+
+    def project(self, x, x0, epsilon):
+        delta = x - x0
+        length = delta.flatten(start=1).norms.l2(axis=-1).maximum(1e-12)
+        return x0 + delta * (epsilon / length).minimum(1)[:, None, None, None]
+
+
+MINIMUM_NORM = {
+    "DeepFool": ("l2", lambda steps: foolbox.attacks.L2DeepFoolAttack(steps=50, candidates=10, overshoot=0.02)),
+    "DDN": ("l2", lambda steps: foolbox.attacks.DDNAttack(steps=steps)),
+    "FMN": ("l2", lambda steps: L2FMN(steps=steps)),
+    "FMN linf": ("linf", lambda steps: foolbox.attacks.LInfFMNAttack(steps=steps)),
+}
+
+
+@batched
+def minimum_norm(model, x, y, attack, steps):
+    """The nearest images that foolbox finds, and the clean ones where it finds none."""
+    x_adv, _, _ = MINIMUM_NORM[attack][1](steps)(foolbox.PyTorchModel(model, bounds=(0, 1)), x, y, epsilons=None)
+    return x_adv

@@ -141,6 +141,11 @@ impl Objective {
         }
     }
 
+    /// The true labels, or the targets, one a sample.
+    pub fn labels(&self) -> &[u32] {
+        &self.labels
+    }
+
     /// The targets, where there are any: what [`Perturbed`](crate::Perturbed) reports.
     pub fn targets(&self) -> Option<Vec<u32>> {
         self.targeted.then(|| self.labels.clone())

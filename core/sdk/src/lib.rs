@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | [`Classifier`] | `forward`: images to logits | tapes, gradients, training, weights |
 //! | [`Purifier`] | `purify`: images to images, and backward rules | the same, and BPDA |
-//! | [`Attack`] | `perturb(oracle, x, y)` | the oracle, per-sample randomness |
+//! | [`Attack`] | `perturb(oracle, x, y)` | the oracle, per-sample randomness, and in [`attack`] what attacks share |
 //! | [`ThreatModel`] | `access`: what the attacker is granted | the services of the host |
 //!
 //! ```
@@ -81,7 +81,7 @@
 
 #![warn(clippy::missing_errors_doc, clippy::missing_panics_doc)]
 
-mod attack;
+pub mod attack;
 mod classifier;
 mod convert;
 mod export;

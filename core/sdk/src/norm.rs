@@ -25,6 +25,25 @@ pub trait Ball {
     /// Where the shapes differ.
     fn project(&self, x_adv: &Tensor, x: &Tensor, epsilon: f64) -> Result<Tensor>;
 
+    /// The same with a radius for each sample, `radii` `[N]`.
+    ///
+    /// # Errors
+    /// Where the shapes differ.
+    fn project_each(&self, x_adv: &Tensor, x: &Tensor, radii: &Tensor) -> Result<Tensor>;
+
+    /// Dual norm of every sample's `gradient`, `[N]`: by how much the loss rises along a [`direction`](Self::direction), to first order.
+    ///
+    /// # Errors
+    /// Where `gradient` has no samples or is not `f32`.
+    fn dual_length(&self, gradient: &Tensor) -> Result<Tensor>;
+
+    /// A random point at distance `epsilon` from `x`, keyed by sample: uniform noise scaled by its largest entry for Linf, a uniform
+    /// direction for L2.
+    ///
+    /// # Errors
+    /// Where `x` has no samples or is not `f32`.
+    fn on_sphere(&self, pass: &Pass, x: &Tensor, epsilon: f64) -> Result<Tensor>;
+
     /// A point drawn uniformly from the ball around `x`, keyed by sample.
     ///
     /// # Errors
@@ -68,6 +87,41 @@ impl Ball for NormKind {
             }
         };
         x + delta
+    }
+
+    fn project_each(&self, x_adv: &Tensor, x: &Tensor, radii: &Tensor) -> Result<Tensor> {
+        let (delta, radii) = ((x_adv - x)?, per_sample(radii, x)?);
+        let delta = match self {
+            Self::Linf => {
+                let radii = radii.broadcast_as(x.shape())?;
+                delta.minimum(&radii)?.maximum(&radii.neg()?)?
+            }
+            Self::L2 => {
+                let length = guarded(&per_sample(&self.length(&delta)?, x)?)?;
+                let factor = (radii / &length)?.minimum(&length.ones_like()?)?;
+                delta.broadcast_mul(&factor)?
+            }
+        };
+        x + delta
+    }
+
+    fn dual_length(&self, gradient: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Linf => gradient.flatten_from(1)?.abs()?.sum(1),
+            Self::L2 => self.length(gradient),
+        }
+    }
+
+    fn on_sphere(&self, pass: &Pass, x: &Tensor, epsilon: f64) -> Result<Tensor> {
+        let noise = match self {
+            Self::Linf => {
+                let noise = pass.rand_uniform(x.dims(), -1., 1., START, x.device())?;
+                let largest = guarded(&per_sample(&self.length(&noise)?, x)?)?;
+                noise.broadcast_div(&largest)?
+            }
+            Self::L2 => self.direction(&pass.randn_like(x, START)?)?,
+        };
+        x + (noise * epsilon)?
     }
 
     fn random_start(&self, pass: &Pass, x: &Tensor, epsilon: f64) -> Result<Tensor> {
@@ -132,6 +186,53 @@ mod tests {
                     .unwrap()
                     < 1e-6
             );
+        }
+    }
+
+    #[test]
+    fn a_radius_for_each_sample_is_a_ball_for_each() {
+        let x = images(3, |i| i as f32 / 36.);
+        let far = (&x + images(3, |i| (i as f32 - 17.5) * 0.1)).unwrap();
+        let radii = [0.5f32, 0., 0.02];
+        for norm in [NormKind::Linf, NormKind::L2] {
+            let each = norm
+                .project_each(&far, &x, &Tensor::new(&radii, &Device::Cpu).unwrap())
+                .unwrap();
+            for (i, radius) in radii.into_iter().enumerate() {
+                let alone = |x: &Tensor| x.narrow(0, i, 1).unwrap();
+                let one = norm.project(&alone(&far), &alone(&x), f64::from(radius)).unwrap();
+                let apart = (one - alone(&each)).unwrap().abs().unwrap().max_all().unwrap();
+                assert!(apart.to_scalar::<f32>().unwrap() < 1e-6, "{norm} {i}");
+            }
+        }
+    }
+
+    /// The dual norm is what the steepest direction of unit length gains.
+    #[test]
+    fn dual_lengths_are_the_gain_of_the_direction() {
+        let gradient = images(2, |i| (i as f32 - 11.3) * 0.07);
+        for norm in [NormKind::Linf, NormKind::L2] {
+            let gain = (norm.direction(&gradient).unwrap() * &gradient).unwrap();
+            let gain: Vec<f32> = gain.flatten_from(1).unwrap().sum(1).unwrap().to_vec1().unwrap();
+            let dual: Vec<f32> = norm.dual_length(&gradient).unwrap().to_vec1().unwrap();
+            assert!(
+                gain.iter().zip(&dual).all(|(a, b)| (a - b).abs() < 1e-4),
+                "{gain:?} {dual:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn points_on_the_sphere_lie_on_it_and_follow_the_sample() {
+        let x = images(20, |_| 0.5);
+        let pass = Pass::eval().with_ids((0..20).collect::<Vec<u64>>());
+        for norm in [NormKind::Linf, NormKind::L2] {
+            let start = norm.on_sphere(&pass, &x, 0.4).unwrap();
+            let length = lengths(norm, &(&start - &x).unwrap());
+            assert!(length.iter().all(|l| (l - 0.4).abs() < 1e-6), "{length:?}");
+            let one = norm.on_sphere(&Pass::eval().with_ids(vec![7]), &x.narrow(0, 0, 1).unwrap(), 0.4);
+            let values = |x: Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert_eq!(values(one.unwrap()), values(start.narrow(0, 7, 1).unwrap()));
         }
     }
 

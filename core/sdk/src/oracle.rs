@@ -3,7 +3,7 @@
 use crate::convert::{check_images, import, lend, to_candle, variable};
 use advae_abi::abi_stable::std_types::RSome;
 use advae_abi::info::OracleInfo;
-use advae_abi::{AbiError, CallCtx, CallPhase, CtxRef, OracleBox};
+use advae_abi::{AbiError, CallCtx, CallPhase, CtxRef, OracleBox, Taped};
 use advae_nn::{Pass, Phase};
 use candle_core::{Result, Tensor};
 
@@ -134,9 +134,24 @@ impl<'a> Oracle<'a> {
     /// # Errors
     /// Those of every question, see [`Oracle`]; `loss`'s own; a loss of another shape, or that does not depend on the logits.
     pub fn gradient(&self, x: &Tensor, loss: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Gradient> {
+        let mut gradients = self.gradients(x, |logits| Ok(vec![loss(logits)?]))?;
+        gradients
+            .pop()
+            .ok_or_else(|| candle_core::Error::msg("the oracle gave no gradient"))
+    }
+
+    /// Gradients of several losses at the same images `x` `[N,C,H,W]`, in their order: one pass forward, and one backward for each.
+    ///
+    /// # Errors
+    /// Those of [`gradient`](Self::gradient).
+    pub fn gradients(&self, x: &Tensor, losses: impl Fn(&Tensor) -> Result<Vec<Tensor>>) -> Result<Vec<Gradient>> {
         let taped = self.ask(x, |oracle, ctx, x| oracle.forward_tape(ctx, x))?;
         let logits = variable(&import(taped.y.view(), false).map_err(to_candle)?)?;
-        let losses = loss(&logits)?;
+        let losses = losses(&logits)?;
+        losses.iter().map(|loss| self.backward(&taped, &logits, loss)).collect()
+    }
+
+    fn backward(&self, taped: &Taped, logits: &Tensor, losses: &Tensor) -> Result<Gradient> {
         if losses.dims() != [logits.dim(0)?] {
             candle_core::bail!(
                 "the loss has shape {:?}, expected one value a sample [{}]",
@@ -145,7 +160,7 @@ impl<'a> Oracle<'a> {
             )
         }
         let ones = losses.ones_like()?;
-        let Some(cotangent) = advae_nn::vjp(&logits, &losses, &ones)?.0 else {
+        let Some(cotangent) = advae_nn::vjp(logits, losses, &ones)?.0 else {
             candle_core::bail!("the loss does not depend on the logits")
         };
         let context = self.context();

@@ -3,6 +3,7 @@
 use crate::search::{Answer, Search};
 use crate::settings::{CwSettings, Plan};
 use crate::tanh_space::TanhSpace;
+use advae_sdk::attack::{Active, rows, stack};
 use advae_sdk::nn::relu;
 use advae_sdk::prelude::*;
 
@@ -40,7 +41,7 @@ impl Attack for Cw {
             low: low as f32,
             high: high as f32,
         };
-        let clean = x.flatten_from(1)?.to_vec2::<f32>()?;
+        let clean = rows(x)?;
         let mut searches: Vec<Search> = clean.iter().map(|x| Search::new(self.plan, space, x)).collect();
         self.run(oracle, &objective, x, &mut searches)?;
 
@@ -50,9 +51,8 @@ impl Attack for Cw {
             .zip(&clean)
             .map(|(search, x)| search.best().unwrap_or(x))
             .collect();
-        let x_adv = Tensor::from_vec(images.concat(), x.dims(), x.device())?;
         Ok(Perturbed {
-            x_adv,
+            x_adv: stack(&images, x)?,
             found: Some(found),
             targets: objective.targets(),
         })
@@ -62,37 +62,33 @@ impl Attack for Cw {
 impl Cw {
     /// Asks the oracle for all searches together, until none has a question left.
     fn run(&self, oracle: &Oracle, objective: &Objective, x: &Tensor, searches: &mut [Search]) -> Result<()> {
-        let mut open: Vec<usize> = (0..searches.len()).collect();
-        let (mut oracle, mut objective) = (oracle.clone(), objective.clone());
-        while !open.is_empty() {
+        let mut active = Active::new(oracle, objective, x, x.clone());
+        while !active.is_empty() {
+            let open = active.places();
             let images: Vec<&[f32]> = open.iter().map(|i| searches[*i].image()).collect();
-            let shape = [&[open.len()], &x.dims()[1..]].concat();
-            let images = Tensor::from_vec(images.concat(), shape, x.device())?;
             let constants: Vec<f32> = open.iter().map(|i| searches[*i].constant()).collect();
-            let constants = Tensor::new(constants, x.device())?;
+            let (images, constants) = (stack(&images, x)?, Tensor::new(constants, x.device())?);
 
-            let hinge = |logits: &Tensor| relu(&(objective.margin(logits)? + self.plan.confidence)?)? * &constants;
-            let answer = oracle.gradient(&images, hinge)?;
-            let (losses, adversarial) = (answer.loss.to_vec1::<f32>()?, objective.is_adversarial(&answer.logits)?);
+            let hinge =
+                |logits: &Tensor| relu(&(active.objective.margin(logits)? + self.plan.confidence)?)? * &constants;
+            let answer = active.oracle.gradient(&images, hinge)?;
+            let losses = answer.loss.to_vec1::<f32>()?;
+            let adversarial = active.objective.is_adversarial(&answer.logits)?;
             let gradients = answer.x.flatten_all()?.to_vec1::<f32>()?;
             let rows = gradients.chunks_exact(gradients.len() / open.len()).enumerate();
-            let goes_on = |(row, gradient): (usize, &[f32])| {
+            let ends = |(row, gradient): (usize, &[f32])| {
                 let answer = Answer {
                     hinge: losses[row],
                     adversarial: adversarial[row],
                     gradient,
                 };
-                searches[open[row]].advance(&answer)
+                !searches[open[row]].advance(&answer)
             };
-            let more: Vec<bool> = rows.map(goes_on).collect();
+            let ended: Vec<bool> = rows.map(ends).collect();
 
             // A random defence is drawn afresh at every iteration.
-            oracle = oracle.draw(oracle.pass().draw + 1);
-            if more.contains(&false) {
-                let rest: Vec<usize> = (0..open.len()).filter(|row| more[*row]).collect();
-                (oracle, objective) = (oracle.select(&rest), objective.select(&rest));
-                open = rest.iter().map(|row| open[*row]).collect();
-            }
+            active.next_draw();
+            active.end(&ended)?;
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use crate::settings::{LARGEST_CONSTANT, Plan};
 use crate::tanh_space::TanhSpace;
+use advae_sdk::attack::Adam;
 
 /// What the oracle answered about a sample's image.
 pub(crate) struct Answer<'a> {
@@ -171,49 +172,6 @@ impl Constants {
             (true, false) => (self.low + self.high) / 2.,
             (false, _) => (self.now * 10.).min(LARGEST_CONSTANT),
         };
-    }
-}
-
-/// Adam (Kingma and Ba 2014) with the usual moments.
-struct Adam {
-    m: Vec<f32>,
-    v: Vec<f32>,
-    steps: i32,
-}
-
-impl Adam {
-    const BETAS: [f64; 2] = [0.9, 0.999];
-    const EPSILON: f32 = 1e-8;
-    /// Longer gradients count as this long: the square of what is beyond overflows `f32`, and infinity over infinity is NaN. Adam's
-    /// steps do not depend on the gradient's scale.
-    const STEEPEST: f32 = 1e18;
-
-    fn new(len: usize) -> Self {
-        Self {
-            m: vec![0.; len],
-            v: vec![0.; len],
-            steps: 0,
-        }
-    }
-
-    fn step(&mut self, w: &mut [f32], gradient: &[f32], rate: f64) {
-        self.steps += 1;
-        let [b1, b2] = Self::BETAS;
-        let rate = (rate / (1. - b1.powi(self.steps))) as f32;
-        let correction = (1. / (1. - b2.powi(self.steps))) as f32;
-        let ([b1, b2], [a1, a2]) = ([b1 as f32, b2 as f32], [(1. - b1) as f32, (1. - b2) as f32]);
-        let moments = self.m.iter_mut().zip(&mut self.v);
-        for ((w, g), (m, v)) in w.iter_mut().zip(gradient).zip(moments) {
-            // What is no number gives no direction.
-            let g = if g.is_nan() {
-                0.
-            } else {
-                g.clamp(-Self::STEEPEST, Self::STEEPEST)
-            };
-            *m = b1 * *m + a1 * g;
-            *v = b2 * *v + a2 * g * g;
-            *w -= rate * *m / ((*v * correction).sqrt() + Self::EPSILON);
-        }
     }
 }
 

@@ -1,9 +1,8 @@
 //! PGD as a plugin.
 
-mod batch;
 mod pgd;
 
-pub use pgd::{Loss, Pgd, PgdSettings};
+pub use pgd::{Loss, Pgd, PgdSettings, Preset};
 
 advae_sdk::export_plugin! { attack: Pgd }
 

@@ -1,10 +1,9 @@
 //! Projected gradient descent (Madry et al. 2017); BIM (Kurakin et al. 2016) is PGD without a random start.
 
-use crate::batch::{Batch, positions};
+use advae_sdk::attack::{Active, Best, positions};
 use advae_sdk::candle_core::bail;
 use advae_sdk::prelude::*;
 use advae_sdk::serde::{Deserialize, Serialize};
-use std::cmp::Ordering;
 
 /// Largest epsilon and step: their squares summed over an image are far from what `f32` holds.
 const LONGEST: f64 = 1e6;
@@ -12,6 +11,8 @@ const LONGEST: f64 = 1e6;
 settings! {
     /// Defaults of the AdvAE paper (Li et al. 2019) for MNIST.
     pub struct PgdSettings {
+        /// Where random_start comes from unless it is given: pgd (true) or bim (false; Kurakin et al. 2016).
+        preset: Preset = Preset::Pgd,
         /// Norm of the ball: linf or l2.
         norm: Norm = Norm::Linf,
         /// Radius of the ball.
@@ -25,8 +26,8 @@ settings! {
         relative_step_size: Option<f64> = None,
         /// Number of searches; the best one of each sample counts.
         restarts: u64 = 1,
-        /// Start at a uniform point of the ball instead of the clean image.
-        random_start: bool = true,
+        /// Start at a uniform point of the ball instead of the clean image. Default: the preset's.
+        random_start: Option<bool> = None,
         /// Leave a sample alone at its first adversarial iterate, where the threat model allows it.
         early_stop: bool = true,
         /// What is ascended: ce (cross-entropy) or margin (largest other logit less the label's).
@@ -36,6 +37,16 @@ settings! {
         /// Label to lead away from: true, or predicted (on the clean image, by the attacked model).
         label: Label = Label::True,
     }
+}
+
+/// A named start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(crate = "advae_sdk::serde", rename_all = "snake_case")]
+pub enum Preset {
+    /// From a random point of the ball.
+    Pgd,
+    /// From the clean image.
+    Bim,
 }
 
 /// What the attack ascends.
@@ -69,6 +80,7 @@ impl Loss {
 pub struct Pgd {
     settings: PgdSettings,
     step_size: f64,
+    random_start: bool,
 }
 
 impl Attack for Pgd {
@@ -78,7 +90,8 @@ impl Attack for Pgd {
         let epsilon = in_range("epsilon", settings.epsilon, 0. ..=LONGEST)?;
         let steps = in_range("steps", settings.steps, 1..=100_000)?;
         let restarts = in_range("restarts", settings.restarts, 1..=10_000)?;
-        if restarts > 1 && !settings.random_start {
+        let random_start = settings.random_start.unwrap_or(settings.preset == Preset::Pgd);
+        if restarts > 1 && !random_start {
             bail!(
                 "restarts is {restarts} and random_start is false: every restart would be the first again, set it to 1"
             )
@@ -88,7 +101,11 @@ impl Attack for Pgd {
             (None, Some(length)) => in_range("step_size", length, 0. ..=LONGEST)?,
             (None, None) => default_step_size(settings.norm, epsilon, steps),
         };
-        Ok(Self { settings, step_size })
+        Ok(Self {
+            settings,
+            step_size,
+            random_start,
+        })
     }
 
     fn info(&self) -> AttackInfo {
@@ -100,7 +117,7 @@ impl Attack for Pgd {
             targeted: self.settings.target.targeted(),
             passes: steps * restarts + judging + predicting,
             reach: Some(steps as f64 * self.step_size),
-            random_start: Some(self.settings.random_start),
+            random_start: Some(self.random_start),
             loss: Some(self.settings.loss.name().into()),
             ..AttackInfo::new(self.settings.norm)
         }
@@ -133,20 +150,20 @@ impl Pgd {
     /// One search: the first adversarial iterate of a sample that may stop there, else its last.
     fn search(&self, oracle: &Oracle, objective: &Objective, x: &Tensor) -> Result<Tensor> {
         let (norm, epsilon) = (self.settings.norm, self.settings.epsilon);
-        let mut batch = Batch::new(oracle, objective, x, self.start(oracle, x)?);
+        let mut active = Active::new(oracle, objective, x, self.start(oracle, x)?);
         for step in 0..self.settings.steps {
-            let Some(gradient) = self.gradient(&mut batch, step)? else {
+            let Some(gradient) = self.gradient(&mut active, step)? else {
                 break;
             };
-            let moved = (&batch.x_adv + (norm.direction(&gradient)? * self.step_size)?)?;
-            batch.x_adv = batch.oracle.clip(&norm.project(&moved, &batch.x, epsilon)?)?;
+            let moved = (&active.x_adv + (norm.direction(&gradient)? * self.step_size)?)?;
+            active.x_adv = active.oracle.clip(&norm.project(&moved, &active.x, epsilon)?)?;
         }
-        batch.images()
+        active.images()
     }
 
     fn start(&self, oracle: &Oracle, x: &Tensor) -> Result<Tensor> {
         let PgdSettings { norm, epsilon, .. } = self.settings;
-        match self.settings.random_start {
+        match self.random_start {
             true => oracle.clip(&norm.random_start(oracle.pass(), x, epsilon)?),
             false => Ok(x.clone()),
         }
@@ -154,112 +171,42 @@ impl Pgd {
 
     /// Gradient of the loss for the samples that go on; none where all have ended. A random defence is drawn afresh at
     /// every step.
-    fn gradient(&self, batch: &mut Batch, step: u64) -> Result<Option<Tensor>> {
-        let oracle = batch.oracle.draw(batch.oracle.pass().draw + step);
-        let answer = oracle.gradient(&batch.x_adv, |logits| self.settings.loss.of(&batch.objective, logits))?;
-        if !self.stops(&batch.oracle) {
+    fn gradient(&self, active: &mut Active, step: u64) -> Result<Option<Tensor>> {
+        let oracle = active.oracle.draw(active.oracle.pass().draw + step);
+        let answer = oracle.gradient(&active.x_adv, |logits| self.settings.loss.of(&active.objective, logits))?;
+        if !self.stops(&active.oracle) {
             return Ok(Some(answer.x));
         }
-        let done = batch.objective.is_adversarial(&answer.logits)?;
-        let open = positions(&done, false);
-        if open.len() == done.len() {
-            return Ok(Some(answer.x));
+        let done = active.objective.is_adversarial(&answer.logits)?;
+        let open = active.end(&done)?;
+        match open.len() {
+            0 => Ok(None),
+            all if all == done.len() => Ok(Some(answer.x)),
+            _ => select_rows(&answer.x, &open).map(Some),
         }
-        batch.end(&done)?;
-        let rest = select_rows(&answer.x, &open)?;
-        Ok((!open.is_empty()).then_some(rest))
     }
 
     /// Several searches from random points. A sample's image is the adversarial one with the highest loss, or if none is adversarial,
     /// the one with the highest loss.
     fn best_of(&self, restarts: u64, oracle: &Oracle, objective: &Objective, x: &Tensor) -> Result<Tensor> {
-        let mut best: Vec<Option<Found>> = (0..oracle.samples()).map(|_| None).collect();
+        let mut best = Best::new(oracle.samples());
         for restart in 0..restarts {
-            let finished = |found: &Option<Found>| self.stops(oracle) && found.as_ref().is_some_and(|f| f.adversarial);
-            let open = positions(&best.iter().map(finished).collect::<Vec<_>>(), false);
+            let found = |adversarial: bool| self.stops(oracle) && adversarial;
+            let open = positions(&best.adversarial().into_iter().map(found).collect::<Vec<_>>(), false);
             if open.is_empty() {
                 break;
             }
             let draw = oracle.pass().draw + restart * self.settings.steps;
-            let oracle = oracle.draw(draw).select(&open);
-            let found = self.judged_search(&oracle, &objective.select(&open), &select_rows(x, &open)?)?;
-            for (i, found) in open.into_iter().zip(found) {
-                if best[i].as_ref().is_none_or(|best| found.beats(best)) {
-                    best[i] = Some(found);
-                }
-            }
+            let (oracle, objective) = (oracle.draw(draw).select(&open), objective.select(&open));
+            let x_adv = self.search(&oracle, &objective, &select_rows(x, &open)?)?;
+            let logits = oracle.logits(&x_adv)?;
+            let losses = self.settings.loss.of(&objective, &logits)?.to_vec1::<f32>()?;
+            best.offer(&open, &x_adv, &objective.is_adversarial(&logits)?, &losses)?;
         }
-        let images: Vec<Tensor> = best.into_iter().flatten().map(|found| found.image).collect();
-        Tensor::stack(&images, 0)
-    }
-
-    fn judged_search(&self, oracle: &Oracle, objective: &Objective, x: &Tensor) -> Result<Vec<Found>> {
-        let x_adv = self.search(oracle, objective, x)?;
-        let logits = oracle.logits(&x_adv)?;
-        let losses = self.settings.loss.of(objective, &logits)?.to_vec1::<f32>()?;
-        let verdicts = objective.is_adversarial(&logits)?.into_iter().zip(losses);
-        let found = |(i, (adversarial, loss))| {
-            let image = x_adv.get(i)?;
-            Ok(Found {
-                image,
-                adversarial,
-                loss,
-            })
-        };
-        verdicts.enumerate().map(found).collect()
+        best.images(x)
     }
 
     fn stops(&self, oracle: &Oracle) -> bool {
         self.settings.early_stop && oracle.early_stop()
-    }
-}
-
-/// Where one search of one sample ended.
-struct Found {
-    image: Tensor,
-    adversarial: bool,
-    loss: f32,
-}
-
-impl Found {
-    /// Whether it is the better one: adversarial before not, then by the loss. One whose loss is NaN is the worst of all, whatever
-    /// its verdict: both come from logits that are no numbers.
-    fn beats(&self, other: &Self) -> bool {
-        let rank = |found: &Self| (!found.loss.is_nan(), found.adversarial);
-        let by_loss = self.loss.partial_cmp(&other.loss).unwrap_or(Ordering::Equal);
-        rank(self).cmp(&rank(other)).then(by_loss).is_gt()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use advae_sdk::candle_core::Device;
-
-    #[test]
-    fn a_search_whose_loss_is_no_number_is_replaced_by_any_other() {
-        let found = |adversarial, loss| Found {
-            image: Tensor::new(0f32, &Device::Cpu).unwrap(),
-            adversarial,
-            loss,
-        };
-        // From the worst to the best; NaN of either sign.
-        let ranks = [
-            found(true, f32::NAN),
-            found(false, f32::NEG_INFINITY),
-            found(false, 3.),
-            found(true, -1.),
-            found(true, 2.),
-            found(true, f32::INFINITY),
-        ];
-        for (i, better) in ranks.iter().enumerate() {
-            for worse in &ranks[..i] {
-                assert!(better.beats(worse) && !worse.beats(better), "{i}");
-            }
-        }
-        let negative = found(true, -f32::NAN);
-        assert!(ranks[1].beats(&negative) && !negative.beats(&ranks[1]));
-        let (zero, negative_zero) = (found(true, 0.), found(true, -0.));
-        assert!(!zero.beats(&negative_zero), "of equals the first stays");
     }
 }

@@ -122,7 +122,7 @@ fn a_zero_gradient_gives_no_nan() {
     let flat = Testbed::linear(INPUT, &[vec![0.; 9], vec![0.; 9]], &[1., 0.]).unwrap();
     for norm in NORMS {
         let still = Pgd::new(PgdSettings {
-            random_start: false,
+            random_start: Some(false),
             ..settings(norm)
         })
         .unwrap();
@@ -178,7 +178,7 @@ fn the_first_adversarial_iterate_is_returned_and_its_sample_left_alone() {
         epsilon: 0.2,
         steps: 20,
         step_size: Some(0.01),
-        random_start: false,
+        random_start: Some(false),
         ..Default::default()
     };
     // After n steps of .01 the nine pixels sum to .09 n, which passes .4 at n = 5; the second image is wrong at once.
@@ -358,6 +358,16 @@ fn it_names_norm_radius_and_cost() {
 }
 
 #[test]
+fn bim_is_pgd_from_the_clean_image() {
+    let read = |text: &str| Pgd::new(advae_sdk::serde_json::from_str(text).unwrap());
+    assert_eq!(read(r#"{"preset": "bim"}"#).unwrap().info().random_start, Some(false));
+    let error = read(r#"{"preset": "bim", "restarts": 2}"#).err().unwrap().to_string();
+    assert!(error.contains("random_start is false"), "{error}");
+    let both = read(r#"{"preset": "bim", "random_start": true, "restarts": 2}"#);
+    assert_eq!(both.unwrap().info().random_start, Some(true));
+}
+
+#[test]
 fn a_default_step_crosses_the_ball_but_for_the_papers() {
     let info = |text: &str| Pgd::new(advae_sdk::serde_json::from_str(text).unwrap()).unwrap().info();
     let reach = |text: &str| info(text).reach.unwrap();
@@ -452,7 +462,7 @@ fn images_stay_in_balls_of_any_radius() {
             let settings = PgdSettings {
                 norm: Norm::L2,
                 epsilon,
-                random_start,
+                random_start: Some(random_start),
                 // Its gradient is the same everywhere.
                 loss: Loss::Margin,
                 ..Default::default()

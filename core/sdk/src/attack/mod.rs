@@ -1,4 +1,29 @@
-//! Attacks.
+//! Attacks, and what several of them share.
+//!
+//! | what | for |
+//! |---|---|
+//! | [`Active`] | the samples of a batch whose search goes on |
+//! | [`Best`] | the best image of every sample so far |
+//! | [`Boundary`] | the nearest boundary where logits are linear |
+//! | [`difference`], [`dlr`], [`dlr_targeted`], [`ranked`], [`others`] | losses beside those of [`Objective`](crate::Objective) |
+//! | [`column`], [`choose`], [`rows`], [`stack`], [`farthest`] | a number, a choice or a row for every sample |
+//! | [`cosine`], [`Adam`] | how long a step is |
+//!
+//! Norms are [`Ball`](crate::Ball)'s. Nothing here lets one sample influence another.
+
+mod active;
+mod adam;
+mod best;
+mod boundary;
+mod loss;
+mod sample;
+
+pub use active::Active;
+pub use adam::{Adam, cosine};
+pub use best::Best;
+pub use boundary::Boundary;
+pub use loss::{difference, dlr, dlr_targeted, others, ranked};
+pub use sample::{choose, column, farthest, positions, rows, stack};
 
 use crate::convert::{export, import, json, run, to_abi, to_candle};
 use crate::oracle::Oracle;

@@ -1,0 +1,10 @@
+//! DeepFool as a plugin.
+
+mod deepfool;
+
+pub use deepfool::{DeepFool, DeepFoolSettings};
+
+advae_sdk::export_plugin! { attack: DeepFool }
+
+#[cfg(test)]
+mod tests;

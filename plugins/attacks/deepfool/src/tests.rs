@@ -1,0 +1,128 @@
+use crate::{DeepFool, DeepFoolSettings};
+use advae_sdk::candle_core::Device;
+use advae_sdk::prelude::*;
+use advae_sdk::testing::Testbed;
+
+const INPUT: [usize; 3] = [1, 3, 3];
+
+fn network() -> Testbed {
+    Testbed::mlp(INPUT, 16, 5, 3).unwrap()
+}
+
+fn images(n: usize) -> Tensor {
+    let pixel = |i: usize| ((i * 37 % 23) as f32 / 15. - 0.2).clamp(0., 1.);
+    Tensor::from_vec((0..n * 9).map(pixel).collect::<Vec<_>>(), (n, 1, 3, 3), &Device::Cpu).unwrap()
+}
+
+fn grey() -> Tensor {
+    (images(1).zeros_like().unwrap() + 0.5).unwrap()
+}
+
+fn values(x: &Tensor) -> Vec<f32> {
+    x.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn ids(n: usize) -> Vec<u64> {
+    (100..100 + n as u64).collect()
+}
+
+fn lengths(norm: Norm, a: &Tensor, b: &Tensor) -> Vec<f32> {
+    norm.length(&(a - b).unwrap()).unwrap().to_vec1().unwrap()
+}
+
+/// From class 0 the plane of class 1 is the nearest to grey; class 2 is farther away.
+fn linear() -> (Testbed, Vec<f32>) {
+    let weight: Vec<f32> = (0..9).map(|i| i as f32 - 4.).collect();
+    let weights = [vec![0.; 9], weight.clone(), weight.iter().rev().copied().collect()];
+    (Testbed::linear(INPUT, &weights, &[0.6, 0., -1.]).unwrap(), weight)
+}
+
+fn deepfool() -> DeepFool {
+    DeepFool::new(Default::default()).unwrap()
+}
+
+/// One step crosses the nearest plane, by its overshoot.
+#[test]
+fn the_nearest_plane_is_crossed_in_one_step() {
+    let (target, weight) = linear();
+    let nearest = 0.6 / weight.iter().map(|w| w * w).sum::<f32>().sqrt();
+    let out = target.attack(&deepfool(), &ids(1), &grey(), &[0]).unwrap();
+    assert_eq!(
+        (out.found, target.predict(&out.x_adv).unwrap()),
+        (Some(vec![true]), vec![1])
+    );
+    let length = lengths(Norm::L2, &out.x_adv, &grey())[0];
+    assert!((length - 1.02 * (nearest + 1e-4)).abs() < 1e-5, "{length} {nearest}");
+    assert_eq!(target.asked(), 3, "the classes, the plane, and what lies beyond it");
+}
+
+#[test]
+fn the_last_step_is_judged_too() {
+    let (target, _) = linear();
+    let one = DeepFool::new(DeepFoolSettings {
+        steps: 1,
+        ..Default::default()
+    })
+    .unwrap();
+    let out = target.attack(&one, &ids(1), &grey(), &[0]).unwrap();
+    assert_eq!(out.found, Some(vec![true]));
+}
+
+#[test]
+fn results_do_not_depend_on_the_batch_and_stay_in_the_bounds() {
+    let (target, x) = (network(), images(8));
+    let mut y = target.predict(&x).unwrap();
+    y[3] = (y[3] + 1) % 5;
+    for attack in [deepfool()] {
+        let together = target.attack(&attack, &ids(8), &x, &y).unwrap();
+        let found = together.found.unwrap();
+        for i in 0..8 {
+            let alone = target
+                .attack(&attack, &ids(8)[i..=i], &x.narrow(0, i, 1).unwrap(), &y[i..=i])
+                .unwrap();
+            assert_eq!(values(&alone.x_adv), values(&together.x_adv.get(i).unwrap()), "{i}");
+            assert_eq!(alone.found.unwrap()[0], found[i]);
+        }
+        assert!(values(&together.x_adv).iter().all(|v| (0. ..=1.).contains(v)));
+        assert_eq!(
+            values(&together.x_adv.get(3).unwrap()),
+            values(&x.get(3).unwrap()),
+            "wrong to begin with"
+        );
+        let predicted = target.predict(&together.x_adv).unwrap();
+        assert!(
+            (0..8).all(|i| found[i] == (predicted[i] != y[i])),
+            "{found:?} {predicted:?} {y:?}"
+        );
+        assert!(found.iter().filter(|f| **f).count() > 4, "{found:?}");
+    }
+}
+
+#[test]
+fn a_flat_target_is_not_found_and_gives_no_nan() {
+    let flat = Testbed::linear(INPUT, &vec![vec![0.; 9]; 4], &[1., 0., 0., 0.]).unwrap();
+    for attack in [deepfool()] {
+        let out = flat.attack(&attack, &ids(3), &images(3), &[0; 3]).unwrap();
+        assert_eq!(
+            (out.found, values(&out.x_adv)),
+            (Some(vec![false; 3]), values(&images(3)))
+        );
+    }
+}
+
+#[test]
+fn what_it_says_of_itself_and_what_it_refuses() {
+    let info = deepfool().info();
+    assert_eq!((info.norm, info.epsilon, info.passes), (Norm::L2, None, 52));
+    for (text, said) in [
+        (r#"{"steps": 0}"#, "steps is 0: choose a value from 1 to"),
+        (r#"{"classes": 1}"#, "classes is 1: choose a value from 2"),
+        (r#"{"overshoot": -1}"#, "overshoot is -1"),
+    ] {
+        let error = DeepFool::new(advae_sdk::serde_json::from_str(text).unwrap())
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(error.contains(said), "{error}");
+    }
+}

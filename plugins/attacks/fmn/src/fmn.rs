@@ -1,0 +1,113 @@
+//! Fast minimum-norm attack (Pintor et al. 2021, "Fast minimum-norm adversarial attacks through adaptive norm constraints", algorithm 1):
+//! steps along the gradient, within a ball whose radius follows the distance to the boundary.
+
+use advae_sdk::attack::{Best, column, cosine, farthest};
+use advae_sdk::prelude::*;
+
+settings! {
+    /// The paper's, with its longest search. The attack minimises the distance; there is no budget.
+    pub struct FmnSettings {
+        /// Norm of the distance: linf or l2.
+        norm: Norm = Norm::L2,
+        /// Number of steps.
+        steps: u64 = 1000,
+        /// Length of the first step, in L2; the last is a hundredth of it.
+        step_size: f64 = 1.,
+        /// Share by which the radius changes in the first step; in the last it is 0.001.
+        gamma: f64 = 0.05,
+        /// Target: null (untargeted), next, random, least_likely or a class.
+        target: Goal = Goal::Untargeted,
+    }
+}
+
+/// Share by which the radius changes in the last step.
+const LAST_GAMMA: f64 = 0.001;
+
+/// FMN in a norm.
+pub struct Fmn(FmnSettings);
+
+impl Attack for Fmn {
+    type Settings = FmnSettings;
+
+    fn new(settings: FmnSettings) -> Result<Self> {
+        in_range("steps", settings.steps, 1..=1_000_000)?;
+        in_range("step_size", settings.step_size, 1e-6..=1e6)?;
+        in_range("gamma", settings.gamma, 1e-6..=0.99)?;
+        Ok(Self(settings))
+    }
+
+    fn info(&self) -> AttackInfo {
+        AttackInfo {
+            targeted: self.0.target.targeted(),
+            passes: self.0.steps,
+            random_start: Some(false),
+            loss: Some("margin".into()),
+            ..AttackInfo::new(self.0.norm)
+        }
+    }
+
+    fn perturb(&self, oracle: &Oracle, x: &Tensor, y: &Tensor) -> Result<Perturbed> {
+        let objective = self.0.target.objective(oracle, x, y)?;
+        let (norm, n) = (self.0.norm, oracle.samples());
+        let places: Vec<usize> = (0..n).collect();
+        let farthest = farthest(norm, oracle, x)?;
+        let mut radii = vec![f32::INFINITY; n];
+        let (mut best, mut x_adv) = (Best::new(n), x.clone());
+        for step in 0..self.0.steps {
+            let oracle = oracle.draw(oracle.pass().draw + step);
+            let answer = oracle.gradient(&x_adv, |logits| objective.margin(logits)?.neg())?;
+            let adversarial = objective.is_adversarial(&answer.logits)?;
+            let lengths: Vec<f32> = norm.length(&(&x_adv - x)?)?.to_vec1()?;
+            best.offer(
+                &places,
+                &x_adv,
+                &adversarial,
+                &lengths.iter().map(|l| -l).collect::<Vec<_>>(),
+            )?;
+
+            let gamma = cosine(self.0.gamma, LAST_GAMMA, step, self.0.steps) as f32;
+            let (margins, slopes) = (
+                answer.loss.to_vec1::<f32>()?,
+                norm.dual_length(&answer.x)?.to_vec1::<f32>()?,
+            );
+            let found = best.adversarial();
+            for i in 0..n {
+                let nearest = best.score(i).filter(|_| found[i]).map(|score| -score);
+                let boundary = || lengths[i] + margins[i].abs() / slopes[i];
+                let radius = next_radius(radii[i], gamma, adversarial[i], nearest, boundary);
+                // Where there is no gradient the boundary is 0 / 0 away.
+                radii[i] = if radius.is_nan() {
+                    farthest[i]
+                } else {
+                    radius.min(farthest[i])
+                };
+            }
+            let step_size = cosine(self.0.step_size, self.0.step_size / 100., step, self.0.steps);
+            let moved = (&x_adv + (Norm::L2.direction(&answer.x)? * step_size)?)?;
+            let radii = column(&radii, x)?.flatten_all()?;
+            x_adv = oracle.clip(&norm.project_each(&moved, x, &radii)?)?;
+        }
+        Ok(Perturbed {
+            targets: objective.targets(),
+            ..best.nearest(x, f64::INFINITY)?
+        })
+    }
+}
+
+/// The radius shrinks where the image is adversarial, to no more than the nearest found. Where it is not, the radius grows once there is
+/// a nearest; before, it reaches to the boundary and a share beyond. The paper's reaches just there: pixels at their bounds do not take
+/// part as they should, and searches come ever closer to a boundary that they never cross.
+pub(crate) fn next_radius(
+    radius: f32,
+    gamma: f32,
+    adversarial: bool,
+    nearest: Option<f32>,
+    boundary: impl FnOnce() -> f32,
+) -> f32 {
+    match (adversarial, nearest) {
+        (true, Some(nearest)) => (radius * (1. - gamma)).min(nearest),
+        (true, None) => radius * (1. - gamma),
+        (false, Some(_)) => radius * (1. + gamma),
+        (false, None) => boundary() * (1. + gamma),
+    }
+}

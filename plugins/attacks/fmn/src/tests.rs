@@ -1,0 +1,161 @@
+use crate::fmn::next_radius;
+use crate::{Fmn, FmnSettings};
+use advae_sdk::candle_core::Device;
+use advae_sdk::prelude::*;
+use advae_sdk::testing::Testbed;
+
+const INPUT: [usize; 3] = [1, 3, 3];
+
+fn network() -> Testbed {
+    Testbed::mlp(INPUT, 16, 5, 3).unwrap()
+}
+
+fn images(n: usize) -> Tensor {
+    let pixel = |i: usize| ((i * 37 % 23) as f32 / 15. - 0.2).clamp(0., 1.);
+    Tensor::from_vec((0..n * 9).map(pixel).collect::<Vec<_>>(), (n, 1, 3, 3), &Device::Cpu).unwrap()
+}
+
+fn grey() -> Tensor {
+    (images(1).zeros_like().unwrap() + 0.5).unwrap()
+}
+
+fn values(x: &Tensor) -> Vec<f32> {
+    x.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn ids(n: usize) -> Vec<u64> {
+    (100..100 + n as u64).collect()
+}
+
+fn lengths(norm: Norm, a: &Tensor, b: &Tensor) -> Vec<f32> {
+    norm.length(&(a - b).unwrap()).unwrap().to_vec1().unwrap()
+}
+
+/// From class 0 the plane of class 1 is the nearest to grey; class 2 is farther away.
+fn linear() -> (Testbed, Vec<f32>) {
+    let weight: Vec<f32> = (0..9).map(|i| i as f32 - 4.).collect();
+    let weights = [vec![0.; 9], weight.clone(), weight.iter().rev().copied().collect()];
+    (Testbed::linear(INPUT, &weights, &[0.6, 0., -1.]).unwrap(), weight)
+}
+
+fn fmn(norm: Norm, steps: u64) -> Fmn {
+    Fmn::new(FmnSettings {
+        norm,
+        steps,
+        ..Default::default()
+    })
+    .unwrap()
+}
+
+const NORMS: [Norm; 2] = [Norm::Linf, Norm::L2];
+
+#[test]
+fn the_nearest_image_beyond_a_plane_is_found() {
+    let (target, weight) = linear();
+    for norm in NORMS {
+        let nearest = 0.6
+            / match norm {
+                Norm::L2 => weight.iter().map(|w| w * w).sum::<f32>().sqrt(),
+                Norm::Linf => weight.iter().map(|w| w.abs()).sum(),
+            };
+        let out = target.attack(&fmn(norm, 500), &ids(1), &grey(), &[0]).unwrap();
+        assert_eq!(
+            (out.found, target.predict(&out.x_adv).unwrap()),
+            (Some(vec![true]), vec![1])
+        );
+        let length = lengths(norm, &out.x_adv, &grey())[0];
+        assert!(
+            length >= nearest - 1e-5 && length < 1.03 * nearest,
+            "{norm}: {length} {nearest}"
+        );
+    }
+}
+
+#[test]
+fn the_radius_follows_the_boundary() {
+    let never = || -> f32 { unreachable!("the boundary is only asked for before anything was found") };
+    assert_eq!(next_radius(2., 0.5, true, Some(3.), never), 1.);
+    assert_eq!(
+        next_radius(2., 0.5, true, Some(0.4), never),
+        0.4,
+        "no larger than the nearest"
+    );
+    assert_eq!(next_radius(2., 0.5, false, Some(0.4), never), 3.);
+    assert_eq!(next_radius(f32::INFINITY, 0.5, false, None, || 0.5), 0.75);
+}
+
+#[test]
+fn a_target_is_reached_and_reported() {
+    let (target, _) = linear();
+    let settings = FmnSettings {
+        steps: 200,
+        target: Goal::Class(2),
+        ..Default::default()
+    };
+    let out = target
+        .attack(&Fmn::new(settings).unwrap(), &ids(1), &grey(), &[0])
+        .unwrap();
+    assert_eq!(
+        (out.targets, target.predict(&out.x_adv).unwrap()),
+        (Some(vec![2]), vec![2])
+    );
+}
+
+#[test]
+fn results_do_not_depend_on_the_batch_and_stay_in_the_bounds() {
+    let (target, x) = (network(), images(8));
+    let mut y = target.predict(&x).unwrap();
+    y[3] = (y[3] + 1) % 5;
+    for attack in NORMS.map(|norm| fmn(norm, 40)) {
+        let together = target.attack(&attack, &ids(8), &x, &y).unwrap();
+        let found = together.found.unwrap();
+        for i in 0..8 {
+            let alone = target
+                .attack(&attack, &ids(8)[i..=i], &x.narrow(0, i, 1).unwrap(), &y[i..=i])
+                .unwrap();
+            assert_eq!(values(&alone.x_adv), values(&together.x_adv.get(i).unwrap()), "{i}");
+            assert_eq!(alone.found.unwrap()[0], found[i]);
+        }
+        assert!(values(&together.x_adv).iter().all(|v| (0. ..=1.).contains(v)));
+        assert_eq!(
+            values(&together.x_adv.get(3).unwrap()),
+            values(&x.get(3).unwrap()),
+            "wrong to begin with"
+        );
+        let predicted = target.predict(&together.x_adv).unwrap();
+        assert!(
+            (0..8).all(|i| found[i] == (predicted[i] != y[i])),
+            "{found:?} {predicted:?} {y:?}"
+        );
+        assert!(found.iter().filter(|f| **f).count() > 4, "{found:?}");
+    }
+}
+
+#[test]
+fn a_flat_target_is_not_found_and_gives_no_nan() {
+    let flat = Testbed::linear(INPUT, &vec![vec![0.; 9]; 4], &[1., 0., 0., 0.]).unwrap();
+    for attack in NORMS.map(|norm| fmn(norm, 20)) {
+        let out = flat.attack(&attack, &ids(3), &images(3), &[0; 3]).unwrap();
+        assert_eq!(
+            (out.found, values(&out.x_adv)),
+            (Some(vec![false; 3]), values(&images(3)))
+        );
+    }
+}
+
+#[test]
+fn what_it_says_of_itself_and_what_it_refuses() {
+    let info = fmn(Norm::Linf, 1000).info();
+    assert_eq!((info.norm, info.epsilon, info.passes), (Norm::Linf, None, 1000));
+    for (text, said) in [
+        (r#"{"steps": 0}"#, "steps is 0: choose a value from 1 to"),
+        (r#"{"gamma": 1}"#, "gamma is 1: choose a value from"),
+        (r#"{"step_size": 0}"#, "step_size is 0"),
+    ] {
+        let error = Fmn::new(advae_sdk::serde_json::from_str(text).unwrap())
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(error.contains(said), "{error}");
+    }
+}
