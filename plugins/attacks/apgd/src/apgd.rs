@@ -106,8 +106,7 @@ impl Attack for Apgd {
         for target in 0..self.targets(oracle.classes()) {
             for _ in 0..self.0.restarts {
                 if !active.is_empty() {
-                    let targets = active.places().iter().map(|place| others[*place][target]).collect();
-                    self.search(&mut active, &mut best, targets)?;
+                    self.search(&mut active, &mut best, &others, target)?;
                 }
             }
         }
@@ -124,9 +123,11 @@ impl Apgd {
         }
     }
 
-    /// One search for every active sample.
-    fn search(&self, active: &mut Active, best: &mut Best, mut targets: Vec<u32>) -> Result<()> {
+    /// One search for every active sample; where there are targets, towards the other class of this rank.
+    fn search(&self, active: &mut Active, best: &mut Best, others: &[Vec<u32>], rank: usize) -> Result<()> {
         let ApgdSettings { norm, epsilon, rho, .. } = self.0;
+        let target = |place: &usize| others[*place].get(rank).copied().unwrap_or_default();
+        let mut targets: Vec<u32> = active.places().iter().map(target).collect();
         active.x_adv = active
             .oracle
             .clip(&norm.on_sphere(active.oracle.pass(), &active.x, epsilon)?)?;

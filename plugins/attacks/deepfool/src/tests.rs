@@ -73,41 +73,39 @@ fn results_do_not_depend_on_the_batch_and_stay_in_the_bounds() {
     let (target, x) = (network(), images(8));
     let mut y = target.predict(&x).unwrap();
     y[3] = (y[3] + 1) % 5;
-    for attack in [deepfool()] {
-        let together = target.attack(&attack, &ids(8), &x, &y).unwrap();
-        let found = together.found.unwrap();
-        for i in 0..8 {
-            let alone = target
-                .attack(&attack, &ids(8)[i..=i], &x.narrow(0, i, 1).unwrap(), &y[i..=i])
-                .unwrap();
-            assert_eq!(values(&alone.x_adv), values(&together.x_adv.get(i).unwrap()), "{i}");
-            assert_eq!(alone.found.unwrap()[0], found[i]);
-        }
-        assert!(values(&together.x_adv).iter().all(|v| (0. ..=1.).contains(v)));
-        assert_eq!(
-            values(&together.x_adv.get(3).unwrap()),
-            values(&x.get(3).unwrap()),
-            "wrong to begin with"
-        );
-        let predicted = target.predict(&together.x_adv).unwrap();
-        assert!(
-            (0..8).all(|i| found[i] == (predicted[i] != y[i])),
-            "{found:?} {predicted:?} {y:?}"
-        );
-        assert!(found.iter().filter(|f| **f).count() > 4, "{found:?}");
+    let attack = deepfool();
+    let together = target.attack(&attack, &ids(8), &x, &y).unwrap();
+    let found = together.found.unwrap();
+    for i in 0..8 {
+        let alone = target
+            .attack(&attack, &ids(8)[i..=i], &x.narrow(0, i, 1).unwrap(), &y[i..=i])
+            .unwrap();
+        assert_eq!(values(&alone.x_adv), values(&together.x_adv.get(i).unwrap()), "{i}");
+        assert_eq!(alone.found.unwrap()[0], found[i]);
     }
+    assert!(values(&together.x_adv).iter().all(|v| (0. ..=1.).contains(v)));
+    assert_eq!(
+        values(&together.x_adv.get(3).unwrap()),
+        values(&x.get(3).unwrap()),
+        "wrong to begin with"
+    );
+    let predicted = target.predict(&together.x_adv).unwrap();
+    assert!(
+        (0..8).all(|i| found[i] == (predicted[i] != y[i])),
+        "{found:?} {predicted:?} {y:?}"
+    );
+    assert!(found.iter().filter(|f| **f).count() > 4, "{found:?}");
 }
 
 #[test]
 fn a_flat_target_is_not_found_and_gives_no_nan() {
     let flat = Testbed::linear(INPUT, &vec![vec![0.; 9]; 4], &[1., 0., 0., 0.]).unwrap();
-    for attack in [deepfool()] {
-        let out = flat.attack(&attack, &ids(3), &images(3), &[0; 3]).unwrap();
-        assert_eq!(
-            (out.found, values(&out.x_adv)),
-            (Some(vec![false; 3]), values(&images(3)))
-        );
-    }
+    let attack = deepfool();
+    let out = flat.attack(&attack, &ids(3), &images(3), &[0; 3]).unwrap();
+    assert_eq!(
+        (out.found, values(&out.x_adv)),
+        (Some(vec![false; 3]), values(&images(3)))
+    );
 }
 
 #[test]
