@@ -23,8 +23,8 @@ use std::sync::Arc;
 const DEFAULT_ATTACKS: [&str; 3] = ["fgsm", "pgd", "cw"];
 
 /// Attacks that ship with the host and run only where they are named: some of them take hours.
-const NAMED_ONLY: [&str; 9] = [
-    "apgd", "square", "fab", "deepfool", "ddn", "fmn", "mi_fgsm", "spsa", "noise",
+const NAMED_ONLY: [&str; 10] = [
+    "apgd", "square", "fab", "deepfool", "ddn", "fmn", "mi_fgsm", "spsa", "noise", "transfer",
 ];
 
 /// Everything a run needs.
