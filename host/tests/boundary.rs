@@ -65,6 +65,7 @@ fn oracle(labels: &[u32]) -> (OracleBox, Arc<OracleState>, Arc<Meter>) {
         seed: 0,
         eot: 2,
         early_stop: true,
+        known_ids: None,
         call_threads: 1,
         flags: 0,
         meter: meter.clone(),

@@ -335,3 +335,123 @@ fn every_set_of_kernels_gives_the_same_verdicts_and_an_unknown_one_is_refused() 
         "{says}"
     );
 }
+
+#[test]
+fn a_range_of_budgets_is_a_curve_that_falls() {
+    let cell = [
+        "--classifier",
+        "model_d",
+        "--attack",
+        "fgsm",
+        "--attack",
+        "pgd:steps=5",
+        "--samples",
+        "60",
+    ];
+    let rows = results(&[&cell[..], &["--epsilon", "0:0.2:0.1"]].concat());
+    let mut cells: BTreeMap<String, (usize, usize, f64)> = BTreeMap::new();
+    for ((cell, _), row) in &rows {
+        let (all, robust, longest) = cells.entry(cell.clone()).or_default();
+        *all += 1;
+        *robust += usize::from(row["robust"] == true);
+        *longest = longest.max(row["linf"].as_f64().unwrap());
+    }
+    // Budgets by how far the farthest image is; two attacks at each.
+    let mut curve: Vec<(f64, usize)> = cells.values().map(|(_, robust, longest)| (*longest, *robust)).collect();
+    curve.sort_by(|a, b| a.0.total_cmp(&b.0));
+    assert!(curve.len() == 6 && cells.values().all(|(all, ..)| *all == 60));
+    for (i, (longest, _)) in curve.iter().enumerate() {
+        assert!((longest - 0.1 * (i / 2) as f64).abs() < 1e-6, "{curve:?}");
+    }
+    let clean = rows.values().filter(|row| row["clean_correct"] == true).count() / 6;
+    assert!(
+        curve[0].1 == clean && curve[1].1 == clean,
+        "a budget of 0 breaks nothing"
+    );
+    assert!(curve[2].1 < clean && curve[5].1 < curve[2].1, "{curve:?}");
+}
+
+#[test]
+fn who_knows_the_draw_of_a_random_defence_breaks_more_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("results.jsonl");
+    let cell = [
+        "--classifier",
+        "model_d",
+        "--purifier",
+        "resize_pad",
+        "--threat-model",
+        "white_box",
+    ];
+    let attack = [
+        "--attack",
+        "pgd",
+        "--epsilon",
+        "0.05",
+        "--samples",
+        "60",
+        "--known-draw",
+    ];
+    let output = eval(&[&cell[..], &attack, &["--out", path.to_str().unwrap()]].concat());
+    let text = std::fs::read_to_string(&path).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let known = lines.filter(|line| line["type"] == "cell" && line["config"]["known_draw"] == true);
+    let known: Vec<Value> = known.collect();
+    assert_eq!((known.len(), &known[0]["config"]["draws"]), (1, &Value::from(1)));
+    let rows = rows(&path);
+    let mean = |key: &Value, known: bool| {
+        let of = |row: &&Value| (row["cell"] == *key) == known;
+        let robust = |row: &Value| {
+            row["draws"]["robust"]
+                .as_f64()
+                .unwrap_or(f64::from(u8::from(row["robust"] == true)))
+        };
+        rows.values().filter(of).map(robust).sum::<f64>() / 60.
+    };
+    let (with, without) = (mean(&known[0]["key"], true), mean(&known[0]["key"], false));
+    assert!(with + 0.05 < without, "{with} {without}");
+    assert!(String::from_utf8(output.stdout).unwrap().contains("known draw"));
+}
+
+#[test]
+fn images_are_scored_as_a_file_of_eight_bits_holds_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let cell = [
+        "--classifier",
+        "model_d",
+        "--attack",
+        "pgd:steps=7",
+        "--threat-model",
+        "white_box",
+        "--samples",
+        "20",
+    ];
+    eval(
+        &[
+            &cell[..],
+            &["--quantize", "8", "--save-adversarial", dir.path().to_str().unwrap()],
+        ]
+        .concat(),
+    );
+    let file = std::fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
+    let saved = advae_data::npz::Saved::read(&file).unwrap();
+    let level = |v: &f32| (f64::from(*v) * 255. - (f64::from(*v) * 255.).round()).abs() < 1e-4;
+    assert!(saved.images.iter().all(level));
+    let originals = saved.originals.unwrap();
+    let far = saved
+        .images
+        .iter()
+        .zip(&originals)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0., f32::max);
+    assert!(far > 0.29 && far < 0.3 + 0.5 / 255. + 1e-5, "{far}");
+    let output = command("eval", &[&cell[..], &["--quantize", "0"]].concat())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        String::from_utf8(output.stderr)
+            .unwrap()
+            .contains("--quantize is 0: give 1 to 16 bits")
+    );
+}

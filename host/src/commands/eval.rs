@@ -75,8 +75,8 @@ pub struct EvalArgs {
     /// Seed of all randomness [default: 0]
     #[arg(long)]
     seed: Option<u64>,
-    /// Budget, of all norms or of one (`l2=2`); repeatable [default: the dataset's; MNIST Linf 0.3, L2 2; CIFAR-10 Linf 8/255,
-    /// L2 0.5]
+    /// Budget, of all norms or of one (`l2=2`), or a range of budgets `first:last:step` (`0:0.4:0.05`); repeatable [default: the
+    /// dataset's; MNIST Linf 0.3, L2 2; CIFAR-10 Linf 8/255, L2 0.5]
     #[arg(long, value_name = "[NORM=]VALUE", allow_hyphen_values = true)]
     #[serde(deserialize_with = "crate::plugin::lists::one_or_many")]
     epsilon: Vec<String>,
@@ -95,6 +95,12 @@ pub struct EvalArgs {
     /// Scoring draws of a random defence [default: 10]
     #[arg(long, value_name = "N")]
     draws: Option<u64>,
+    /// Attack random defences a second time with the attacker knowing the draw that scores (fixed randomness)
+    #[arg(long)]
+    known_draw: bool,
+    /// Round images to that many bits a pixel before they are scored, as a file would hold them
+    #[arg(long, value_name = "BITS")]
+    quantize: Option<u32>,
     /// Backward rule of the purifiers [default: each purifier's own]
     #[arg(long, value_name = "RULE")]
     backward: Option<Rule>,
@@ -141,6 +147,15 @@ pub fn run(args: EvalArgs) -> Result<i32> {
     Ok(complain(&report, outcome.trouble.as_deref()))
 }
 
+/// Bits a pixel, if a file can have so many.
+fn bits(bits: u32) -> Result<u32> {
+    ensure!(
+        (1..=16).contains(&bits),
+        "--quantize is {bits}: give 1 to 16 bits a pixel, 8 for common files"
+    );
+    Ok(bits)
+}
+
 fn farewell(settings: &Settings, rows: usize) -> String {
     match &settings.out {
         Some(path) => format!(
@@ -177,6 +192,8 @@ impl EvalArgs {
             batch: self.batch.or(file.batch),
             eot: self.eot.or(file.eot),
             draws: self.draws.or(file.draws),
+            known_draw: self.known_draw || file.known_draw,
+            quantize: self.quantize.or(file.quantize),
             backward: self.backward.or(file.backward),
             no_early_stop: self.no_early_stop || file.no_early_stop,
             out: self.out.or(file.out),
@@ -232,6 +249,8 @@ impl EvalArgs {
                 .map(|n| n as usize),
             eot: at_least_one("eot", self.eot, 1)?,
             draws: at_least_one("draws", self.draws, 10)?,
+            known_draw: self.known_draw,
+            quantize: self.quantize.map(bits).transpose()?,
             backward: self.backward.map(Backward::from),
             early_stop: !self.no_early_stop,
             out: self.out,

@@ -98,10 +98,10 @@ fn budget(text: &str) -> Result<(NormKind, f64)> {
         Some(("l2", _)) => NormKind::L2,
         _ => bail!("--epsilon {text} names no norm: give linf=VALUE or l2=VALUE"),
     };
-    Ok((
-        norm,
-        Budgets::parse(&[text.to_string()])?.resolve(norm, &Conventions::NONE)?,
-    ))
+    match Budgets::parse(&[text.to_string()])?.resolve(norm, &Conventions::NONE)?[..] {
+        [budget] => Ok((norm, budget)),
+        _ => bail!("--epsilon {text} is a range: the images of a file are measured by one budget"),
+    }
 }
 
 /// Where the logits of each file go. None of them is there yet.

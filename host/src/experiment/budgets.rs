@@ -5,18 +5,21 @@ use advae_abi::info::NormKind;
 use advae_data::Conventions;
 use anyhow::{Context, Result, bail, ensure};
 
-/// What `--epsilon` said.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+/// Points that a range of budgets has at the most.
+const MOST_POINTS: f64 = 1000.;
+
+/// What `--epsilon` said: one budget a norm, or several for a curve.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Budgets {
-    linf: Option<f64>,
-    l2: Option<f64>,
+    linf: Option<Vec<f64>>,
+    l2: Option<Vec<f64>>,
 }
 
 impl Budgets {
-    /// Reads `0.3`, `linf=0.3` and `l2=2`.
+    /// Reads `0.3`, `linf=0.3`, `l2=2`, and ranges `first:last:step` such as `0:0.4:0.05`.
     ///
     /// # Errors
-    /// Where a norm is unknown, a value no positive number, or a norm given twice.
+    /// Where a norm is unknown, a value no positive number, a range empty or too long, or a norm given twice.
     pub fn parse(texts: &[String]) -> Result<Self> {
         let mut budgets = Self::default();
         for text in texts {
@@ -26,38 +29,74 @@ impl Budgets {
                 Some((norm, _)) => bail!("no norm '{norm}' in --epsilon {text}: give linf or l2"),
                 None => (vec![NormKind::Linf, NormKind::L2], text.as_str()),
             };
-            let value = number(value)
-                .with_context(|| format!("--epsilon {text} is no number: give 0.3, 8/255, linf=0.3 or l2=2"))?;
-            ensure!(
-                value > 0. && value.is_finite(),
-                "--epsilon {text} is no budget: give a positive number"
-            );
+            let values = values(value, text)?;
             for norm in norms {
                 let slot = budgets.slot(norm);
-                ensure!(slot.replace(value).is_none(), "--epsilon gives {norm} twice: keep one");
+                ensure!(
+                    slot.replace(values.clone()).is_none(),
+                    "--epsilon gives {norm} twice: keep one"
+                );
             }
         }
         Ok(budgets)
     }
 
-    fn slot(&mut self, norm: NormKind) -> &mut Option<f64> {
+    fn slot(&mut self, norm: NormKind) -> &mut Option<Vec<f64>> {
         match norm {
             NormKind::Linf => &mut self.linf,
             NormKind::L2 => &mut self.l2,
         }
     }
 
-    /// The budget in that norm: the one that was given, else the customary one.
+    /// The budgets in that norm: those that were given, else the customary one.
     ///
     /// # Errors
-    /// Where there is neither.
-    pub fn resolve(mut self, norm: NormKind, conventions: &Conventions) -> Result<f64> {
-        let given = *self.slot(norm);
-        let budget = given.or_else(|| customary(norm, conventions));
-        within_range(
-            norm,
-            budget.with_context(|| format!("these images have no customary {norm} budget: give --epsilon"))?,
-        )
+    /// Where there are neither.
+    pub fn resolve(&self, norm: NormKind, conventions: &Conventions) -> Result<Vec<f64>> {
+        let given = match norm {
+            NormKind::Linf => &self.linf,
+            NormKind::L2 => &self.l2,
+        };
+        let budgets = given
+            .clone()
+            .or_else(|| customary(norm, conventions).map(|budget| vec![budget]));
+        let budgets =
+            budgets.with_context(|| format!("these images have no customary {norm} budget: give --epsilon"))?;
+        budgets.into_iter().map(|budget| within_range(norm, budget)).collect()
+    }
+}
+
+/// One budget, or those of a range, its ends included.
+fn values(value: &str, text: &str) -> Result<Vec<f64>> {
+    let read = |value: &str| {
+        number(value)
+            .with_context(|| format!("--epsilon {text} is no number: give 0.3, 8/255, linf=0.3, l2=2 or 0:0.4:0.05"))
+    };
+    let parts = value.split(':').map(read).collect::<Result<Vec<f64>>>()?;
+    match parts[..] {
+        [value] => {
+            ensure!(
+                value > 0. && value.is_finite(),
+                "--epsilon {text} is no budget: give a positive number"
+            );
+            Ok(vec![value])
+        }
+        [first, last, step] => {
+            ensure!(
+                first >= 0. && last >= first && last.is_finite() && step > 0.,
+                "--epsilon {text} is no range: give first:last:step with 0 <= first <= last and a positive step, such as 0:0.4:0.05"
+            );
+            // A last step that rounding makes a hair too long counts.
+            let points = ((last - first) / step + 1e-9).floor() + 1.;
+            ensure!(
+                points <= MOST_POINTS,
+                "--epsilon {text} has {points} points: {MOST_POINTS} are the most, choose a longer step"
+            );
+            // Of decimal fractions the nearest, not what their sum is.
+            let point = |i: usize| ((first + i as f64 * step) * 1e12).round() / 1e12;
+            Ok((0..points as usize).map(point).collect())
+        }
+        _ => bail!("--epsilon {text} is no range: give first:last:step, such as 0:0.4:0.05"),
     }
 }
 
@@ -114,29 +153,52 @@ mod tests {
         Budgets::parse(&texts.iter().map(|t| t.to_string()).collect::<Vec<_>>())
     }
 
+    fn budgets(texts: &[&str], norm: NormKind, conventions: &Conventions) -> Vec<f64> {
+        parse(texts).unwrap().resolve(norm, conventions).unwrap()
+    }
+
     #[test]
     fn a_budget_is_given_or_customary() {
         let mnist = &advae_data::MNIST.conventions;
-        assert_eq!(parse(&[]).unwrap().resolve(NormKind::Linf, mnist).unwrap(), 0.3);
-        assert_eq!(parse(&["l2=3"]).unwrap().resolve(NormKind::L2, mnist).unwrap(), 3.);
-        assert_eq!(parse(&["l2=3"]).unwrap().resolve(NormKind::Linf, mnist).unwrap(), 0.3);
-        assert_eq!(parse(&["0.1"]).unwrap().resolve(NormKind::Linf, mnist).unwrap(), 0.1);
-        assert_eq!(
-            parse(&["linf=8/255"]).unwrap().resolve(NormKind::Linf, mnist).unwrap(),
-            8. / 255.
-        );
+        assert_eq!(budgets(&[], NormKind::Linf, mnist), [0.3]);
+        assert_eq!(budgets(&["l2=3"], NormKind::L2, mnist), [3.]);
+        assert_eq!(budgets(&["l2=3"], NormKind::Linf, mnist), [0.3]);
+        assert_eq!(budgets(&["0.1"], NormKind::Linf, mnist), [0.1]);
+        assert_eq!(budgets(&["linf=8/255"], NormKind::Linf, mnist), [8. / 255.]);
         assert!(parse(&["8/0"]).is_err());
         assert!(parse(&[]).unwrap().resolve(NormKind::Linf, &Conventions::NONE).is_err());
         let cifar10 = &advae_data::CIFAR10.conventions;
-        assert_eq!(parse(&[]).unwrap().resolve(NormKind::Linf, cifar10).unwrap(), 8. / 255.);
-        assert_eq!(parse(&[]).unwrap().resolve(NormKind::L2, cifar10).unwrap(), 0.5);
-        assert_eq!(parse(&["2"]).unwrap().resolve(NormKind::L2, mnist).unwrap(), 2.);
+        assert_eq!(budgets(&[], NormKind::Linf, cifar10), [8. / 255.]);
+        assert_eq!(budgets(&[], NormKind::L2, cifar10), [0.5]);
+        assert_eq!(budgets(&["2"], NormKind::L2, mnist), [2.]);
         let error = parse(&["8"])
             .unwrap()
             .resolve(NormKind::Linf, mnist)
             .unwrap_err()
             .to_string();
         assert!(error.ends_with("such as 8/255"), "{error}");
+    }
+
+    #[test]
+    fn a_range_is_a_budget_a_point_with_both_ends() {
+        let mnist = &advae_data::MNIST.conventions;
+        assert_eq!(
+            budgets(&["0:0.4:0.05"], NormKind::Linf, mnist),
+            [0., 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4]
+        );
+        assert_eq!(budgets(&["l2=1:2:0.4"], NormKind::L2, mnist), [1., 1.4, 1.8]);
+        assert_eq!(budgets(&["linf=0:8/255:4/255"], NormKind::Linf, mnist).len(), 3);
+        for (text, said) in [
+            ("0.4:0:0.1", "no range"),
+            ("0:1:0", "no range"),
+            ("-1:1:0.5", "no range"),
+            ("0:1", "no range: give first:last:step"),
+            ("0:1:0.0001", "has 10001 points: 1000 are the most"),
+            ("0:a:1", "is no number"),
+        ] {
+            let error = parse(&[text]).unwrap_err().to_string();
+            assert!(error.contains(said), "{text}: {error}");
+        }
     }
 
     #[test]

@@ -41,6 +41,10 @@ pub struct Crafting {
     pub early_stop: bool,
     /// Draws gradients are averaged over.
     pub eot: u64,
+    /// Whether the attacker knows the draw that scores.
+    pub known_draw: bool,
+    /// Bits a pixel that images are rounded to before they are scored.
+    pub quantize: Option<u32>,
 }
 
 /// Cells that share their crafting.
@@ -309,6 +313,10 @@ impl Run<'_> {
             seed: self.seed,
             eot: *eot,
             early_stop: *early_stop,
+            known_ids: group
+                .crafting
+                .known_draw
+                .then(|| Arc::new(self.ids.crafting_to_scoring(&self.dataset.ids))),
             call_threads: layout.call_threads,
             flags: 0,
             meter,
@@ -375,11 +383,21 @@ impl Run<'_> {
     fn batch(&self, work: &Work, samples: &[usize]) -> Result<()> {
         let batch = self.select(samples);
         let crafting_ids = self.ids.all(Purpose::Craft, &batch.ids);
-        let perturbed = self.craft(&work.group.crafting, &batch, &crafting_ids, &work.rules)?;
+        let mut perturbed = self.craft(&work.group.crafting, &batch, &crafting_ids, &work.rules)?;
+        if let Some(bits) = work.group.crafting.quantize {
+            work.group
+                .crafting
+                .limits
+                .quantize(bits, &batch.x, &mut perturbed.x_adv);
+        }
         for live in work.cells.iter().filter(|cell| !cell.failed()) {
             let clean: Vec<Verdict> = batch.ids.iter().map(|id| live.clean[id]).collect();
-            let limits = &work.group.crafting.limits;
-            let scored = live.scorer.score(&live.header.key, limits, &batch, &clean, &perturbed);
+            let limits = work
+                .group
+                .crafting
+                .limits
+                .after_rounding(work.group.crafting.quantize, batch.x.row_len());
+            let scored = live.scorer.score(&live.header.key, &limits, &batch, &clean, &perturbed);
             let checked = scored.and_then(|rows| {
                 let scored = Scored {
                     batch: &batch,

@@ -2,6 +2,7 @@
 //! by heart.
 
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 
 /// Who meets a sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +61,12 @@ impl Ids {
             false => text,
         };
         names.fold(text.into(), named)
+    }
+
+    /// The ids by which samples are scored, by those that an attack knows them by.
+    pub fn crafting_to_scoring(&self, ids: &[u64]) -> BTreeMap<u64, u64> {
+        let of = |purpose| self.all(purpose, ids);
+        of(Purpose::Craft).into_iter().zip(of(Purpose::Score)).collect()
     }
 
     /// The ids of several samples.

@@ -5,7 +5,7 @@ use super::cells::{Crafting, Group};
 use super::load::{LoadedModel, load_model, plugin_config};
 use super::score::Limits;
 use super::settings::{Backward, Settings};
-use super::suite::stages;
+use super::suite::{StageSpec, stages};
 use crate::plugin::{Plugin, PluginSpec, find, path_dirs, scan_dirs};
 use crate::results::{CellConfig, CellHeader, Named, PluginConfig, Stage};
 use crate::terminal::console;
@@ -23,8 +23,8 @@ use std::sync::Arc;
 const DEFAULT_ATTACKS: [&str; 3] = ["fgsm", "pgd", "cw"];
 
 /// Attacks that ship with the host and run only where they are named: some of them take hours.
-const NAMED_ONLY: [&str; 9] = [
-    "apgd", "square", "fab", "deepfool", "ddn", "fmn", "mi_fgsm", "spsa", "noise",
+const NAMED_ONLY: [&str; 10] = [
+    "apgd", "square", "fab", "deepfool", "ddn", "fmn", "mi_fgsm", "spsa", "noise", "transfer",
 ];
 
 /// Everything a run needs.
@@ -56,6 +56,16 @@ struct Part {
     stage: Stage,
     on_survivors: bool,
     eot: u64,
+}
+
+impl From<StageSpec> for Part {
+    fn from(of: StageSpec) -> Self {
+        Self {
+            stage: of.stage,
+            on_survivors: of.on_survivors,
+            eot: of.eot,
+        }
+    }
 }
 
 struct LoadedThreat {
@@ -98,15 +108,21 @@ pub fn plan(settings: &Settings) -> Result<Plan> {
                 // The cell before, for a stage that goes on with what it leaves standing.
                 let mut before = None;
                 for attack in &attacks {
-                    let context = Layout {
+                    let mut context = Layout {
                         settings,
                         dataset: &dataset,
                         dataset_sha256: &dataset_sha256,
                         before: before.take(),
+                        known_draw: false,
                     };
                     let group = context.group(classifier, &purifiers, threat, attack)?;
                     before = group.cells.first().map(|(header, _)| header.key.clone());
+                    let random = group.cells.iter().any(|(_, pipeline)| pipeline.random());
                     groups.push(group);
+                    if settings.known_draw && random && threat.threat_model.access().target == Target::Pipeline {
+                        context.known_draw = true;
+                        groups.push(context.group(classifier, &purifiers, threat, attack)?);
+                    }
                 }
             }
         }
@@ -208,18 +224,20 @@ fn threats(settings: &Settings, defended: bool) -> Result<Vec<LoadedThreat>> {
 }
 
 fn attacks(settings: &Settings, dataset: &Dataset) -> Result<Vec<LoadedAttack>> {
-    let load = |text: &str| load_attack(settings, dataset, &PluginSpec::parse(text)?);
     if !settings.attacks.is_empty() {
         let named = settings
             .attacks
             .iter()
-            .map(|text| named_attacks(settings, dataset, text));
+            .map(|text| named_attacks(settings, dataset, &PluginSpec::parse(text)?));
         return Ok(named.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect());
     }
     let present = DEFAULT_ATTACKS
         .iter()
         .filter(|name| find(name).is_ok_and(|path| path.is_file()));
-    let mut attacks = present.map(|name| load(name)).collect::<Result<Vec<_>>>()?;
+    let mut attacks = vec![];
+    for name in present {
+        attacks.extend(named_attacks(settings, dataset, &PluginSpec::named(name))?);
+    }
     for found in scan_dirs(&path_dirs()) {
         let Ok(inspected) = found.inspected else { continue };
         let known = attacks.iter().any(|a| a.config.name == inspected.manifest.name);
@@ -228,8 +246,8 @@ fn attacks(settings: &Settings, dataset: &Dataset) -> Result<Vec<LoadedAttack>> 
             continue;
         }
         let spec = PluginSpec::named(&found.path.to_string_lossy());
-        match load_attack(settings, dataset, &spec) {
-            Ok(attack) => attacks.push(attack),
+        match named_attacks(settings, dataset, &spec) {
+            Ok(of_spec) => attacks.extend(of_spec),
             // Nobody asked for this one: it must not keep the others from running.
             Err(error) => console::say(&format!("left out '{}': {error:#}", found.path.display())),
         }
@@ -241,39 +259,63 @@ fn attacks(settings: &Settings, dataset: &Dataset) -> Result<Vec<LoadedAttack>> 
     Ok(attacks)
 }
 
-/// An attack, or the stages of a suite.
-fn named_attacks(settings: &Settings, dataset: &Dataset, text: &str) -> Result<Vec<LoadedAttack>> {
-    let spec = PluginSpec::parse(text)?;
-    let Some(stages) = stages(&spec, dataset.classes)? else {
-        return Ok(vec![load_attack(settings, dataset, &spec)?]);
+/// An attack, or the stages of a suite: once for each budget that is asked for.
+fn named_attacks(settings: &Settings, dataset: &Dataset, spec: &PluginSpec) -> Result<Vec<LoadedAttack>> {
+    let parts: Vec<(PluginSpec, Option<Part>)> = match stages(spec, dataset.classes)? {
+        None => vec![(spec.clone(), None)],
+        Some(stages) => stages
+            .into_iter()
+            .map(|of| (of.spec.clone(), Some(Part::from(of))))
+            .collect(),
     };
-    let load = |of: super::suite::StageSpec| {
-        let suite = of.stage.suite.clone();
-        let attack = load_attack(settings, dataset, &of.spec).with_context(|| format!("a stage of '{suite}'"))?;
-        Ok(LoadedAttack {
-            part: Some(Part {
-                stage: of.stage,
-                on_survivors: of.on_survivors,
-                eot: of.eot,
-            }),
+    let mut by_part = vec![];
+    for (part_spec, part) in parts {
+        let loaded = load_attacks(settings, dataset, &part_spec);
+        let loaded = match &part {
+            Some(part) => loaded.with_context(|| format!("a stage of '{}'", part.stage.suite)),
+            None => loaded,
+        };
+        by_part.push(loaded?.into_iter().map(move |attack| LoadedAttack {
+            part: part.clone(),
             ..attack
-        })
-    };
-    stages.into_iter().map(load).collect()
+        }));
+    }
+    // Budget after budget: the stages of a suite follow one another.
+    let mut attacks = vec![];
+    while let Some(of_budget) = by_part.iter_mut().map(Iterator::next).collect::<Option<Vec<_>>>() {
+        attacks.extend(of_budget);
+    }
+    Ok(attacks)
 }
 
-fn load_attack(settings: &Settings, dataset: &Dataset, spec: &PluginSpec) -> Result<LoadedAttack> {
+/// An attack, once for each budget.
+fn load_attacks(settings: &Settings, dataset: &Dataset, spec: &PluginSpec) -> Result<Vec<LoadedAttack>> {
     let plugin = Plugin::find(&spec.name, Kind::Attack)?;
-    let mut spec = spec.clone();
-    let mut attack = Attack::construct(&plugin, spec.config.clone())?;
+    let attack = Attack::construct(&plugin, spec.config.clone())?;
     let takes_epsilon = plugin.description.settings.iter().any(|s| s.name == "epsilon");
-    let mut epsilon = spec.config.get("epsilon").and_then(|v| v.as_f64());
-    if takes_epsilon && !spec.config.contains_key("epsilon") {
-        let value = settings.budgets.resolve(attack.info().norm, dataset.conventions())?;
-        spec.config.insert("epsilon".into(), value.into());
-        attack = Attack::construct(&plugin, spec.config.clone())?;
-        epsilon = Some(value);
+    if !takes_epsilon || spec.config.contains_key("epsilon") {
+        let given = spec.config.get("epsilon").and_then(|v| v.as_f64());
+        return Ok(vec![loaded(&plugin, spec, spec, attack, given, dataset)?]);
     }
+    let budgets = settings.budgets.resolve(attack.info().norm, dataset.conventions())?;
+    let within = |epsilon: f64| {
+        let mut filled = spec.clone();
+        filled.config.insert("epsilon".into(), epsilon.into());
+        let attack = Attack::construct(&plugin, filled.config.clone())?;
+        loaded(&plugin, spec, &filled, attack, Some(epsilon), dataset)
+    };
+    budgets.into_iter().map(within).collect()
+}
+
+/// An attack as it is named, and as it is constructed: `filled`, within `epsilon`.
+fn loaded(
+    plugin: &Plugin,
+    spec: &PluginSpec,
+    filled: &PluginSpec,
+    attack: Attack,
+    epsilon: Option<f64>,
+    dataset: &Dataset,
+) -> Result<LoadedAttack> {
     let norm = attack.info().norm;
     let epsilon = epsilon
         .or(attack.info().epsilon)
@@ -286,8 +328,8 @@ fn load_attack(settings: &Settings, dataset: &Dataset, spec: &PluginSpec) -> Res
     };
     let images = (0..dataset.len()).map(|i| dataset.image(i));
     Ok(LoadedAttack {
-        named: Named::from(&spec),
-        config: plugin_config(&plugin, &spec),
+        named: Named::from(spec),
+        config: plugin_config(plugin, filled),
         attack,
         limits,
         plain: epsilon.map_or(0, |epsilon| made_plain(images, norm, epsilon)),
@@ -338,6 +380,8 @@ struct Layout<'a> {
     dataset_sha256: &'a str,
     /// Key of the group's cell before.
     before: Option<String>,
+    /// Whether the attacker knows the draw that scores.
+    known_draw: bool,
 }
 
 impl Layout<'_> {
@@ -379,6 +423,8 @@ impl Layout<'_> {
                 limits: attack.limits,
                 early_stop: cells.first().is_some_and(|(header, _)| header.config.early_stop),
                 eot: cells.first().map_or(1, |(header, _)| header.config.eot),
+                known_draw: self.known_draw,
+                quantize: self.settings.quantize,
             },
             cells,
         })
@@ -400,7 +446,8 @@ impl Layout<'_> {
         };
         // Sound only where the oracle is the scored, deterministic pipeline: elsewhere it would stop at the
         // surrogate's boundary and flatter the defence.
-        let scored_is_attacked = target == Target::Pipeline && !pipeline.random();
+        let random = pipeline.random() && !self.known_draw;
+        let scored_is_attacked = target == Target::Pipeline && !random;
         let least_eot = attack.part.as_ref().map_or(1, |part| part.eot);
         let config = CellConfig {
             contract: format!("{CONTRACT_MAJOR}.{CONTRACT_MINOR}"),
@@ -414,9 +461,14 @@ impl Layout<'_> {
             dataset: self.dataset.name.clone(),
             dataset_sha256: self.dataset_sha256.into(),
             seed: settings.seed,
-            eot: if random_target { settings.eot.max(least_eot) } else { 1 },
-            draws: if pipeline.random() { settings.draws } else { 1 },
+            eot: match random_target && !self.known_draw {
+                true => settings.eot.max(least_eot),
+                false => 1,
+            },
+            draws: if random { settings.draws } else { 1 },
             images_sha256: None,
+            known_draw: self.known_draw,
+            quantize: settings.quantize,
             stage: self.stage(attack, target),
         };
         CellHeader {

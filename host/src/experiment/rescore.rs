@@ -360,6 +360,8 @@ fn unknown(path: &Path, classifier: &ModelConfig) -> CellHeader {
         eot: 1,
         draws: 1,
         images_sha256: None,
+        known_draw: false,
+        quantize: None,
         stage: None,
     };
     CellHeader {

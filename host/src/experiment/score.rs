@@ -50,6 +50,32 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// Rounds the images of `x_adv` to so many bits a pixel; those that would be [refused](Self::refuse) stay as they are.
+    pub fn quantize(&self, bits: u32, x: &Tensor, x_adv: &mut Tensor) {
+        let levels = f64::from((1u32 << bits) - 1);
+        let len = x_adv.row_len();
+        for i in 0..x.shape[0] {
+            if self.refuse(x.row(i), x_adv.row(i)).is_none() {
+                let row = &mut x_adv.data[i * len..(i + 1) * len];
+                row.iter_mut()
+                    .for_each(|v| *v = ((f64::from(*v) * levels).round() / levels) as f32);
+            }
+        }
+    }
+
+    /// The limits of images that kept these and were rounded then: half a level farther in each of `len` pixels.
+    pub fn after_rounding(&self, quantize: Option<u32>, len: usize) -> Self {
+        let half = quantize.map_or(0., |bits| 0.5 / f64::from((1u32 << bits) - 1));
+        let farther = match self.norm {
+            NormKind::Linf => half,
+            NormKind::L2 => half * (len as f64).sqrt(),
+        };
+        Self {
+            epsilon: self.epsilon.map(|epsilon| epsilon + farther),
+            ..*self
+        }
+    }
+
     /// Why the image is refused, if it is.
     pub fn refuse(&self, x: &[f32], x_adv: &[f32]) -> Option<String> {
         let [low, high] = self.bounds;
@@ -256,6 +282,24 @@ mod tests {
             ..LIMITS
         };
         assert_eq!(uncapped.refuse(&[0.], &[1.]), None);
+    }
+
+    #[test]
+    fn images_are_rounded_to_the_levels_of_a_file_and_no_refused_one_is_mended() {
+        let x = Tensor::new(vec![2, 1, 1, 1], vec![0.5, 0.5]).unwrap();
+        let mut x_adv = Tensor::new(vec![2, 1, 1, 1], vec![0.8, 0.805]).unwrap();
+        LIMITS.quantize(8, &x, &mut x_adv);
+        assert_eq!(x_adv.data, [204. / 255., 0.805], "the second is over the budget");
+        let mut coarse = Tensor::new(vec![2, 1, 1, 1], vec![0.5, 0.7]).unwrap();
+        LIMITS.quantize(1, &x, &mut coarse);
+        assert_eq!(coarse.data, [1., 1.]);
+        let limits = LIMITS.after_rounding(Some(1), 1);
+        assert_eq!(
+            limits.refuse(x.row(0), coarse.row(0)),
+            None,
+            "half a level beyond a budget that was kept"
+        );
+        assert_eq!(LIMITS.after_rounding(None, 784), LIMITS);
     }
 
     #[test]

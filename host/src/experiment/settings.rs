@@ -45,6 +45,10 @@ pub struct Settings {
     pub eot: u64,
     /// Scoring draws.
     pub draws: u64,
+    /// Whether random defences are also attacked by one who knows the draw that scores.
+    pub known_draw: bool,
+    /// Bits a pixel that images are rounded to before they are scored; absent: they are not.
+    pub quantize: Option<u32>,
     /// Backward rules of the purifiers; absent: each purifier's own.
     pub backward: Option<Backward>,
     /// Whether decided samples may be left alone.
@@ -78,6 +82,8 @@ impl Default for Settings {
             batch: None,
             eot: 1,
             draws: 10,
+            known_draw: false,
+            quantize: None,
             backward: None,
             early_stop: true,
             out: None,

@@ -2,7 +2,7 @@
 
 use super::labels::{Labels, NONE, labels};
 use super::stats::{max, median, wilson};
-use crate::results::{Cell, CellHeader, Row, Rule, Stage, Substitute};
+use crate::results::{Cell, CellConfig, CellHeader, Row, Rule, Stage, Substitute};
 use advae_abi::info::{NormKind, Target};
 use serde::{Serialize, Serializer};
 use std::collections::BTreeSet;
@@ -189,10 +189,7 @@ impl Summary {
             classifier: labels.classifier,
             purifier: labels.purifier,
             threat_model: labels.threat_model,
-            attack: match &config.stage {
-                Some(stage) => format!("{} {}/{} {}", stage.suite, stage.number, stage.of, labels.attack),
-                None => labels.attack,
-            },
+            attack: attack_label(config, labels.attack),
             backward: header.rule.clone().filter(|_| through_a_purifier),
             dataset: config.dataset.clone(),
             seed: config.seed,
@@ -290,6 +287,18 @@ impl Summary {
             || format!("{} uncapped", self.norm),
             |epsilon| format!("{} {}", self.norm, short(epsilon)),
         )
+    }
+}
+
+/// The attack, its place in a suite, and whether the attacker knew the draw.
+fn attack_label(config: &CellConfig, own: String) -> String {
+    let label = match &config.stage {
+        Some(stage) => format!("{} {}/{} {own}", stage.suite, stage.number, stage.of),
+        None => own,
+    };
+    match config.known_draw {
+        true => format!("{label}, known draw"),
+        false => label,
     }
 }
 

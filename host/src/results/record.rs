@@ -77,6 +77,12 @@ pub struct CellConfig {
     /// Hash of the images that were scored, where they come from a file (`score`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images_sha256: Option<String>,
+    /// Whether the attacker knew the one draw of a random defence that scored.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub known_draw: bool,
+    /// Bits a pixel that images were rounded to before they were scored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantize: Option<u32>,
     /// Its place in a suite of attacks, where it was run as a part of one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stage: Option<Stage>,
@@ -112,7 +118,8 @@ impl CellConfig {
 
     /// Whether equal ids are equal samples, scored over as many draws.
     pub fn same_samples(&self, other: &Self) -> bool {
-        (&self.dataset, &self.dataset_sha256, self.draws) == (&other.dataset, &other.dataset_sha256, other.draws)
+        let scoring = |config: &Self| (config.draws, config.known_draw);
+        (&self.dataset, &self.dataset_sha256, scoring(self)) == (&other.dataset, &other.dataset_sha256, scoring(other))
     }
 
     /// Whether two attacks have one norm and one budget, or both none.

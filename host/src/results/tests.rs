@@ -35,6 +35,8 @@ pub(crate) fn header(attack: &str, norm: NormKind, epsilon: Option<f64>) -> Cell
         eot: 1,
         draws: 1,
         images_sha256: None,
+        known_draw: false,
+        quantize: None,
         stage: None,
     };
     let mut named = attack.split(':');

@@ -187,6 +187,7 @@ impl Crafter<'_> {
             seed: self.seed,
             eot: 1,
             early_stop: false,
+            known_ids: None,
             call_threads,
             flags: self.flags(),
             meter: Arc::default(),

@@ -111,6 +111,9 @@ pub struct Rules {
     pub eot: u64,
     /// Whether decided samples may be left alone.
     pub early_stop: bool,
+    /// Ids by which samples are scored, by those the attack knows them by, where the attacker knows the draw that scores: every answer is
+    /// then of that draw.
+    pub known_ids: Option<Arc<BTreeMap<u64, u64>>>,
     /// Threads a plugin may use in one call.
     pub call_threads: usize,
     /// Bits of [`advae_abi::flags`] that every pass is made with.
@@ -119,6 +122,25 @@ pub struct Rules {
     pub meter: Arc<Meter>,
     /// Stops the run.
     pub cancel: Cancel,
+}
+
+impl Rules {
+    /// The ids by which the target is shown samples that the attack calls `ids`.
+    fn shown(&self, ids: &[u64]) -> Vec<u64> {
+        match &self.known_ids {
+            Some(known) => ids.iter().map(|id| known.get(id).copied().unwrap_or(*id)).collect(),
+            None => ids.to_vec(),
+        }
+    }
+
+    /// A call for a draw of the attacker's, or for the one that scores where it knows that.
+    fn call<'a>(&self, shown: &'a [u64], draw: u64) -> Call<'a> {
+        let call = match self.known_ids {
+            Some(_) => Call::score(self.seed, shown),
+            None => Call::craft(self.seed, shown).with_draw(draw),
+        };
+        call.with_threads(self.call_threads)
+    }
 }
 
 /// What became of one oracle.
@@ -160,6 +182,8 @@ pub struct Oracle {
 /// What an attack asks about: as many images as ids.
 struct Question {
     ids: Vec<u64>,
+    /// Ids that the target is shown.
+    shown: Vec<u64>,
     draw: u64,
     x: Tensor,
 }
@@ -202,15 +226,14 @@ impl Oracle {
         self.state.rows.fetch_add(ids.len() as u64, Ordering::Relaxed);
         self.ticker.tick(ids.len() as u64);
         let draw = ctx.get().draw;
-        Ok(Question { ids, draw, x })
+        let shown = self.rules.shown(&ids);
+        Ok(Question { ids, shown, draw, x })
     }
 
     /// The attack's call under the host's seed, phase and flags.
     fn call<'a>(&self, question: &'a Question, repetition: u64) -> Call<'a> {
-        let call = Call::craft(self.rules.seed, &question.ids)
-            .with_threads(self.rules.call_threads)
-            .with_flags(self.rules.flags);
-        call.with_draw(question.draw.wrapping_mul(self.rules.eot).wrapping_add(repetition))
+        let draw = question.draw.wrapping_mul(self.rules.eot).wrapping_add(repetition);
+        self.rules.call(&question.shown, draw).with_flags(self.rules.flags)
     }
 
     fn mean_logits(&self, question: &Question) -> Result<Tensor, AbiError> {
@@ -245,6 +268,7 @@ impl Oracle {
                 .collect(),
             output: logits.shape.clone(),
             ids: question.ids,
+            shown: question.shown,
             rules: self.rules.clone(),
             state: self.state.clone(),
         };
@@ -319,6 +343,7 @@ struct OracleTape {
     // The tapes of plugins may be moved between threads but not shared.
     draws: Mutex<Vec<(PipelineTape, u64)>>,
     ids: Vec<u64>,
+    shown: Vec<u64>,
     /// Which rows were classified correctly.
     correct: Vec<bool>,
     /// Shape of the logits.
@@ -339,9 +364,7 @@ impl OracleTape {
         let mut mean = None;
         let draws = self.draws.lock().unwrap_or_else(PoisonError::into_inner);
         for (tape, draw) in draws.iter() {
-            let call = Call::craft(self.rules.seed, &self.ids)
-                .with_draw(*draw)
-                .with_threads(self.rules.call_threads);
+            let call = self.rules.call(&self.shown, *draw);
             accumulate(&mut mean, tape.backward(&call, &cotangent).map_err(to_abi)?);
         }
         let gradient = scaled(mean, draws.len() as u64)?;

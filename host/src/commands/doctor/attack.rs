@@ -95,6 +95,7 @@ impl Trial {
             seed,
             eot: 1,
             early_stop: true,
+            known_ids: None,
             call_threads: 1,
             flags: 0,
             meter: Arc::new(Meter::default()),
