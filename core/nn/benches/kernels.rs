@@ -182,23 +182,20 @@ fn random(shape: &[usize]) -> Result<Tensor> {
 
 /// Fused multiply-adds a second in registers, with the vectors that the kernels use, as GFLOPS; 0 for portable ones.
 fn peak_gflops() -> f64 {
-    #[cfg(target_arch = "x86_64")]
-    {
-        const ROUNDS: usize = 1_000_000;
+    const ROUNDS: usize = 1_000_000;
+    let (lanes, time) = match kernels() {
+        #[cfg(target_arch = "x86_64")]
         // SAFETY: the processor has what the kernels run.
-        let (lanes, time) = match kernels() {
-            Kernels::Avx512 => (16, best(|| unsafe { multiply_adds_of_16(ROUNDS) })),
-            Kernels::Avx2 => (8, best(|| unsafe { multiply_adds_of_8(ROUNDS) })),
-            Kernels::Portable => return 0.0,
-        };
-        return (ROUNDS * CHAINS * lanes * 2) as f64 / time.as_secs_f64() / 1e9;
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    0.0
+        Kernels::Avx512 => (16, best(|| unsafe { multiply_adds_of_16(ROUNDS) })),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Kernels::Avx2 => (8, best(|| unsafe { multiply_adds_of_8(ROUNDS) })),
+        _ => return 0.0,
+    };
+    (ROUNDS * CHAINS * lanes * 2) as f64 / time.as_secs_f64() / 1e9
 }
 
 /// Independent chains of multiply-adds.
-#[cfg(target_arch = "x86_64")]
 const CHAINS: usize = 12;
 
 #[cfg(target_arch = "x86_64")]

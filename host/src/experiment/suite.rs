@@ -50,43 +50,19 @@ pub fn stages(spec: &PluginSpec, classes: usize) -> Result<Option<Vec<StageSpec>
         Some(Value::String(version)) => version,
         Some(other) => bail!("{AUTOATTACK}: version is {other}, expected standard or rand"),
     };
-    let targets = classes.saturating_sub(1).min(9);
-    let targeted = ("n_target_classes", json!(targets));
-    let (attacks, on_survivors, eot): (Vec<(&str, Vec<(&str, Value)>)>, bool, u64) = match version {
-        "standard" => {
-            ensure!(
-                classes >= 4,
-                "{AUTOATTACK}: its targeted loss needs 4 classes at least, the dataset has {classes}: name its attacks one by one \
-                 (--attack apgd --attack fab:targeted=false --attack square)"
-            );
-            let attacks = vec![
-                ("apgd", vec![("loss", json!("ce"))]),
-                ("apgd", vec![("loss", json!("dlr_targeted")), targeted.clone()]),
-                ("fab", vec![("targeted", json!(true)), targeted]),
-                ("square", vec![("n_queries", json!(5000))]),
-            ];
-            (attacks, true, 1)
-        }
-        "rand" => {
-            let attacks = vec![
-                ("apgd", vec![("loss", json!("ce"))]),
-                ("apgd", vec![("loss", json!("dlr"))]),
-            ];
-            (attacks, false, RAND_EOT)
-        }
-        other => bail!("{AUTOATTACK}: version is '{other}', expected standard or rand"),
-    };
+    let Version {
+        attacks,
+        on_survivors,
+        eot,
+    } = Version::of(version, classes)?;
     let of = attacks.len();
-    let shared = ["norm", "epsilon"]
+    let shared: Setting = ["norm", "epsilon"]
         .into_iter()
-        .filter_map(|key| Some((key, spec.config.get(key)?.clone())));
-    let shared: Vec<(&str, Value)> = shared.collect();
-    let stage = |(i, (name, settings)): (usize, (&str, Vec<(&str, Value)>))| {
-        let config: Map<String, Value> = settings
-            .into_iter()
-            .chain(shared.clone())
-            .map(|(key, value)| (key.into(), value))
-            .collect();
+        .filter_map(|key| Some((key, spec.config.get(key)?.clone())))
+        .collect();
+    let stage = |(i, (name, settings)): (usize, (&str, Setting))| {
+        let settings = settings.into_iter().chain(shared.clone());
+        let config: Map<String, Value> = settings.map(|(key, value)| (key.into(), value)).collect();
         StageSpec {
             spec: PluginSpec::new(name, WeightSource::Default, config),
             stage: Stage {
@@ -100,6 +76,51 @@ pub fn stages(spec: &PluginSpec, classes: usize) -> Result<Option<Vec<StageSpec>
         }
     };
     Ok(Some(attacks.into_iter().enumerate().map(stage).collect()))
+}
+
+/// Settings of one attack.
+type Setting = Vec<(&'static str, Value)>;
+
+/// A version of AutoAttack.
+struct Version {
+    attacks: Vec<(&'static str, Setting)>,
+    on_survivors: bool,
+    eot: u64,
+}
+
+impl Version {
+    fn of(name: &str, classes: usize) -> Result<Self> {
+        let targeted = ("n_target_classes", json!(classes.saturating_sub(1).min(9)));
+        match name {
+            "standard" => {
+                ensure!(
+                    classes >= 4,
+                    "{AUTOATTACK}: its targeted loss needs 4 classes at least, the dataset has {classes}: name its attacks one by one \
+                     (--attack apgd --attack fab:targeted=false --attack square)"
+                );
+                let attacks = vec![
+                    ("apgd", vec![("loss", json!("ce"))]),
+                    ("apgd", vec![("loss", json!("dlr_targeted")), targeted.clone()]),
+                    ("fab", vec![("targeted", json!(true)), targeted]),
+                    ("square", vec![("n_queries", json!(5000))]),
+                ];
+                Ok(Self {
+                    attacks,
+                    on_survivors: true,
+                    eot: 1,
+                })
+            }
+            "rand" => Ok(Self {
+                attacks: vec![
+                    ("apgd", vec![("loss", json!("ce"))]),
+                    ("apgd", vec![("loss", json!("dlr"))]),
+                ],
+                on_survivors: false,
+                eot: RAND_EOT,
+            }),
+            other => bail!("{AUTOATTACK}: version is '{other}', expected standard or rand"),
+        }
+    }
 }
 
 #[cfg(test)]

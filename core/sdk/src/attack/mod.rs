@@ -6,7 +6,7 @@
 //! | [`Best`] | the best image of every sample so far |
 //! | [`Boundary`] | the nearest boundary where logits are linear |
 //! | [`difference`], [`dlr`], [`dlr_targeted`], [`ranked`], [`others`] | losses beside those of [`Objective`](crate::Objective) |
-//! | [`column`], [`choose`], [`rows`], [`stack`], [`farthest`] | a number, a choice or a row for every sample |
+//! | [`column()`], [`choose`], [`rows`], [`stack`], [`farthest`] | a number, a choice or a row for every sample |
 //! | [`cosine`], [`Adam`] | how long a step is |
 //!
 //! Norms are [`Ball`](crate::Ball)'s. Nothing here lets one sample influence another.
