@@ -53,7 +53,7 @@ fn a_clean_image_is_answered_by_the_adversarial_one_beside_it() {
 fn what_is_no_file_of_images_is_refused() {
     let clean = images(&[0.; 8]);
     let refused = |file: &str| of(file).err().unwrap().to_string();
-    assert!(refused("").contains("file is empty: give transfer:file=FILE.npz"));
+    assert!(refused("").contains("file is empty: choose one, transfer:file=FILE.npz"));
     assert!(refused("/no/such.npz").contains("file '/no/such.npz' cannot be read as npz"));
     let alone = file("alone", &[("x", &clean)]);
     assert!(refused(&alone).contains("has no array 'x_adv'"));

@@ -31,12 +31,12 @@ impl Attack for Transfer {
         in_range("epsilon", settings.epsilon, 0. ..=1e6)?;
         let file = &settings.file;
         if file.is_empty() {
-            bail!("file is empty: give transfer:file=FILE.npz, as eval --save-adversarial writes it")
+            bail!("file is empty: choose one, transfer:file=FILE.npz, as eval --save-adversarial writes it")
         }
         let arrays = match Tensor::read_npz(file) {
             Ok(arrays) => arrays,
             Err(error) => bail!(
-                "file '{file}' cannot be read as npz ({error}): give one that eval --save-adversarial or numpy.savez wrote"
+                "file '{file}' cannot be read as npz ({error}): choose one that eval --save-adversarial or numpy.savez wrote"
             ),
         };
         let array = |name: &str| {
