@@ -392,7 +392,14 @@ fn who_knows_the_draw_of_a_random_defence_breaks_more_of_it() {
         "60",
         "--known-draw",
     ];
-    let output = eval(&[&cell[..], &attack, &["--out", path.to_str().unwrap()]].concat());
+    let images = dir.path().join("images");
+    let files = [
+        "--out",
+        path.to_str().unwrap(),
+        "--save-adversarial",
+        images.to_str().unwrap(),
+    ];
+    let output = eval(&[&cell[..], &attack, &files].concat());
     let text = std::fs::read_to_string(&path).unwrap();
     let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     let known = lines.filter(|line| line["type"] == "cell" && line["config"]["known_draw"] == true);
@@ -411,6 +418,19 @@ fn who_knows_the_draw_of_a_random_defence_breaks_more_of_it() {
     let (with, without) = (mean(&known[0]["key"], true), mean(&known[0]["key"], false));
     assert!(with + 0.05 < without, "{with} {without}");
     assert!(String::from_utf8(output.stdout).unwrap().contains("known draw"));
+    // Scored again, they meet draws that nobody knew when they were made.
+    let key = known[0]["key"].as_str().unwrap();
+    let mut files = std::fs::read_dir(&images).unwrap().map(|entry| entry.unwrap().path());
+    let file = files.find(|file| file.to_string_lossy().contains(key)).unwrap();
+    let again = command("score", &[file.to_str().unwrap(), "--format", "json"])
+        .output()
+        .unwrap();
+    let report: Value = serde_json::from_slice(&again.stdout).unwrap();
+    let config = &report["cells"][0]["config"];
+    assert_eq!(
+        (&config["draws"], &config["known_draw"]),
+        (&Value::from(10), &Value::Null)
+    );
 }
 
 #[test]
@@ -445,6 +465,9 @@ fn images_are_scored_as_a_file_of_eight_bits_holds_them() {
         .map(|(a, b)| (a - b).abs())
         .fold(0., f32::max);
     assert!(far > 0.29 && far < 0.3 + 0.5 / 255. + 1e-5, "{far}");
+    // Half a level beyond the budget, none of them is refused when it is scored again.
+    let again = command("score", &[file.to_str().unwrap()]).output().unwrap();
+    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
     let output = command("eval", &[&cell[..], &["--quantize", "0"]].concat())
         .output()
         .unwrap();

@@ -541,3 +541,19 @@ fn once_each(groups: Vec<Group>) -> Vec<Group> {
     }
     once
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_attack_that_ships_is_run_by_default_or_where_it_is_named() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugins/attacks");
+        let there: HashSet<String> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+            .collect();
+        let known = DEFAULT_ATTACKS.iter().chain(&NAMED_ONLY);
+        assert_eq!(there, known.map(ToString::to_string).collect());
+    }
+}

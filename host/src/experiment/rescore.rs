@@ -84,6 +84,7 @@ impl Rescored {
             );
         }
         let limits = Limits { bounds, norm, epsilon };
+        let rounded = origin.as_ref().and_then(|cell| cell.config.quantize);
         if origin.is_none() {
             console::say(&unsaid(path, rescoring));
         }
@@ -97,7 +98,7 @@ impl Rescored {
             layout: Layout::of(pipeline.models(), rescoring.threads, None),
             samples: (0..saved.ids.len()).collect(),
             pipeline,
-            limits,
+            limits: limits.after_rounding(rounded, saved.shape.iter().product()),
             saved,
         })
     }
@@ -306,6 +307,8 @@ fn header(
     (header.config.norm, header.config.epsilon) = (limits.norm, limits.epsilon);
     header.config.seed = rescoring.seed.unwrap_or(header.config.seed);
     header.config.draws = if scorers.random { rescoring.draws } else { 1 };
+    // The images alone are scored: by draws that nobody knew, and of one attack, whatever suite it was a stage of.
+    (header.config.known_draw, header.config.stage) = (false, None);
     header.config.images_sha256 = Some(content(saved));
     header.key = header.config.key();
     header
