@@ -14,6 +14,8 @@ use candle_core::{D, Device, Result, Tensor};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+pub mod toy;
+
 type Forward = dyn Fn(&Pass, &Tensor) -> Result<Tensor> + Send + Sync;
 
 /// A model given as a closure, with everything granted, and a count of what was asked.

@@ -2,26 +2,9 @@ use crate::{Apgd, ApgdSettings, Loss};
 use advae_sdk::candle_core::Device;
 use advae_sdk::prelude::*;
 use advae_sdk::testing::Testbed;
+use advae_sdk::testing::toy::{INPUT, ids, images, network, values};
 
-const INPUT: [usize; 3] = [1, 3, 3];
 const LOSSES: [Loss; 3] = [Loss::Ce, Loss::Dlr, Loss::DlrTargeted];
-
-fn network() -> Testbed {
-    Testbed::mlp(INPUT, 16, 5, 3).unwrap()
-}
-
-fn images(n: usize) -> Tensor {
-    let pixel = |i: usize| ((i * 37 % 23) as f32 / 15. - 0.2).clamp(0., 1.);
-    Tensor::from_vec((0..n * 9).map(pixel).collect::<Vec<_>>(), (n, 1, 3, 3), &Device::Cpu).unwrap()
-}
-
-fn values(x: &Tensor) -> Vec<f32> {
-    x.flatten_all().unwrap().to_vec1().unwrap()
-}
-
-fn ids(n: usize) -> Vec<u64> {
-    (100..100 + n as u64).collect()
-}
 
 fn settings(norm: Norm, loss: Loss) -> ApgdSettings {
     ApgdSettings {

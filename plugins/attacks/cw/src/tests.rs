@@ -2,8 +2,7 @@ use crate::{Cw, CwSettings, Preset};
 use advae_sdk::candle_core::Device;
 use advae_sdk::prelude::*;
 use advae_sdk::testing::Testbed;
-
-const INPUT: [usize; 3] = [1, 3, 3];
+use advae_sdk::testing::toy::{INPUT, values};
 
 fn cw(text: &str) -> Cw {
     Cw::new(advae_sdk::serde_json::from_str(text).unwrap()).unwrap()
@@ -20,10 +19,6 @@ fn images(n: usize) -> Tensor {
             .map(|i| ((i * 37 % 23) as f32 / 15. - 0.2).clamp(0., 1.))
             .collect(),
     )
-}
-
-fn values(x: &Tensor) -> Vec<f32> {
-    x.flatten_all().unwrap().to_vec1().unwrap()
 }
 
 fn distances(a: &Tensor, b: &Tensor) -> Vec<f32> {

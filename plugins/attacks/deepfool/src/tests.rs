@@ -1,41 +1,7 @@
 use crate::{DeepFool, DeepFoolSettings};
-use advae_sdk::candle_core::Device;
 use advae_sdk::prelude::*;
 use advae_sdk::testing::Testbed;
-
-const INPUT: [usize; 3] = [1, 3, 3];
-
-fn network() -> Testbed {
-    Testbed::mlp(INPUT, 16, 5, 3).unwrap()
-}
-
-fn images(n: usize) -> Tensor {
-    let pixel = |i: usize| ((i * 37 % 23) as f32 / 15. - 0.2).clamp(0., 1.);
-    Tensor::from_vec((0..n * 9).map(pixel).collect::<Vec<_>>(), (n, 1, 3, 3), &Device::Cpu).unwrap()
-}
-
-fn grey() -> Tensor {
-    (images(1).zeros_like().unwrap() + 0.5).unwrap()
-}
-
-fn values(x: &Tensor) -> Vec<f32> {
-    x.flatten_all().unwrap().to_vec1().unwrap()
-}
-
-fn ids(n: usize) -> Vec<u64> {
-    (100..100 + n as u64).collect()
-}
-
-fn lengths(norm: Norm, a: &Tensor, b: &Tensor) -> Vec<f32> {
-    norm.length(&(a - b).unwrap()).unwrap().to_vec1().unwrap()
-}
-
-/// From class 0 the plane of class 1 is the nearest to grey; class 2 is farther away.
-fn linear() -> (Testbed, Vec<f32>) {
-    let weight: Vec<f32> = (0..9).map(|i| i as f32 - 4.).collect();
-    let weights = [vec![0.; 9], weight.clone(), weight.iter().rev().copied().collect()];
-    (Testbed::linear(INPUT, &weights, &[0.6, 0., -1.]).unwrap(), weight)
-}
+use advae_sdk::testing::toy::{INPUT, grey, ids, images, lengths, network, planes, values};
 
 fn deepfool() -> DeepFool {
     DeepFool::new(Default::default()).unwrap()
@@ -44,7 +10,7 @@ fn deepfool() -> DeepFool {
 /// One step crosses the nearest plane, by its overshoot.
 #[test]
 fn the_nearest_plane_is_crossed_in_one_step() {
-    let (target, weight) = linear();
+    let (target, weight) = planes();
     let nearest = 0.6 / weight.iter().map(|w| w * w).sum::<f32>().sqrt();
     let out = target.attack(&deepfool(), &ids(1), &grey(), &[0]).unwrap();
     assert_eq!(
@@ -58,7 +24,7 @@ fn the_nearest_plane_is_crossed_in_one_step() {
 
 #[test]
 fn the_last_step_is_judged_too() {
-    let (target, _) = linear();
+    let (target, _) = planes();
     let one = DeepFool::new(DeepFoolSettings {
         steps: 1,
         ..Default::default()

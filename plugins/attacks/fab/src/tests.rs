@@ -1,31 +1,9 @@
 use crate::{Fab, FabSettings};
-use advae_sdk::candle_core::Device;
 use advae_sdk::prelude::*;
 use advae_sdk::testing::Testbed;
+use advae_sdk::testing::toy::{INPUT, grey, ids, images, lengths, network, values};
 
-const INPUT: [usize; 3] = [1, 3, 3];
 const NORMS: [Norm; 2] = [Norm::Linf, Norm::L2];
-
-fn network() -> Testbed {
-    Testbed::mlp(INPUT, 16, 5, 3).unwrap()
-}
-
-fn images(n: usize) -> Tensor {
-    let pixel = |i: usize| ((i * 37 % 23) as f32 / 15. - 0.2).clamp(0., 1.);
-    Tensor::from_vec((0..n * 9).map(pixel).collect::<Vec<_>>(), (n, 1, 3, 3), &Device::Cpu).unwrap()
-}
-
-fn grey() -> Tensor {
-    (images(1).zeros_like().unwrap() + 0.5).unwrap()
-}
-
-fn values(x: &Tensor) -> Vec<f32> {
-    x.flatten_all().unwrap().to_vec1().unwrap()
-}
-
-fn ids(n: usize) -> Vec<u64> {
-    (100..100 + n as u64).collect()
-}
 
 /// Targeted and not, in both norms.
 fn cases() -> impl Iterator<Item = FabSettings> {
@@ -38,10 +16,6 @@ fn cases() -> impl Iterator<Item = FabSettings> {
     NORMS
         .into_iter()
         .flat_map(move |norm| [true, false].map(|targeted| of(norm, targeted)))
-}
-
-fn lengths(norm: Norm, a: &Tensor, b: &Tensor) -> Vec<f32> {
-    norm.length(&(a - b).unwrap()).unwrap().to_vec1().unwrap()
 }
 
 /// From class 0 the plane of class 1 is the nearest; class 2 is farther away.

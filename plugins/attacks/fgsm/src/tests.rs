@@ -2,6 +2,7 @@ use crate::{Fgsm, FgsmSettings};
 use advae_sdk::candle_core::Device;
 use advae_sdk::prelude::*;
 use advae_sdk::testing::Testbed;
+use advae_sdk::testing::toy::values;
 
 const INPUT: [usize; 3] = [1, 2, 2];
 
@@ -15,10 +16,6 @@ fn images(rows: &[[f32; 4]]) -> Tensor {
         .unwrap()
         .reshape(((), 1, 2, 2))
         .unwrap()
-}
-
-fn values(x: &Tensor) -> Vec<f32> {
-    x.flatten_all().unwrap().to_vec1().unwrap()
 }
 
 fn fgsm(settings: FgsmSettings) -> Fgsm {

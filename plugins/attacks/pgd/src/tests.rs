@@ -2,8 +2,8 @@ use crate::{Loss, Pgd, PgdSettings};
 use advae_sdk::candle_core::Device;
 use advae_sdk::prelude::*;
 use advae_sdk::testing::Testbed;
+use advae_sdk::testing::toy::{INPUT, ids, images, values};
 
-const INPUT: [usize; 3] = [1, 3, 3];
 const NORMS: [Norm; 2] = [Norm::Linf, Norm::L2];
 
 fn network() -> Testbed {
@@ -11,19 +11,6 @@ fn network() -> Testbed {
 }
 
 /// Images with all sorts of pixels, zeros and ones among them.
-fn images(n: usize) -> Tensor {
-    let pixel = |i: usize| ((i * 37 % 23) as f32 / 15. - 0.2).clamp(0., 1.);
-    Tensor::from_vec((0..n * 9).map(pixel).collect::<Vec<_>>(), (n, 1, 3, 3), &Device::Cpu).unwrap()
-}
-
-fn values(x: &Tensor) -> Vec<f32> {
-    x.flatten_all().unwrap().to_vec1().unwrap()
-}
-
-fn ids(n: usize) -> Vec<u64> {
-    (100..100 + n as u64).collect()
-}
-
 /// The attack on samples that are correct before it.
 fn attack(target: &Testbed, settings: PgdSettings, n: usize) -> Perturbed {
     let x = images(n);

@@ -2,29 +2,7 @@ use crate::{Spsa, SpsaSettings};
 use advae_sdk::candle_core::Device;
 use advae_sdk::prelude::*;
 use advae_sdk::testing::Testbed;
-
-const INPUT: [usize; 3] = [1, 3, 3];
-
-fn network() -> Testbed {
-    Testbed::mlp(INPUT, 16, 5, 3).unwrap()
-}
-
-fn images(n: usize) -> Tensor {
-    let pixel = |i: usize| ((i * 37 % 23) as f32 / 15. - 0.2).clamp(0., 1.);
-    Tensor::from_vec((0..n * 9).map(pixel).collect::<Vec<_>>(), (n, 1, 3, 3), &Device::Cpu).unwrap()
-}
-
-fn grey() -> Tensor {
-    (images(1).zeros_like().unwrap() + 0.5).unwrap()
-}
-
-fn values(x: &Tensor) -> Vec<f32> {
-    x.flatten_all().unwrap().to_vec1().unwrap()
-}
-
-fn ids(n: usize) -> Vec<u64> {
-    (100..100 + n as u64).collect()
-}
+use advae_sdk::testing::toy::{INPUT, grey, ids, images, network, values};
 
 fn spsa(epsilon: f64) -> Spsa {
     let settings = SpsaSettings {

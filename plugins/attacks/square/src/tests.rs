@@ -2,20 +2,12 @@ use crate::{Square, SquareSettings};
 use advae_sdk::candle_core::Device;
 use advae_sdk::prelude::*;
 use advae_sdk::testing::Testbed;
+use advae_sdk::testing::toy::{ids, images_of, values};
 
 const INPUT: [usize; 3] = [1, 6, 6];
 
 fn images(n: usize) -> Tensor {
-    let pixel = |i: usize| ((i * 37 % 23) as f32 / 15. - 0.2).clamp(0., 1.);
-    Tensor::from_vec((0..n * 36).map(pixel).collect::<Vec<_>>(), (n, 1, 6, 6), &Device::Cpu).unwrap()
-}
-
-fn values(x: &Tensor) -> Vec<f32> {
-    x.flatten_all().unwrap().to_vec1().unwrap()
-}
-
-fn ids(n: usize) -> Vec<u64> {
-    (100..100 + n as u64).collect()
+    images_of(INPUT, n)
 }
 
 fn settings(norm: Norm) -> SquareSettings {
