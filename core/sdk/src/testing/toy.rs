@@ -2,7 +2,7 @@
 #![allow(clippy::missing_panics_doc)]
 
 use super::Testbed;
-use crate::{Ball, Norm};
+use crate::{Attack, Ball, Norm, Perturbed};
 use candle_core::{Device, Tensor};
 
 /// Shape of the images: `[C,H,W]`.
@@ -56,4 +56,56 @@ pub fn lengths(norm: Norm, a: &Tensor, b: &Tensor) -> Vec<f32> {
         .and_then(|apart| norm.length(&apart))
         .and_then(|lengths| lengths.to_vec1());
     lengths.expect("both have one shape")
+}
+
+/// Attacks samples (`x` `[N,C,H,W]`, labels `y`) together and each alone, and checks that this changes nothing and that images stay
+/// within bounds. Returns what the attack on all of them gave.
+pub fn together_as_alone<A: Attack>(target: &Testbed, attack: &A, x: &Tensor, y: &[u32]) -> Perturbed {
+    let run = |rows: std::ops::Range<usize>| {
+        let some = x.narrow(0, rows.start, rows.len()).expect("there are such rows");
+        let out = target.attack(attack, &ids(y.len())[rows.clone()], &some, &y[rows]);
+        out.expect("the attack runs")
+    };
+    let together = run(0..y.len());
+    let pixels = values(&together.x_adv);
+    let len = pixels.len() / y.len();
+    for i in 0..y.len() {
+        let alone = run(i..i + 1);
+        assert_eq!(values(&alone.x_adv), pixels[i * len..(i + 1) * len], "image {i}");
+        let [ours, all] = [(&alone, 0), (&together, i)].map(|(out, row)| {
+            let found = out.found.as_ref().map(|found| found[row]);
+            (found, out.targets.as_ref().map(|targets| targets[row]))
+        });
+        assert_eq!(ours, all, "found and target of {i}");
+    }
+    assert!(pixels.iter().all(|v| (0. ..=1.).contains(v)), "{pixels:?}");
+    together
+}
+
+/// [`together_as_alone`] for an attack within a ball, whose images must stay in it.
+pub fn within_its_ball<A: Attack>(target: &Testbed, attack: &A, x: &Tensor, y: &[u32]) {
+    let (norm, epsilon) = (attack.info().norm, attack.info().epsilon.expect("it has a ball"));
+    let lengths = lengths(norm, &together_as_alone(target, attack, x, y).x_adv, x);
+    assert!(
+        lengths.iter().all(|l| f64::from(*l) <= epsilon + 1e-6),
+        "{norm} {lengths:?}"
+    );
+}
+
+/// [`together_as_alone`] for an attack that minimises the distance, on eight images of [`network`]: it finds the images that are
+/// adversarial and no others, and leaves the one alone that is wrong to begin with. Returns which it found.
+pub fn finds_what_is_adversarial<A: Attack>(attack: &A) -> Vec<bool> {
+    let (target, x) = (network(), images(8));
+    let mut y = target.predict(&x).expect("it predicts");
+    y[3] = (y[3] + 1) % 5;
+    let out = together_as_alone(&target, attack, &x, &y);
+    let found = out.found.expect("it says what it found");
+    let row = |x: &Tensor| values(&x.get(3).expect("there are eight"));
+    assert!(found[3] && row(&out.x_adv) == row(&x), "wrong to begin with");
+    let predicted = target.predict(&out.x_adv).expect("it predicts");
+    assert!(
+        (0..8).all(|i| found[i] == (predicted[i] != y[i])),
+        "{found:?} {predicted:?} {y:?}"
+    );
+    found
 }

@@ -2,7 +2,7 @@ use crate::{Apgd, ApgdSettings, Loss};
 use advae_sdk::candle_core::Device;
 use advae_sdk::prelude::*;
 use advae_sdk::testing::Testbed;
-use advae_sdk::testing::toy::{INPUT, ids, images, network, values};
+use advae_sdk::testing::toy::{INPUT, ids, images, network, values, within_its_ball};
 
 const LOSSES: [Loss; 3] = [Loss::Ce, Loss::Dlr, Loss::DlrTargeted];
 
@@ -27,24 +27,11 @@ fn results_do_not_depend_on_the_batch_and_stay_in_ball_and_bounds() {
     let (x, y) = (images(9), network().predict(&images(9)).unwrap());
     for target in [network(), network().with_early_stop(false)] {
         for settings in cases() {
-            let (norm, epsilon) = (settings.norm, settings.epsilon);
             let apgd = Apgd::new(ApgdSettings {
                 restarts: 2,
                 ..settings
-            })
-            .unwrap();
-            let together = target.attack(&apgd, &ids(9), &x, &y).unwrap().x_adv;
-            for i in 0..9 {
-                let one = x.narrow(0, i, 1).unwrap();
-                let alone = target.attack(&apgd, &ids(9)[i..=i], &one, &y[i..=i]).unwrap().x_adv;
-                assert_eq!(values(&alone), values(&together.get(i).unwrap()), "{norm} {i}");
-            }
-            let length: Vec<f32> = norm.length(&(&together - &x).unwrap()).unwrap().to_vec1().unwrap();
-            assert!(
-                length.iter().all(|l| f64::from(*l) <= epsilon + 1e-6),
-                "{norm} {length:?}"
-            );
-            assert!(values(&together).iter().all(|v| (0. ..=1.).contains(v)));
+            });
+            within_its_ball(&target, &apgd.unwrap(), &x, &y);
         }
     }
 }
