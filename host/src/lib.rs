@@ -3,6 +3,7 @@
 //! The host owns the experiment and believes no plugin: it measures every returned image itself and scores with its
 //! own forward passes. `use` goes downwards in this list, never up; `tests/architecture.rs` keeps it so.
 
+pub mod audit;
 pub mod commands;
 pub mod experiment;
 pub mod plugin;

@@ -1,6 +1,6 @@
 //! `advae-host`: evaluates defences of image classifiers against adversarial examples.
 
-use advae_host::commands::{data, doctor, eval, plugins, purify, report, reproduce, score, train};
+use advae_host::commands::{audit, data, doctor, eval, plugins, purify, report, reproduce, score, train};
 use advae_host::experiment::on_large_stack;
 use advae_host::plugin::owner;
 use advae_host::terminal::exit::{EXIT_FAILED, end, watch};
@@ -26,6 +26,8 @@ struct Cli {
 enum Command {
     /// Attack classifiers behind purifiers and print a table
     Eval(Box<eval::EvalArgs>),
+    /// Judge a stated robust accuracy: the strongest attack, and whether any attack says something here
+    Audit(Box<audit::AuditArgs>),
     /// Print the report of a results file again
     Report(report::ReportArgs),
     /// Measure and classify saved adversarial images again
@@ -84,6 +86,7 @@ fn prepare_environment() {
 fn run(command: Command) -> Result<i32> {
     match command {
         Command::Eval(args) => eval::run(*args),
+        Command::Audit(args) => audit::run(*args),
         Command::Report(args) => report::run(args),
         Command::Score(args) => score::run(args),
         Command::Plugins(args) => plugins::run(args),

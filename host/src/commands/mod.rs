@@ -1,5 +1,6 @@
 //! The commands, one file or folder each: flags to settings, and what is printed.
 
+pub mod audit;
 mod complain;
 pub mod data;
 pub mod doctor;

@@ -13,7 +13,7 @@ use crate::wire::attack::{Attack, Perturbed};
 use crate::wire::model::Model;
 use crate::wire::oracle::{Meter, Oracle, Rules, target};
 use crate::wire::pipeline::Pipeline;
-use crate::wire::tensor::{Call, Tensor};
+use crate::wire::tensor::Call;
 use crate::wire::threat::{Services, ThreatModel};
 use advae_abi::info::{Access, Target};
 use advae_abi::{AbiError, ErrorCode};
@@ -320,6 +320,7 @@ impl Run<'_> {
             call_threads: layout.call_threads,
             flags: 0,
             meter,
+            watch: None,
             cancel: self.cancel.clone(),
         })
     }
@@ -458,18 +459,7 @@ impl Run<'_> {
     }
 
     fn select(&self, samples: &[usize]) -> Batch {
-        let [c, h, w] = self.dataset.shape;
-        let data = samples.iter().flat_map(|i| self.dataset.image(*i)).copied().collect();
-        let ids: Vec<u64> = samples.iter().map(|i| self.dataset.ids[*i]).collect();
-        Batch {
-            scoring_ids: self.ids.all(Purpose::Score, &ids),
-            ids,
-            x: Tensor {
-                shape: vec![samples.len(), c, h, w],
-                data,
-            },
-            y: samples.iter().map(|i| self.dataset.labels[*i]).collect(),
-        }
+        Batch::of(self.dataset, &self.ids, samples)
     }
 
     /// Writes how the cell ended. `worked`: whether anything was left to do.

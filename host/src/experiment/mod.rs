@@ -15,13 +15,16 @@ mod suite;
 mod workers;
 
 pub use budgets::{Budgets, within_range};
+pub use ids::{Ids, Purpose};
 pub use load::{LoadedModel, load_model, load_recorded};
+pub use plan::samples;
 pub use rescore::{Rescored, Rescoring};
 pub use run::Outcome;
-pub use score::{Distances, Limits};
+pub use score::{Batch, Distances, Limits, Scorer, Verdict};
 pub use settings::{Backward, Settings, check_device};
 pub use workers::{Layout, STACK_BYTES, for_each, for_each_batch, on_large_stack, threads};
 
+use crate::results::Cell;
 use crate::terminal::cancel::Cancel;
 use anyhow::Result;
 
@@ -30,5 +33,13 @@ use anyhow::Result;
 /// # Errors
 /// Where nothing can be run, or results cannot be read or written.
 pub fn outcomes(settings: &Settings, cancel: &Cancel) -> Result<Outcome> {
-    run::run(settings, &plan::plan(settings)?, cancel)
+    outcomes_after(settings, &[], cancel)
+}
+
+/// The same, where some cells are known already: their rows are not measured again.
+///
+/// # Errors
+/// As for [`outcomes`].
+pub fn outcomes_after(settings: &Settings, known: &[Cell], cancel: &Cancel) -> Result<Outcome> {
+    run::run(settings, &plan::plan(settings)?, known, cancel)
 }

@@ -5,7 +5,7 @@ use super::cells::{Crafting, Group};
 use super::load::{LoadedModel, load_model, plugin_config};
 use super::score::Limits;
 use super::settings::{Backward, Settings};
-use super::suite::{StageSpec, stages};
+use super::suite::{StageSpec, preset, stages};
 use crate::plugin::{Plugin, PluginSpec, find, path_dirs, scan_dirs};
 use crate::results::{CellConfig, CellHeader, Named, PluginConfig, Stage};
 use crate::terminal::console;
@@ -89,7 +89,6 @@ pub fn plan(settings: &Settings) -> Result<Plan> {
         true => without_attacker_images(all)?,
         false => all,
     };
-    let dataset_sha256 = all.sha256();
     if settings.samples > all.len() {
         console::say(&format!(
             "warning: '{}' holds {} images: all of them are taken, not {}",
@@ -98,7 +97,7 @@ pub fn plan(settings: &Settings) -> Result<Plan> {
             settings.samples
         ));
     }
-    let dataset = all.random_subset(settings.samples, settings.seed);
+    let (dataset, dataset_sha256) = subset(settings, &all);
     let attacks = attacks(settings, &dataset)?;
     let mut groups = vec![];
     for classifier in &classifiers {
@@ -127,12 +126,36 @@ pub fn plan(settings: &Settings) -> Result<Plan> {
             }
         }
     }
+    if settings.known_draw && groups.iter().all(|group| !group.crafting.known_draw) {
+        console::say(
+            "note: no defence here is random under a threat model that attacks it whole: --known-draw adds nothing",
+        );
+    }
     Ok(Plan {
         groups: once_each(groups),
         attacker_images,
         dataset,
         dataset_sha256,
     })
+}
+
+/// The samples that are attacked, and the hash of the dataset that they are taken from, where no threat model keeps images for itself.
+///
+/// # Errors
+/// Where the dataset is not found, or does not fit the classifier.
+pub fn samples(settings: &Settings, classifier: &LoadedModel) -> Result<(Dataset, String)> {
+    let name = dataset_name(settings, std::slice::from_ref(classifier));
+    let mut all = advae_data::load(&name, settings.data_dir.as_deref())?;
+    if settings.keep_seeds_out {
+        all = all.without_attacker_images()?;
+    }
+    check_fit(classifier, &all)?;
+    Ok(subset(settings, &all))
+}
+
+/// As many samples as are asked for, and the hash of them all.
+fn subset(settings: &Settings, all: &Dataset) -> (Dataset, String) {
+    (all.random_subset(settings.samples, settings.seed), all.sha256())
 }
 
 /// The dataset that was named, else the embedded sample that the first classifier takes.
@@ -228,7 +251,7 @@ fn attacks(settings: &Settings, dataset: &Dataset) -> Result<Vec<LoadedAttack>> 
         let named = settings
             .attacks
             .iter()
-            .map(|text| named_attacks(settings, dataset, &PluginSpec::parse(text)?));
+            .map(|text| named_attacks(settings, dataset, &preset(PluginSpec::parse(text)?)));
         return Ok(named.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect());
     }
     let present = DEFAULT_ATTACKS
@@ -406,10 +429,7 @@ impl Layout<'_> {
         let mut cells = vec![];
         for purifier in purifiers {
             let purifier_model = purifier.map(|p| p.model.clone());
-            let pipeline = Pipeline {
-                purifier: purifier_model,
-                classifier: classifier.model.clone(),
-            };
+            let pipeline = Pipeline::new(purifier_model, classifier.model.clone());
             pipeline.check()?;
             refuse_staging(attack, access.target, &pipeline)?;
             cells.push((self.header(classifier, *purifier, threat, attack, &pipeline), pipeline));

@@ -64,10 +64,7 @@ impl Rescored {
         };
         let origin = meta.map(|meta| meta.cell);
         let (classifier, purifier) = defence(rescoring, origin.as_ref())?;
-        let pipeline = Pipeline {
-            purifier: purifier.as_ref().map(|p| p.model.clone()),
-            classifier: classifier.model.clone(),
-        };
+        let pipeline = Pipeline::new(purifier.as_ref().map(|p| p.model.clone()), classifier.model.clone());
         pipeline.check()?;
         check(&saved, &pipeline)?;
         let bounds = [0., 1.];

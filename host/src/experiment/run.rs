@@ -23,12 +23,17 @@ pub struct Outcome {
     pub trouble: Option<String>,
 }
 
-/// Crafts and scores all cells of the plan, or as many as come before a cancellation.
+/// Crafts and scores all cells of the plan, or as many as come before a cancellation. What is `known` of them is not measured again.
 ///
 /// # Errors
 /// Where results cannot be read or written before anything is measured.
-pub fn run(settings: &Settings, plan: &Plan, cancel: &Cancel) -> Result<Outcome> {
-    let (results, previous) = open(settings)?;
+pub fn run(settings: &Settings, plan: &Plan, known: &[Cell], cancel: &Cancel) -> Result<Outcome> {
+    let (results, mut previous) = open(settings)?;
+    for cell in known {
+        if previous.cell(&cell.header.key).is_none() {
+            previous.cells.push(cell.clone());
+        }
+    }
     let headers = plan
         .groups
         .iter()

@@ -1,10 +1,12 @@
 //! Scoring: the host measures every returned image itself and classifies it with its own forward passes.
 
+use super::ids::{Ids, Purpose};
 use crate::results::{DrawShares, Row};
 use crate::wire::attack::Perturbed;
 use crate::wire::pipeline::Pipeline;
 use crate::wire::tensor::{Call, Tensor};
 use advae_abi::info::NormKind;
+use advae_data::Dataset;
 use anyhow::Result;
 
 /// Tolerance added to epsilon for rounding.
@@ -147,6 +149,22 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// The samples of a dataset at these positions.
+    pub fn of(dataset: &Dataset, known_as: &Ids, samples: &[usize]) -> Self {
+        let [c, h, w] = dataset.shape;
+        let data = samples.iter().flat_map(|i| dataset.image(*i)).copied().collect();
+        let ids: Vec<u64> = samples.iter().map(|i| dataset.ids[*i]).collect();
+        Self {
+            scoring_ids: known_as.all(Purpose::Score, &ids),
+            ids,
+            x: Tensor {
+                shape: vec![samples.len(), c, h, w],
+                data,
+            },
+            y: samples.iter().map(|i| dataset.labels[*i]).collect(),
+        }
+    }
+
     /// Some samples of the batch.
     pub fn select(&self, indices: &[usize]) -> Self {
         let some = |ids: &[u64]| indices.iter().map(|i| ids[*i]).collect();

@@ -26,6 +26,17 @@ pub struct StageSpec {
     pub eot: u64,
 }
 
+/// An attack by the name that the field knows a preset of another by: `bim` (Kurakin et al. 2017) is `pgd:preset=bim`.
+pub fn preset(spec: PluginSpec) -> PluginSpec {
+    const BIM: &str = "bim";
+    if spec.name != BIM || spec.config.contains_key("preset") {
+        return spec;
+    }
+    let mut config = spec.config;
+    config.insert("preset".into(), BIM.into());
+    PluginSpec::new("pgd", spec.weights, config)
+}
+
 /// The stages of a suite; none where the spec names a plugin.
 ///
 /// # Errors
@@ -165,6 +176,13 @@ mod tests {
             told,
             [("apgd:loss=ce".into(), false, 20), ("apgd:loss=dlr".into(), false, 20)]
         );
+    }
+
+    #[test]
+    fn a_preset_goes_by_the_name_it_is_known_by() {
+        let named = |text: &str| preset(PluginSpec::parse(text).unwrap()).to_string();
+        assert_eq!(named("bim:steps=5"), "pgd:preset=bim,steps=5");
+        assert_eq!(named("pgd:steps=5"), "pgd:steps=5");
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod warnings;
 pub use contents::Report;
 pub use figures::{CapAccuracy, DrawSummary, Share, Spread, Summary, Worst, short, worst_cases};
 pub use format::{Format, with_interval};
+pub use stats::mcnemar_of;
 pub use warnings::Warning;
 
 use crate::terminal::console;

@@ -191,6 +191,7 @@ impl Crafter<'_> {
             call_threads,
             flags: self.flags(),
             meter: Arc::default(),
+            watch: None,
             cancel: self.cancel.clone(),
         };
         let (oracle, state) = Oracle::boxed(rules, &batch.ids, &labels, Ticker::silent());

@@ -141,10 +141,7 @@ impl Trainer {
             .map(|spec| construct(spec, Kind::Classifier, initialise));
         let classifiers = classifiers.collect::<Result<Vec<_>>>()?;
         for classifier in &classifiers {
-            let pipeline = Pipeline {
-                purifier: purifier.clone(),
-                classifier: classifier.clone(),
-            };
+            let pipeline = Pipeline::new(purifier.clone(), classifier.clone());
             pipeline.check()?;
             check_fit(&recipe, classifier, &training)?;
         }
@@ -160,10 +157,9 @@ impl Trainer {
             CraftOn::Pipeline => &purifier,
             CraftOn::Classifier => &None,
         };
-        let targets = classifiers.iter().map(|classifier| Pipeline {
-            purifier: attacked.clone(),
-            classifier: classifier.clone(),
-        });
+        let targets = classifiers
+            .iter()
+            .map(|classifier| Pipeline::new(attacked.clone(), classifier.clone()));
         let trainer = Self {
             targets: targets.collect(),
             recipe,

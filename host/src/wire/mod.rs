@@ -3,7 +3,9 @@
 pub mod attack;
 pub mod boundary;
 pub mod construct;
+pub mod head;
 pub mod info;
+pub mod linear;
 pub mod model;
 pub mod oracle;
 pub mod pipeline;

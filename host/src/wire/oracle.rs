@@ -96,6 +96,13 @@ impl Meter {
     }
 }
 
+/// Sees the images that an attack asks about, and the logits that it is given for them.
+pub trait Watch: Send + Sync {
+    /// `x [N,C,H,W]` under the attack's `ids`, and the mean logits `[N,K]` over the oracle's draws. `gradient`: whether a way back was
+    /// asked for, too.
+    fn seen(&self, ids: &[u64], x: &Tensor, logits: &Tensor, gradient: bool);
+}
+
 /// What an oracle answers from, and by which rules.
 #[derive(Clone)]
 pub struct Rules {
@@ -120,6 +127,8 @@ pub struct Rules {
     pub flags: u64,
     /// Shared by all oracles of the cell.
     pub meter: Arc<Meter>,
+    /// Who sees what is asked, and what is answered; absent: nobody.
+    pub watch: Option<Arc<dyn Watch>>,
     /// Stops the run.
     pub cancel: Cancel,
 }
@@ -243,7 +252,15 @@ impl Oracle {
             let logits = self.rules.target.forward(&call, &question.x).map_err(to_abi)?;
             accumulate(&mut mean, logits);
         }
-        scaled(mean, self.rules.eot)
+        let logits = scaled(mean, self.rules.eot)?;
+        self.show(question, &logits, false);
+        Ok(logits)
+    }
+
+    fn show(&self, question: &Question, logits: &Tensor, gradient: bool) {
+        if let Some(watch) = &self.rules.watch {
+            watch.seen(&question.ids, &question.x, logits, gradient);
+        }
     }
 
     fn mean_tape(&self, question: Question) -> Result<Taped, AbiError> {
@@ -255,6 +272,7 @@ impl Oracle {
             draws.push((tape, call.draw));
         }
         let logits = scaled(mean, self.rules.eot)?;
+        self.show(&question, &logits, true);
         let label = |id: &u64| self.labels.get(id).copied();
         let predicted = logits.argmax().into_iter().map(Some);
         let tape = OracleTape {

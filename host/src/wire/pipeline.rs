@@ -1,8 +1,10 @@
 //! A classifier behind an optional purifier.
 
+use crate::wire::head::Head;
 use crate::wire::model::{Model, Tape};
 use crate::wire::tensor::{Call, Tensor};
 use anyhow::{Context, Result, ensure};
+use std::sync::Arc;
 
 /// Purifier and classifier together: `x [N,C,H,W]` to logits `[N,K]`.
 #[derive(Clone)]
@@ -11,20 +13,37 @@ pub struct Pipeline {
     pub purifier: Option<Model>,
     /// What classifies them.
     pub classifier: Model,
+    /// What the host makes of the classifier's answer, where it examines an attack; absent: nothing.
+    pub head: Option<Arc<Head>>,
 }
 
 /// The way back through a pipeline, end to end.
 pub struct PipelineTape {
     purifier: Option<Tape>,
     classifier: Tape,
+    head: Option<Arc<Head>>,
 }
 
 impl Pipeline {
+    /// A classifier, behind a purifier if there is one.
+    pub fn new(purifier: Option<Model>, classifier: Model) -> Self {
+        Self {
+            purifier,
+            classifier,
+            head: None,
+        }
+    }
+
     /// The classifier alone.
     pub fn undefended(classifier: Model) -> Self {
+        Self::new(None, classifier)
+    }
+
+    /// The same models with another answer.
+    pub fn with_head(&self, head: Head) -> Self {
         Self {
-            purifier: None,
-            classifier,
+            head: Some(Arc::new(head)),
+            ..self.clone()
         }
     }
 
@@ -51,7 +70,8 @@ impl Pipeline {
 
     /// Number of classes.
     pub fn classes(&self) -> usize {
-        self.classifier.info().classes.unwrap_or(0)
+        let own = self.classifier.info().classes.unwrap_or(0);
+        self.head.as_ref().map_or(own, |head| head.classes(own))
     }
 
     /// Refuses a purifier that does not fit the classifier.
@@ -75,9 +95,13 @@ impl Pipeline {
     /// # Errors
     /// Where a plugin fails.
     pub fn forward(&self, call: &Call, x: &Tensor) -> Result<Tensor> {
-        match &self.purifier {
-            Some(purifier) => self.classifier.forward(call, &purifier.forward(call, x)?),
+        let purified = self.purifier.as_ref().map(|purifier| purifier.forward(call, x));
+        let purified = purified.transpose()?;
+        let x = purified.as_ref().unwrap_or(x);
+        match &self.head {
             None => self.classifier.forward(call, x),
+            Some(head) if head.reads_features() => Ok(head.forward(&self.classifier.features(call, x)?)),
+            Some(head) => Ok(head.forward(&self.classifier.forward(call, x)?)),
         }
     }
 
@@ -86,25 +110,24 @@ impl Pipeline {
     /// # Errors
     /// Where a plugin fails.
     pub fn forward_tape(&self, call: &Call, x: &Tensor) -> Result<(Tensor, PipelineTape)> {
-        let Some(purifier) = &self.purifier else {
-            let (logits, classifier) = self.classifier.forward_tape(call, x)?;
-            return Ok((
-                logits,
-                PipelineTape {
-                    purifier: None,
-                    classifier,
-                },
-            ));
+        let purified = self.purifier.as_ref().map(|purifier| purifier.forward_tape(call, x));
+        let (purified, purifier) = purified.transpose()?.unzip();
+        let x = purified.as_ref().unwrap_or(x);
+        let head = self.head.clone();
+        let (y, classifier) = match head.as_ref().is_some_and(|head| head.reads_features()) {
+            true => self.classifier.features_tape(call, x)?,
+            false => self.classifier.forward_tape(call, x)?,
         };
-        let (purified, tape) = purifier.forward_tape(call, x)?;
-        let (logits, classifier) = self.classifier.forward_tape(call, &purified)?;
-        Ok((
-            logits,
-            PipelineTape {
-                purifier: Some(tape),
-                classifier,
-            },
-        ))
+        let logits = match &head {
+            Some(head) => head.forward(&y),
+            None => y,
+        };
+        let tape = PipelineTape {
+            purifier,
+            classifier,
+            head,
+        };
+        Ok((logits, tape))
     }
 }
 
@@ -114,9 +137,10 @@ impl PipelineTape {
     /// # Errors
     /// Where a plugin fails or gives no gradient.
     pub fn backward(&self, call: &Call, cotangent: &Tensor) -> Result<Tensor> {
+        let through_head = self.head.as_ref().map(|head| head.backward(cotangent));
         let gradient = self
             .classifier
-            .backward(call, cotangent)?
+            .backward(call, through_head.as_ref().unwrap_or(cotangent))?
             .context("the classifier gave no input gradient")?;
         let Some(purifier) = &self.purifier else {
             return Ok(gradient);

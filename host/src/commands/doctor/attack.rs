@@ -99,6 +99,7 @@ impl Trial {
             call_threads: 1,
             flags: 0,
             meter: Arc::new(Meter::default()),
+            watch: None,
             cancel: Cancel::default(),
         };
         Oracle::boxed(rules, ids, y, Ticker::silent())
