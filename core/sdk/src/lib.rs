@@ -74,6 +74,11 @@
 //! A [`Net`](nn::Net), built by [`NetBuilder`](nn::NetBuilder) from these layers, runs as one operator and is the fastest way. It adds
 //! `concat` (`[N, Ci, H, W]` to `[N, sum of Ci, H, W]`) and `add` (two of the same shape).
 //!
+//! # Iterations
+//!
+//! A purifier that iterates writes one step, and [`unrolled`] runs it: the gradient through all steps is exact, and their graph is never kept
+//! as a whole. Steps down a gradient take it by [`energy_gradient`], since candle's own gradients cannot be differentiated again.
+//!
 //! # Errors
 //!
 //! Errors are candle's. Those of the host, such as an oracle's `Denied` or `Cancelled`, keep their code on the way through an
@@ -84,6 +89,7 @@
 pub mod attack;
 mod classifier;
 mod convert;
+mod energy;
 mod export;
 mod goal;
 mod model;
@@ -98,6 +104,7 @@ mod teacher;
 pub mod testing;
 mod threat;
 mod train;
+mod unroll;
 
 extern crate self as advae_sdk;
 
@@ -111,6 +118,7 @@ pub use advae_abi::info::{Access, AttackInfo, BackwardRule, Label, NormKind as N
 pub use attack::{Attack, Perturbed};
 pub use candle_core::{Result, Tensor};
 pub use classifier::Classifier;
+pub use energy::energy_gradient;
 pub use goal::{Goal, Objective, select_rows};
 pub use nn::{Pass, Weights};
 pub use norm::Ball;
@@ -121,13 +129,15 @@ pub use remote::RemoteModel;
 pub use settings::{NoSettings, Settings, describe, read};
 pub use teacher::{Learner, Lesson, Teacher, scalar};
 pub use threat::{Services, ThreatModel};
+pub use unroll::{unrolled, unrolled_by};
 
 /// Everything a plugin's file usually needs.
 pub mod prelude {
     pub use crate::{
         Access, Attack, AttackInfo, BackwardRule, Ball, Classifier, Goal, Gradient, Label, Learner, Lesson, NoSettings,
         Norm, Objective, Oracle, Pass, Perturbed, Purifier, RemoteModel, Result, Services, Settings, Target, Teacher,
-        Tensor, Threading, ThreatModel, Weights, export_plugin, in_range, nn, select_rows, settings,
+        Tensor, Threading, ThreatModel, Weights, energy_gradient, export_plugin, in_range, nn, select_rows, settings,
+        unrolled, unrolled_by,
     };
 }
 
