@@ -32,7 +32,13 @@ STAGES = {
     "FAB-T": "fab",
     "Square": "square",
 }
-OURS = {"DeepFool": "deepfool", "DDN": "ddn:steps={}", "FMN": "fmn:steps={}", "FMN linf": "fmn:norm=linf,steps={}"}
+# Ours as it ships first. FMN from the clean image alone is the search that foolbox runs.
+OURS = {
+    "DeepFool": ["deepfool"],
+    "DDN": ["ddn:steps={}"],
+    "FMN": ["fmn:steps={}", "fmn:start=clean,steps={}"],
+    "FMN linf": ["fmn:norm=linf,steps={}", "fmn:norm=linf,start=clean,steps={}"],
+}
 
 
 @dataclass
@@ -236,30 +242,42 @@ class Agreement:
     def minimum_norm(self):
         """Distances against foolbox's in f64 and f32, which differ too: where a model is flat, rounding decides which way a search goes.
 
-        Met where the median is no more than 5 % above that of either, and no fewer images are found than by either: a weaker attack is a fault.
+        Medians are over all images that are right to begin with; one that was not found is infinitely far. The goal is met where ours is no
+        more than 5 % above either, and no fewer images are found than by either: a weaker attack is a fault. For the same search twice it is
+        10 %, since chance moves each by so much.
         """
         n, steps = self.options.cw_samples, self.options.minimum_norm_steps
         for pipeline in [*self.adversarially_trained(), *list(self.pipelines())[1:]]:
             for attack, (norm, _) in reference.MINIMUM_NORM.items():
-                cell = self.host.eval(OURS[attack].format(steps), pipeline.classifier, pipeline.purifier, n)
-                ours, correct = cell.distances(norm), cell.clean_prediction == cell.y
-                ratios, successes = [], []
+                names = [name.format(steps) for name in OURS[attack]]
+                cells = [self.host.eval(name, pipeline.classifier, pipeline.purifier, n) for name in names]
+                theirs = {}
                 for dtype in (torch.float64, torch.float32):
-                    model, x = pipeline.model.to(dtype), cell.x.to(dtype)
-                    x_adv = reference.minimum_norm(model, x, cell.y, attack=attack, steps=steps)
-                    found = ~reference.robust(model, x_adv, cell.y)
-                    theirs, both = reference.distances(x_adv - x, norm), found & cell.found & correct
-                    ratios.append((ours[both].median() / theirs[both].median()).item())
-                    successes.append(count(found))
-                    paired = (ours[both] / theirs[both]).log().mean().exp().item() - 1
-                    check = f"{attack}, {pipeline.name}, foolbox {str(dtype)[-3:]}"
-                    figure = f"{ours[both].median():.4f} : {theirs[both].median():.4f}, {ratios[-1] - 1:+.1%}; an image {paired:+.1%}"
-                    self.report(f"{check}, median", figure, "", None)
-                check = f"{attack}, {pipeline.name}, foolbox"
-                above = max(ratios) - 1
-                self.report(f"{check}, median", f"{above:+.1%} against the better one", "<= 5 % above", above <= 0.05)
-                figure = f"{count(cell.found)} : {' and '.join(map(str, successes))} of {n}"
-                self.report(f"{check}, success", figure, "no fewer", count(cell.found) >= max(successes))
+                    model, x = pipeline.model.to(dtype), cells[0].x.to(dtype)
+                    x_adv = reference.minimum_norm(model, x, cells[0].y, attack=attack, steps=steps)
+                    found = ~reference.robust(model, x_adv, cells[0].y)
+                    theirs[f"f{torch.finfo(dtype).bits}"] = reference.distances(x_adv - x, norm).float(), found
+                for name, cell in zip(names, cells):
+                    self.no_farther(f"{name}, {pipeline.name}", cell, norm, theirs, same_search=name != names[0])
+
+    def no_farther(self, check, cell, norm, theirs, same_search):
+        """Our distances and successes beside foolbox's, by its precision."""
+        ours, correct = cell.distances(norm), cell.clean_prediction == cell.y
+        median = lambda distances, found: torch.where(found, distances, torch.inf)[correct].median().item()
+        ours_median, above = median(ours, cell.found), []
+        for precision, (distances, found) in theirs.items():
+            their_median, both = median(distances, found), found & cell.found & correct & (distances > 0)
+            above.append(0.0 if ours_median == their_median else ours_median / their_median - 1)
+            paired = (ours[both] / distances[both]).log().mean().exp().item() - 1
+            figure = f"{ours_median:.4f} : {their_median:.4f}, {above[-1]:+.1%}; an image {paired:+.1%}"
+            self.report(f"{check}, foolbox {precision}, median", figure, "", None)
+        worst, allowed = max(above), 10 if same_search else 5
+        figure = f"{worst:+.1%} against the better one"
+        self.report(f"{check}, median", figure, f"<= {allowed} % above", worst <= allowed / 100)
+        ours, theirs = count(cell.found), [count(found) for _, found in theirs.values()]
+        figure = f"{ours} : {' and '.join(map(str, theirs))} of {len(correct)}"
+        goal, met = ("", None) if same_search else ("no fewer", ours >= max(theirs))
+        self.report(f"{check}, success", figure, goal, met)
 
     def contested_epsilon(self, pipeline, norm, step_size):
         """The radius, in thousandths, at which about half of the images withstand PGD here."""
@@ -318,7 +336,7 @@ def options():
     parser.add_argument("--seeds", type=int, default=3, help="runs of AutoAttack's stages by the reference")
     parser.add_argument("--norms", default="linf,l2", help="norms of AutoAttack's stages")
     parser.add_argument("--l2", type=float, default=1.0, help="L2 budget of AutoAttack's stages")
-    parser.add_argument("--minimum-norm-steps", type=int, default=1000, help="steps of DDN and FMN")
+    parser.add_argument("--minimum-norm-steps", type=int, default=1000, help="steps of DDN, and of each search of FMN")
     parser.add_argument("--iterations", type=int, default=1000, help="iterations of CW")
     parser.add_argument("--step-size", type=float, default=0.01, help="step of PGD")
     parser.add_argument("--weights-x", help="safetensors file for X, on both sides, instead of what ships")

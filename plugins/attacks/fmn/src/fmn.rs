@@ -1,15 +1,21 @@
 //! Fast minimum-norm attack (Pintor et al. 2021, "Fast minimum-norm adversarial attacks through adaptive norm constraints", algorithm 1):
 //! steps along the gradient, within a ball whose radius follows the distance to the boundary.
 
-use advae_sdk::attack::{Best, column, cosine, farthest};
+use crate::start::{QUESTIONS, Start, beyond};
+use advae_sdk::attack::{Best, column, cosine, farthest, positions};
 use advae_sdk::prelude::*;
 
 settings! {
-    /// The paper's, with its longest search. The attack minimises the distance; there is no budget.
+    /// The paper's, with its longest search, from both of its starts: `start=clean` is the algorithm as other toolboxes run it. In front of a
+    /// defence a search from the clean image often ends where the margin has a local maximum. The attack minimises the distance; there is
+    /// no budget.
     pub struct FmnSettings {
         /// Norm of the distance: linf or l2.
         norm: Norm = Norm::L2,
-        /// Number of steps.
+        /// Where a search starts: clean (the image), adversarial (an adversarial image near the boundary, found by halving the way to images
+        /// of noise) or both (a search from either, and the nearer result).
+        start: Start = Start::Both,
+        /// Number of steps of a search.
         steps: u64 = 1000,
         /// Length of the first step, in L2; the last is a hundredth of it.
         step_size: f64 = 1.,
@@ -39,8 +45,12 @@ impl Attack for Fmn {
     fn info(&self) -> AttackInfo {
         AttackInfo {
             targeted: self.0.target.targeted(),
-            passes: self.0.steps,
-            random_start: Some(false),
+            passes: match self.0.start {
+                Start::Clean => self.0.steps,
+                Start::Adversarial => QUESTIONS + self.0.steps,
+                Start::Both => QUESTIONS + 2 * self.0.steps,
+            },
+            random_start: Some(self.0.start != Start::Clean),
             loss: Some("margin".into()),
             ..AttackInfo::new(self.0.norm)
         }
@@ -48,11 +58,61 @@ impl Attack for Fmn {
 
     fn perturb(&self, oracle: &Oracle, x: &Tensor, y: &Tensor) -> Result<Perturbed> {
         let objective = self.0.target.objective(oracle, x, y)?;
+        let (norm, draw) = (self.0.norm, oracle.pass().draw);
+        let all: Vec<usize> = (0..oracle.samples()).collect();
+        let mut best = Best::new(all.len());
+        if self.0.start != Start::Adversarial {
+            self.search(oracle, &objective, x, x, &all, &mut best)?;
+        }
+        if self.0.start != Start::Clean {
+            let later = oracle.draw(draw + self.0.steps);
+            let (found, start) = beyond(norm, &later, &objective, x)?;
+            // Without a start beyond the boundary it would be the search from the clean image once more.
+            let places = match self.0.start {
+                Start::Both => positions(&found, true),
+                _ => all,
+            };
+            let later = oracle.draw(draw + self.0.steps + QUESTIONS);
+            self.search(&later, &objective, x, &start, &places, &mut best)?;
+        }
+        Ok(Perturbed {
+            targets: objective.targets(),
+            ..best.nearest(x, f64::INFINITY)?
+        })
+    }
+}
+
+impl Fmn {
+    /// One search from `start` `[N,C,H,W]` for the samples at `places`, whose nearest adversarial images it offers.
+    fn search(
+        &self,
+        oracle: &Oracle,
+        objective: &Objective,
+        x: &Tensor,
+        start: &Tensor,
+        places: &[usize],
+        nearest: &mut Best,
+    ) -> Result<()> {
+        if places.is_empty() {
+            return Ok(());
+        }
+        let (oracle, objective) = (oracle.select(places), objective.select(places));
+        let (x, start) = (select_rows(x, places)?, select_rows(start, places)?);
+        let out = self
+            .descend(&oracle, &objective, &x, start)?
+            .nearest(&x, f64::INFINITY)?;
+        let lengths: Vec<f32> = self.0.norm.length(&(&out.x_adv - x)?)?.to_vec1()?;
+        let scores: Vec<f32> = lengths.iter().map(|length| -length).collect();
+        nearest.offer(places, &out.x_adv, &out.found.unwrap_or_default(), &scores)
+    }
+
+    /// The algorithm.
+    fn descend(&self, oracle: &Oracle, objective: &Objective, x: &Tensor, start: Tensor) -> Result<Best> {
         let (norm, n) = (self.0.norm, oracle.samples());
         let places: Vec<usize> = (0..n).collect();
         let farthest = farthest(norm, oracle, x)?;
         let mut radii = vec![f32::INFINITY; n];
-        let (mut best, mut x_adv) = (Best::new(n), x.clone());
+        let (mut best, mut x_adv) = (Best::new(n), start);
         for step in 0..self.0.steps {
             let oracle = oracle.draw(oracle.pass().draw + step);
             let answer = oracle.gradient(&x_adv, |logits| objective.margin(logits)?.neg())?;
@@ -87,10 +147,7 @@ impl Attack for Fmn {
             let radii = column(&radii, x)?.flatten_all()?;
             x_adv = oracle.clip(&norm.project_each(&moved, x, &radii)?)?;
         }
-        Ok(Perturbed {
-            targets: objective.targets(),
-            ..best.nearest(x, f64::INFINITY)?
-        })
+        Ok(best)
     }
 }
 
