@@ -155,6 +155,7 @@ fn abi_stable_stays_inside_the_contract() {
 /// The folders of `host/src`, from the top down: `use` never goes up.
 const FLOORS: [&str; 8] = [
     "commands",
+    "audit",
     "training",
     "experiment",
     "report",

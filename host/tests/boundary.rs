@@ -69,6 +69,7 @@ fn oracle(labels: &[u32]) -> (OracleBox, Arc<OracleState>, Arc<Meter>) {
         call_threads: 1,
         flags: 0,
         meter: meter.clone(),
+        watch: None,
         cancel: Cancel::default(),
     };
     let (oracle, state) = Oracle::boxed(rules, &IDS, labels, Ticker::silent());

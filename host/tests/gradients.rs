@@ -50,10 +50,7 @@ fn cotangent() -> Tensor {
 
 /// Logits and input gradient through the two files.
 fn through_files(x: &Tensor) -> (Tensor, Tensor) {
-    let pipeline = Pipeline {
-        purifier: Some(load("advae")),
-        classifier: load("model_x"),
-    };
+    let pipeline = Pipeline::new(Some(load("advae")), load("model_x"));
     on_large_stack(|| {
         let call = Call::craft(0, &IDS);
         let (logits, tape) = pipeline.forward_tape(&call, x)?;

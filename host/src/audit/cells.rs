@@ -160,7 +160,7 @@ pub fn examine(subject: &Subject, eot: u64) -> Result<Figures> {
     };
     let white = WhiteBox::run(&mut bench)?;
     let mut findings = vec![white.square()];
-    let outside = Outside::run(&mut bench, &white)?;
+    let outside = Outside::run(&mut bench)?;
     findings.push(order(subject, &white, &outside));
     findings.push(more_search(subject, &white)?);
     findings.push(known_draw(&mut bench, &white)?);
@@ -239,6 +239,12 @@ impl WhiteBox {
                 .chain(losses.iter().map(|(_, spec)| spec))
                 .cloned(),
         );
+        let mut seen = vec![];
+        single.retain(|spec| {
+            let new = !seen.contains(spec);
+            seen.push(spec.clone());
+            new
+        });
         let part = |attacks| Part {
             attacks,
             threat_model: "white_box",
@@ -428,10 +434,11 @@ struct Outside {
 }
 
 impl Outside {
-    fn run(bench: &mut Bench, _: &WhiteBox) -> Result<Self> {
+    fn run(bench: &mut Bench) -> Result<Self> {
         let subject = bench.subject;
         let attack = std::slice::from_ref(&subject.attack);
         let claim = subject.claim;
+        let eot = bench.eot;
         let mut less = vec![];
         let mut claimed = None;
         let mut models: Vec<&str> = vec![];
@@ -447,7 +454,7 @@ impl Outside {
                 threat_model,
                 epsilon: claim.epsilon,
             };
-            let cells = bench.run(&part, |_| {})?;
+            let cells = bench.run(&part, |settings| settings.eot = settings.eot.max(eot))?;
             if threat_model == claim.threat_model {
                 claimed = least(&cells);
             }
@@ -464,7 +471,9 @@ impl Outside {
                 threat_model: "white_box",
                 epsilon,
             };
-            Ok(least(&bench.run(&part, |_| {})?))
+            Ok(least(
+                &bench.run(&part, |settings| settings.eot = settings.eot.max(eot))?,
+            ))
         };
         let most = match claim.norm {
             NormKind::Linf => 1.,

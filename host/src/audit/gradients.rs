@@ -124,14 +124,18 @@ fn zero_dlr(subject: &Subject, samples: &[usize]) -> Result<Finding> {
             &uniform(&batch.x, &batch.ids, subject.seed(), 0),
             subject.amplitude(1.),
         );
-        Ok(zero_rows(&gradient(
-            subject,
-            &subject.pipeline,
-            batch,
-            &start,
-            0,
-            dlr_cotangent,
-        )?))
+        let ids = subject.crafting_ids(batch);
+        let call = craft(subject, &ids);
+        let (logits, tape) = subject.pipeline.forward_tape(&call, &start)?;
+        let gradient = tape.backward(&call, &dlr_cotangent(&logits, &batch.y))?;
+        // Where the label comes third the loss is 1 all around: such an image is misclassified already.
+        let stands = logits
+            .argmax()
+            .into_iter()
+            .zip(&batch.y)
+            .map(|(said, label)| said == *label);
+        let zero = zero_rows(&gradient).into_iter().zip(stands);
+        Ok(zero.map(|(zero, stands)| if stands { zero } else { 0. }).collect())
     })?;
     let count = zero.iter().filter(|zero| **zero > 0.).count();
     let text = format!(

@@ -43,12 +43,15 @@ pub fn examine(subject: &Subject) -> Result<Finding> {
         .map(|(lead, image, sign)| smallest(&w, image, sign, lead, subject.claim.norm))
         .collect();
     needed.sort_by(f64::total_cmp);
-    let Some(epsilon) = needed
-        .get(needed.len() / 2)
-        .map(|middle| middle.min(farthest(subject) / 2.))
-    else {
-        return Ok(Finding::not_applicable(17, "the linear classifier is right nowhere"));
+    // Between two samples' own: rounding decides none of them.
+    let middle = needed.len() / 2;
+    let Some([below, above]) = middle.checked_sub(1).and_then(|i| needed.get(i..=middle)) else {
+        return Ok(Finding::not_applicable(
+            17,
+            "the linear classifier is right on too few images",
+        ));
     };
+    let epsilon = f64::midpoint(*below, *above).min(farthest(subject) / 2.);
     let stands = needed.iter().filter(|needed| **needed > epsilon).count() as f64 / samples.len() as f64;
     let mut weight = vec![0f32; w.len()];
     weight.extend(&w);

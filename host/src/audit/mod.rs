@@ -12,54 +12,20 @@ mod linear;
 mod losses;
 mod page;
 mod path;
+mod record;
 mod subject;
 
 pub use cells::Figure;
 pub use finding::{CHECKS, Check, Finding, Status, Verdict};
 pub use page::markdown;
+pub use record::Audit;
 pub use subject::{Claim, DEFAULT_ATTACK, Extent};
 
 use crate::experiment::Settings;
-use crate::report::Share;
 use crate::terminal::cancel::Cancel;
 use crate::terminal::console;
 use anyhow::Result;
-use serde::Serialize;
 use subject::Subject;
-
-/// What an audit came to.
-#[derive(Clone, Debug, Serialize)]
-pub struct Audit {
-    /// The verdict.
-    pub verdict: Verdict,
-    /// Why.
-    pub reasons: Vec<String>,
-    /// What was claimed.
-    pub claim: Claim,
-    /// What was audited.
-    pub defence: String,
-    /// Name of the dataset.
-    pub dataset: String,
-    /// Samples.
-    pub samples: usize,
-    /// Seed.
-    pub seed: u64,
-    /// How much was measured.
-    pub extent: Extent,
-    /// Accuracy without an attack.
-    pub clean: Option<Share>,
-    /// Robust accuracy under the strongest attack, per sample.
-    pub strongest: Option<Share>,
-    /// What a reader must know of dataset and models.
-    pub notes: Vec<String>,
-    /// What each check found, in order.
-    pub findings: Vec<Finding>,
-    /// Robust accuracy under each attack.
-    pub figures: Vec<Figure>,
-    /// Why the results file is not whole.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub trouble: Option<String>,
-}
 
 /// Audits a claim. `settings`: one classifier, one purifier or `none`, samples, seed, and where results go; attacks, threat models and
 /// budgets are the audit's own.

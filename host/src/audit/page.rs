@@ -1,8 +1,8 @@
 //! An audit as a page.
 
-use super::Audit;
 use super::cells::Figure;
 use super::finding::{Finding, Status};
+use super::record::Audit;
 use crate::report::{Share, short, with_interval};
 use std::fmt::Write;
 

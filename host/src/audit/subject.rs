@@ -69,9 +69,9 @@ impl Extent {
     pub const QUICK: Self = Self {
         quick: true,
         few: 32,
-        directions: 20,
-        inner: 199,
-        binarised: 16,
+        directions: 16,
+        inner: 99,
+        binarised: 12,
         draws: 16,
     };
 }

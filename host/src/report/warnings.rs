@@ -22,6 +22,8 @@ const MANY_LEFT: f64 = 0.1;
 const WEAK: f64 = 0.5;
 /// Share of images that can be made plain from which on a budget is too large.
 const MANY_PLAIN: f64 = 0.1;
+/// By how much Square may lower the figure of the stages before it (Croce & Hein 2020, AutoAttack's flags).
+const SQUARE_LOWERS: f64 = 0.002;
 /// Draws of a random defence that count as many.
 const MANY_DRAWS: u64 = 10;
 
@@ -141,6 +143,15 @@ pub enum Warning {
         iterated: f64,
         /// What has not been tried against it yet.
         advice: Advice,
+    },
+    /// Square breaks what the stages by gradients before it left standing.
+    SquareLowers {
+        /// Which cell.
+        cell: String,
+        /// Robust accuracy before it.
+        before: f64,
+        /// Robust accuracy with it.
+        after: f64,
     },
     /// The defence says it is not random, but does not repeat its verdicts.
     NotRepeatable {
@@ -281,11 +292,13 @@ impl Warning {
             .flat_map(|a| whole.iter().filter_map(|b| Self::of_pair(a, b, &whole)));
         let black_box = whole.iter().filter_map(|cell| Self::of_black_box(cell, &whole));
         let clean = Self::of_clean(&whole);
+        let square = whole.iter().filter_map(|cell| Self::of_square(cell, &whole));
         let budgets = Self::of_budgets(&whole);
         budgets
             .into_iter()
             .chain(alone)
             .chain(pairs)
+            .chain(square)
             .chain(black_box)
             .chain(clean)
             .collect()
@@ -303,6 +316,19 @@ impl Warning {
             }
         }
         warnings
+    }
+
+    /// AutoAttack's own flag: a search that asks for logits alone should find nothing behind gradients that lead somewhere.
+    fn of_square(cell: &Summary, all: &[&Summary]) -> Option<Self> {
+        let config = &cell.cell.header.config;
+        let after = config.stage.as_ref()?.after.as_ref()?;
+        let before = all.iter().find(|other| other.key == *after)?;
+        let lowers = config.attack.name == "square" && before.robust() - cell.robust() > SQUARE_LOWERS;
+        lowers.then(|| Self::SquareLowers {
+            cell: cell.name(),
+            before: before.robust(),
+            after: cell.robust(),
+        })
     }
 
     fn of_black_box(cell: &Summary, all: &[&Summary]) -> Option<Self> {
@@ -611,6 +637,13 @@ impl fmt::Display for Warning {
                 percent(*single),
                 percent(*iterated)
             ),
+            Self::SquareLowers { cell, before, after } => write!(
+                f,
+                "{cell}: attacks by gradients leave {}, and Square, which asks for logits alone, {}: gradients mislead here, so that \
+                 stronger attacks without them may leave less: run advae-host audit",
+                percent(*before),
+                percent(*after)
+            ),
             Self::NotRepeatable { cell, differing, of } => write!(
                 f,
                 "{cell}: the defence says it is not random, but {differing} of {of} verdicts changed when the host repeated \
@@ -677,6 +710,24 @@ mod tests {
         );
         let surrogate = [record("fgsm", OBLIVIOUS, 1, 20), record("pgd", OBLIVIOUS, 40, 60)];
         assert_eq!(warned(&surrogate), [], "a stronger attack may overfit its surrogate");
+    }
+
+    #[test]
+    fn square_that_breaks_what_gradients_left_is_suspicious() {
+        let staged = |robust: u64| {
+            let before = record("fab", Target::Pipeline, 100, 80);
+            let mut square = record("square", Target::Pipeline, 5000, robust);
+            square.header.config.stage = Some(crate::results::Stage {
+                suite: "autoattack".into(),
+                number: 4,
+                of: 4,
+                after: Some(before.header.key.clone()),
+            });
+            warned(&[before, square])
+        };
+        let lowers = |warnings: &[Warning]| warnings.iter().any(|w| matches!(w, Warning::SquareLowers { .. }));
+        assert!(lowers(&staged(79)));
+        assert!(!lowers(&staged(80)));
     }
 
     #[test]
