@@ -201,6 +201,7 @@ fn a_loss_that_is_saturated_where_the_sample_is_still_correct_counts_as_a_zero_g
         zero_gradients: 1,
         saturated: 1,
         queries: 0,
+        asked: 1,
     };
     let counts = IDS.map(|id| attacked.meter.of(id));
     // The last one is misclassified: a loss that is content with that is not saturated.

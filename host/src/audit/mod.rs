@@ -4,15 +4,19 @@
 //! literature on adaptive attacks; [`CHECKS`] lists them with their sources.
 
 mod answers;
+mod bench;
 mod binarisation;
 mod cells;
 mod finding;
 mod gradients;
 mod linear;
 mod losses;
+mod order;
 mod page;
 mod path;
 mod record;
+mod rivals;
+mod shares;
 mod subject;
 
 pub use cells::Figure;

@@ -98,6 +98,9 @@ pub struct EvalArgs {
     /// Attack random defences a second time with the attacker knowing the draw that scores (fixed randomness)
     #[arg(long)]
     known_draw: bool,
+    /// Attack every classifier without a purifier, too, and with its weights of adversarial training (`it_adv`) where it has some
+    #[arg(long)]
+    baseline: bool,
     /// Round images to that many bits a pixel before they are scored, as a file would hold them
     #[arg(long, value_name = "BITS")]
     quantize: Option<u32>,
@@ -193,6 +196,7 @@ impl EvalArgs {
             eot: self.eot.or(file.eot),
             draws: self.draws.or(file.draws),
             known_draw: self.known_draw || file.known_draw,
+            baseline: self.baseline || file.baseline,
             quantize: self.quantize.or(file.quantize),
             backward: self.backward.or(file.backward),
             no_early_stop: self.no_early_stop || file.no_early_stop,
@@ -250,6 +254,7 @@ impl EvalArgs {
             eot: at_least_one("eot", self.eot, 1)?,
             draws: at_least_one("draws", self.draws, 10)?,
             known_draw: self.known_draw,
+            baseline: self.baseline,
             quantize: self.quantize.map(bits).transpose()?,
             backward: self.backward.map(Backward::from),
             early_stop: !self.no_early_stop,

@@ -419,7 +419,7 @@ impl Run<'_> {
             for (row, id) in rows.iter_mut().zip(&crafting_ids) {
                 let counts = work.rules.meter.of(*id);
                 (row.gradients, row.zero_gradients) = (counts.gradients, counts.zero_gradients);
-                (row.queries, row.at) = (counts.queries, at);
+                (row.queries, row.asked, row.at) = (counts.queries, counts.asked, at);
             }
             self.images.keep(&live.header.key, &batch, &perturbed);
             self.keep(live, rows, check)?;

@@ -12,12 +12,15 @@ use crate::terminal::console;
 use crate::wire::attack::Attack;
 use crate::wire::pipeline::Pipeline;
 use crate::wire::threat::ThreatModel;
-use advae_abi::info::{BackwardRule, Kind, Target};
+use advae_abi::info::{BackwardRule, Kind, Target, WeightSource};
 use advae_abi::{CONTRACT_MAJOR, CONTRACT_MINOR};
 use advae_data::Dataset;
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::HashSet;
 use std::sync::Arc;
+
+/// Weights of an adversarially trained classifier, by the name that sets of them have.
+pub const STATIC: &str = "it_adv";
 
 /// Attacks that run where none is named.
 const DEFAULT_ATTACKS: [&str; 3] = ["fgsm", "pgd", "cw"];
@@ -100,29 +103,23 @@ pub fn plan(settings: &Settings) -> Result<Plan> {
     let (dataset, dataset_sha256) = subset(settings, &all);
     let attacks = attacks(settings, &dataset)?;
     let mut groups = vec![];
+    let layout = Layout {
+        settings,
+        dataset: &dataset,
+        dataset_sha256: &dataset_sha256,
+        before: None,
+        known_draw: false,
+    };
     for classifier in &classifiers {
         check_fit(classifier, &dataset)?;
         for threat in &threats {
             for purifiers in shared_crafting(settings, threat, &purifiers) {
-                // The cell before, for a stage that goes on with what it leaves standing.
-                let mut before = None;
-                for attack in &attacks {
-                    let mut context = Layout {
-                        settings,
-                        dataset: &dataset,
-                        dataset_sha256: &dataset_sha256,
-                        before: before.take(),
-                        known_draw: false,
-                    };
-                    let group = context.group(classifier, &purifiers, threat, attack)?;
-                    before = group.cells.first().map(|(header, _)| header.key.clone());
-                    let random = group.cells.iter().any(|(_, pipeline)| pipeline.random());
-                    groups.push(group);
-                    if settings.known_draw && random && threat.threat_model.access().target == Target::Pipeline {
-                        context.known_draw = true;
-                        groups.push(context.group(classifier, &purifiers, threat, attack)?);
-                    }
-                }
+                groups.extend(layout.groups(classifier, &purifiers, threat, &attacks)?);
+            }
+        }
+        if settings.baseline {
+            for (classifier, threat) in baselines(settings, classifier, &threats)? {
+                groups.extend(layout.groups(&classifier, &[None], threat, &attacks)?);
             }
         }
     }
@@ -407,7 +404,63 @@ struct Layout<'a> {
     known_draw: bool,
 }
 
+/// What a defence of the classifier has to beat: the classifier as it is, and adversarially trained where it has such weights, each under
+/// the first threat model that attacks it whole.
+fn baselines<'t>(
+    settings: &Settings,
+    classifier: &LoadedModel,
+    threats: &'t [LoadedThreat],
+) -> Result<Vec<(LoadedModel, &'t LoadedThreat)>> {
+    let whole = |threat: &&LoadedThreat| threat.threat_model.access().target == Target::Pipeline;
+    let Some(threat) = threats.iter().find(whole) else {
+        console::say("note: no threat model of this run attacks a classifier whole: --baseline adds nothing");
+        return Ok(vec![]);
+    };
+    let mut all = vec![(classifier.clone(), threat)];
+    let sets = &classifier.plugin.manifest.weight_sets;
+    if sets.iter().any(|set| set == STATIC) && classifier.named.weights.as_deref() != Some(STATIC) {
+        let spec = PluginSpec::new(
+            &classifier.named.plugin,
+            WeightSource::Set(STATIC.into()),
+            classifier.config.plugin.config.clone(),
+        );
+        all.push((
+            load_model(&spec.to_string(), Kind::Classifier, &settings.device, None)?,
+            threat,
+        ));
+    }
+    Ok(all)
+}
+
 impl Layout<'_> {
+    /// The groups of all attacks on one defence, or on several that share their crafting.
+    fn groups(
+        &self,
+        classifier: &LoadedModel,
+        purifiers: &[Option<&LoadedModel>],
+        threat: &LoadedThreat,
+        attacks: &[LoadedAttack],
+    ) -> Result<Vec<Group>> {
+        let mut groups = vec![];
+        // The cell before, for a stage that goes on with what it leaves standing.
+        let mut before = None;
+        for attack in attacks {
+            let mut layout = Layout {
+                before: before.take(),
+                ..*self
+            };
+            let group = layout.group(classifier, purifiers, threat, attack)?;
+            before = group.cells.first().map(|(header, _)| header.key.clone());
+            let random = group.cells.iter().any(|(_, pipeline)| pipeline.random());
+            groups.push(group);
+            if self.settings.known_draw && random && threat.threat_model.access().target == Target::Pipeline {
+                layout.known_draw = true;
+                groups.push(layout.group(classifier, purifiers, threat, attack)?);
+            }
+        }
+        Ok(groups)
+    }
+
     /// The attack's place in its suite. Survivors are those of the scored defence: where another model is attacked, all samples are.
     fn stage(&self, attack: &LoadedAttack, target: Target) -> Option<Stage> {
         let part = attack.part.as_ref()?;

@@ -254,6 +254,7 @@ impl Scorer {
                 gradients: 0,
                 zero_gradients: 0,
                 queries: 0,
+                asked: 0,
                 at: 0.,
                 carried: false,
             }

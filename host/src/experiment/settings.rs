@@ -47,6 +47,8 @@ pub struct Settings {
     pub draws: u64,
     /// Whether random defences are also attacked by one who knows the draw that scores.
     pub known_draw: bool,
+    /// Whether every classifier also runs without a purifier, and with the weights of adversarial training where it has some.
+    pub baseline: bool,
     /// Bits a pixel that images are rounded to before they are scored; absent: they are not.
     pub quantize: Option<u32>,
     /// Backward rules of the purifiers; absent: each purifier's own.
@@ -83,6 +85,7 @@ impl Default for Settings {
             eot: 1,
             draws: 10,
             known_draw: false,
+            baseline: false,
             quantize: None,
             backward: None,
             early_stop: true,

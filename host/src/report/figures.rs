@@ -133,6 +133,9 @@ pub struct Summary {
     pub eot: u64,
     /// Label queries.
     pub queries: u64,
+    /// Images that the attack asked anything about for each of the broken samples; absent where it asked nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub asked: Option<Spread>,
     /// What was attacked in place of the whole model.
     pub substitute: Option<Substitute>,
     /// Share of the input gradients that were zero; absent where the attack asked for none.
@@ -214,6 +217,7 @@ impl Summary {
                 .flatten(),
             eot: config.eot,
             queries: asked + cell.substitute.map_or(0, |s| s.queries),
+            asked: Spread::of(broken().filter(|row| row.asked > 0).map(|row| row.asked as f64)),
             substitute: cell.substitute,
             zero_gradients: (gradients > 0).then(|| zeros as f64 / gradients as f64),
             seconds,

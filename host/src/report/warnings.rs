@@ -144,6 +144,17 @@ pub enum Warning {
         /// What has not been tried against it yet.
         advice: Advice,
     },
+    /// A purifier in front of a classifier that is as robust without it.
+    NoBetter {
+        /// Which cell.
+        cell: String,
+        /// Robust accuracy of the defence.
+        robust: f64,
+        /// The classifier alone.
+        rival: String,
+        /// Its robust accuracy.
+        alone: f64,
+    },
     /// Square breaks what the stages by gradients before it left standing.
     SquareLowers {
         /// Which cell.
@@ -292,12 +303,16 @@ impl Warning {
             .flat_map(|a| whole.iter().filter_map(|b| Self::of_pair(a, b, &whole)));
         let black_box = whole.iter().filter_map(|cell| Self::of_black_box(cell, &whole));
         let clean = Self::of_clean(&whole);
+        let better = whole
+            .iter()
+            .flat_map(|a| whole.iter().filter_map(|b| Self::of_rival(a, b)));
         let square = whole.iter().filter_map(|cell| Self::of_square(cell, &whole));
         let budgets = Self::of_budgets(&whole);
         budgets
             .into_iter()
             .chain(alone)
             .chain(pairs)
+            .chain(better)
             .chain(square)
             .chain(black_box)
             .chain(clean)
@@ -316,6 +331,21 @@ impl Warning {
             }
         }
         warnings
+    }
+
+    /// A defence beside the same classifier without a purifier, whatever its weights, under the same attack.
+    fn of_rival(a: &Summary, b: &Summary) -> Option<Self> {
+        let [x, y] = [a, b].map(|cell| &cell.cell.header.config);
+        let images = (&x.dataset, &x.dataset_sha256) == (&y.dataset, &y.dataset_sha256);
+        let same = images && x.classifier.plugin == y.classifier.plugin && a.same_attack(b);
+        let rivals = a.purifier != NONE && b.purifier == NONE && a.through_the_defence() && b.through_the_defence();
+        let no_better = same && rivals && a.epsilon.is_some() && a.robust() <= b.robust();
+        no_better.then(|| Self::NoBetter {
+            cell: a.name(),
+            robust: a.robust(),
+            rival: b.classifier.clone(),
+            alone: b.robust(),
+        })
     }
 
     /// AutoAttack's own flag: a search that asks for logits alone should find nothing behind gradients that lead somewhere.
@@ -636,6 +666,17 @@ impl fmt::Display for Warning {
                 "{cell}: a single step leaves {} robust, {other} {}: gradients may be masked: {advice}",
                 percent(*single),
                 percent(*iterated)
+            ),
+            Self::NoBetter {
+                cell,
+                robust,
+                rival,
+                alone,
+            } => write!(
+                f,
+                "{cell}: leaves {}, and {rival} without a purifier {}: the purifier is of no use against this attack",
+                percent(*robust),
+                percent(*alone)
             ),
             Self::SquareLowers { cell, before, after } => write!(
                 f,

@@ -330,6 +330,11 @@ fn is_zero(n: &usize) -> bool {
     *n == 0
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde passes it so
+fn is_none_asked(n: &u64) -> bool {
+    *n == 0
+}
+
 /// Shares over the scoring draws of a random pipeline.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DrawShares {
@@ -381,6 +386,9 @@ pub struct Row {
     /// Labels the attack asked for.
     #[serde(default)]
     pub queries: u64,
+    /// Images that the attack asked anything about, logits, gradients or labels: what it cost an attacker who pays for every answer.
+    #[serde(default, skip_serializing_if = "is_none_asked")]
+    pub asked: u64,
     /// Wall-clock seconds from the cell's beginning to this row, interruptions left out.
     pub at: f64,
     /// Whether the row is that of the [stage](Stage) before: the sample had fallen and was not attacked again.
@@ -396,6 +404,7 @@ impl Row {
             gradients: 0,
             zero_gradients: 0,
             queries: 0,
+            asked: 0,
             at: 0.,
             carried: true,
             ..self.clone()

@@ -83,6 +83,7 @@ pub(crate) fn row(cell: &str, id: u64, clean_correct: bool, robust: bool) -> Row
         gradients: 0,
         zero_gradients: 0,
         queries: 0,
+        asked: 0,
         at: 0.5,
         carried: false,
     }

@@ -32,6 +32,8 @@ pub struct Counts {
     pub saturated: u64,
     /// Images whose label it asked for.
     pub queries: u64,
+    /// Images that it asked anything about: logits, gradients or labels.
+    pub asked: u64,
 }
 
 /// What all oracles of one cell share.
@@ -73,6 +75,11 @@ impl Meter {
     fn count_queries(&self, ids: &[u64]) {
         let mut samples = self.samples();
         ids.iter().for_each(|id| samples.entry(*id).or_default().queries += 1);
+    }
+
+    fn count_asked(&self, ids: &[u64]) {
+        let mut samples = self.samples();
+        ids.iter().for_each(|id| samples.entry(*id).or_default().asked += 1);
     }
 
     /// Counts the gradients of one backward pass; `correct` says of each row whether it was still classified correctly.
@@ -234,6 +241,7 @@ impl Oracle {
         let x = images(x, &ids, &self.rules.target)?;
         self.state.rows.fetch_add(ids.len() as u64, Ordering::Relaxed);
         self.ticker.tick(ids.len() as u64);
+        self.rules.meter.count_asked(&ids);
         let draw = ctx.get().draw;
         let shown = self.rules.shown(&ids);
         Ok(Question { ids, shown, draw, x })
@@ -506,6 +514,7 @@ mod tests {
             zero_gradients,
             saturated,
             queries,
+            asked: 0,
         };
         assert_eq!(meter.of(3), counts(1, 1, 0, 0), "the model's gradient is zero");
         assert_eq!(
