@@ -4,27 +4,36 @@ use super::finding::Finding;
 use super::shares::{Shares, least, percent, shares, value};
 use super::subject::{Extent, Subject, norm_name, with_norm};
 use crate::experiment::{Budgets, Settings, outcomes_after};
-use crate::plugin::PluginSpec;
+use crate::plugin::{Plugin, PluginSpec};
 use crate::results::Cell;
-use advae_abi::info::{NormKind, Target};
+use advae_abi::info::{Kind, NormKind, Target};
 use anyhow::Result;
 use serde_json::json;
 
 /// Points by which Square may lower the figure of the white-box attacks (AutoAttack's own).
 const SQUARE: f64 = 0.002;
+
 /// What one run of the audit is asked to measure.
 pub struct Part<'s> {
+    /// By what.
     pub attacks: &'s [PluginSpec],
+    /// Under which threat model.
     pub threat_model: &'s str,
+    /// Within which budget, of the claim's norm.
     pub epsilon: f64,
 }
 
+/// Runs parts, and keeps their cells.
 pub struct Bench<'a, 's> {
+    /// What is audited.
     pub subject: &'a Subject<'s>,
     /// Draws of gradients through random defences.
     pub eot: u64,
+    /// Every cell so far, once.
     pub cells: Vec<Cell>,
+    /// Whether the results file is there.
     pub begun: bool,
+    /// Trouble with it.
     pub trouble: Option<String>,
 }
 
@@ -72,7 +81,7 @@ pub struct WhiteBox {
     pub noise: Option<Shares>,
     /// Logits alone.
     pub square: Option<Shares>,
-    /// Everything by gradients.
+    /// Everything that is neither Square nor noise.
     pub gradients: Option<Shares>,
     /// Twice the steps and five restarts of the claimed one.
     pub longer: Option<Shares>,
@@ -195,51 +204,30 @@ impl WhiteBox {
 }
 
 /// Whether a cell is that attack, not as a stage of a suite.
-pub fn named_as(cell: &Cell, spec: &PluginSpec) -> bool {
+fn named_as(cell: &Cell, spec: &PluginSpec) -> bool {
     let own = &cell.header.config.attack;
-    let file = spec.name.rsplit('/').next().unwrap_or(&spec.name);
-    let stem = file.strip_suffix(".so").unwrap_or(file);
-    let stem = stem.strip_prefix("lib").unwrap_or(stem);
-    let settings = own.config.iter().filter(|(key, _)| *key != "epsilon");
+    let name = Plugin::find(&spec.name, Kind::Attack).map(|plugin| plugin.manifest.name);
+    let settings = || own.config.iter().filter(|(key, _)| *key != "epsilon");
     cell.header.config.stage.is_none()
-        && own.name == stem
-        && settings.clone().count() == spec.config.len()
-        && settings
-            .into_iter()
-            .all(|(key, value)| spec.config.get(key) == Some(value))
+        && name.is_ok_and(|name| name == own.name)
+        && settings().count() == spec.config.len()
+        && settings().all(|(key, value)| spec.config.get(key) == Some(value))
 }
 
-/// The claimed attack with twice the steps and five restarts.
-pub fn longer(subject: &Subject) -> Option<PluginSpec> {
-    let number = |name: &str, default: u64| {
-        subject
-            .attack
-            .config
-            .get(name)
-            .and_then(serde_json::Value::as_u64)
-            .unwrap_or(default)
-    };
-    let default = match subject.attack.name.as_str() {
-        "pgd" => 40,
-        _ => 100,
-    };
-    let restarts = if subject.extent.quick { 2 } else { 5 };
-    let steps = json!(2 * number("steps", default));
-    let both = [
-        ("steps", steps),
-        ("restarts", json!(restarts.max(number("restarts", 1)))),
-    ];
-    subject.varied(&both).or_else(|| subject.varied(&both[..1]))
+/// The claimed attack with twice the steps, and restarts.
+fn longer(subject: &Subject) -> Option<PluginSpec> {
+    let number = |name: &str| subject.setting(&subject.attack, name).and_then(|value| value.as_u64());
+    let steps = json!(2 * number("steps")?);
+    let most = if subject.extent.quick { 2 } else { 5 };
+    let restarts = number("restarts").map(|restarts| ("restarts", json!(restarts.max(most))));
+    let both: Vec<_> = restarts.into_iter().chain([("steps", steps)]).collect();
+    subject.varied(&both)
 }
 
 /// The claimed attack by other losses that it knows.
 pub fn other_losses(subject: &Subject) -> Vec<(String, PluginSpec)> {
-    let own = subject
-        .attack
-        .config
-        .get("loss")
-        .and_then(|loss| loss.as_str())
-        .unwrap_or("ce");
+    let own = subject.setting(&subject.attack, "loss");
+    let own = own.as_ref().and_then(|loss| loss.as_str()).unwrap_or("ce");
     let known: &[&str] = match subject.attack.name.as_str() {
         "pgd" => &["ce", "margin"],
         "apgd" if subject.pipeline.classes() >= 3 => &["ce", "dlr"],

@@ -225,10 +225,20 @@ impl<'a> Subject<'a> {
         Ok((attack, limits))
     }
 
+    /// An attack's setting as it was given, else the plugin's default; none where it has no such setting.
+    pub fn setting(&self, spec: &PluginSpec, name: &str) -> Option<Value> {
+        let plugin = Plugin::find(&spec.name, Kind::Attack).ok()?;
+        let known = plugin
+            .description
+            .settings
+            .iter()
+            .find(|setting| setting.name == name)?;
+        Some(spec.config.get(name).unwrap_or(&known.default).clone())
+    }
+
     /// Whether an attack has a setting of that name.
     pub fn has_setting(&self, spec: &PluginSpec, name: &str) -> bool {
-        let plugin = Plugin::find(&spec.name, Kind::Attack);
-        plugin.is_ok_and(|plugin| plugin.description.settings.iter().any(|setting| setting.name == name))
+        self.setting(spec, name).is_some()
     }
 
     /// The claimed attack with another value of a setting; none where it has no such setting.
@@ -243,7 +253,8 @@ impl<'a> Subject<'a> {
 
     /// The claimed attack for models of two classes, of which losses with a third largest logit know nothing.
     pub fn for_two_classes(&self) -> PluginSpec {
-        let loss = self.attack.config.get("loss").and_then(Value::as_str).unwrap_or("ce");
+        let loss = self.setting(&self.attack, "loss");
+        let loss = loss.as_ref().and_then(Value::as_str).unwrap_or("ce");
         let needs_more = loss.starts_with("dlr");
         let ce = needs_more.then(|| self.varied(&[("loss", "ce".into())])).flatten();
         ce.unwrap_or_else(|| self.attack.clone())

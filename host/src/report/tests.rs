@@ -240,6 +240,11 @@ fn where_every_image_was_refused_there_is_no_figure() {
 }
 
 #[test]
+fn the_latex_as_a_person_sees_it() {
+    insta::assert_snapshot!(report().render(Format::Latex, None).unwrap());
+}
+
+#[test]
 fn every_format_says_by_which_rule_gradients_went() {
     let mut cell = linf("pgd", &[(true, true), (true, false), (true, false), (true, true)]);
     cell.rows.values_mut().for_each(|row| row.gradients = 1);

@@ -163,7 +163,13 @@ fn settings(args: &ReproduceArgs, table: &Table, column: &Column) -> Result<Sett
     Ok(Settings {
         classifiers: vec![column.classifier.into()],
         purifiers: vec![column.purifier.into()],
-        attacks: table.attacks.iter().map(|a| a.spec.to_string()).take(attacks).collect(),
+        attacks: table
+            .attacks
+            .iter()
+            .filter(|attack| !attack.white_box_alone || column.threat_model == "white_box")
+            .map(|attack| attack.spec.to_string())
+            .take(attacks)
+            .collect(),
         threat_models: vec![column.threat_model.into()],
         dataset: Some(dataset(args, table).name.into()),
         data_dir: args.data_dir.clone(),

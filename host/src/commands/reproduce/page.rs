@@ -3,6 +3,7 @@
 use super::tables::{Column, Table};
 use crate::report::{Share, Summary, with_interval};
 use crate::terminal::version;
+use advae_abi::info::NormKind;
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
@@ -105,7 +106,7 @@ impl<'a> Page<'a> {
             }
         }
         for attack in self.table.attacks {
-            let Some(cell) = cells.iter().find(|cell| attack.is(&cell.cell.header.config.attack)) else {
+            let Some(cell) = cells.iter().find(|cell| attack.is(&cell.cell.header.config)) else {
                 continue;
             };
             let paper = attack.paper.and_then(|i| column.paper[i]);
@@ -114,6 +115,11 @@ impl<'a> Page<'a> {
                 (reason, _) => self.failure(column, attack.title, paper, reason.as_deref().unwrap_or("no samples")),
             }
             self.note(column, cell);
+        }
+        if let Some((names, nearest)) = nearest(cells)
+            && let Some(robust) = nearest.robust_accuracy
+        {
+            self.line(column, &format!("nearest of {names}"), robust, None, &detail(&nearest));
         }
     }
 
@@ -196,6 +202,27 @@ fn figure(paper: Option<f64>) -> String {
     paper.map_or("-".into(), |paper| format!("{paper:.1}"))
 }
 
+/// The nearest image that any of several attacks without a budget found of each sample, and their names; nothing where there is one such
+/// attack alone. A minimum distance is an upper bound, and the best of several the best that is known.
+fn nearest(cells: &[Summary]) -> Option<(String, Summary)> {
+    let uncapped = |cell: &&Summary| cell.failed.is_none() && cell.epsilon.is_none() && cell.norm == NormKind::L2;
+    let all: Vec<&Summary> = cells.iter().filter(uncapped).collect();
+    let (first, others) = all.split_first()?;
+    if others.is_empty() {
+        return None;
+    }
+    let mut best = first.cell.clone();
+    for (id, row) in others.iter().flat_map(|other| &other.cell.rows) {
+        let Some(known) = best.rows.get_mut(id) else { continue };
+        let nearer = row.broken() && (!known.broken() || row.l2 < known.l2);
+        if nearer {
+            *known = row.clone();
+        }
+    }
+    let names: Vec<&str> = all.iter().map(|cell| cell.attack.as_str()).collect();
+    Some((names.join(", "), Summary::all(&[best]).pop()?))
+}
+
 /// How far an attack without a budget had to go.
 fn detail(cell: &Summary) -> String {
     if cell.caps.is_empty() {
@@ -267,6 +294,24 @@ mod tests {
         }
         assert!(text.contains("| no defence | CW | 15.0 ["), "{text}");
         assert!(!text.contains("| FGSM |") && !text.contains("0.0 [0.0"), "{text}");
+    }
+
+    #[test]
+    fn the_nearest_of_several_is_the_best_image_of_each_sample() {
+        let table = table1();
+        let mut page = page(&table);
+        // CW leaves the first three, DDN the last six.
+        let mut ddn = cell("ddn", NormKind::L2, None, 0);
+        for (id, row) in &mut ddn.cell.rows {
+            (row.robust, row.l2) = (*id >= 14, Some(0.5));
+            row.adversarial_prediction = if row.robust { row.label } else { row.label + 1 };
+        }
+        let ddn = Summary::all(&[ddn.cell]).remove(0);
+        page.add(&table.columns[0], &[cell("cw", NormKind::L2, None, 3), ddn]);
+        let text = page.text();
+        let line = text.lines().find(|line| line.contains("| nearest of ")).unwrap();
+        assert!(line.starts_with("| no defence | nearest of cw, ddn | 0.0 ["), "{line}");
+        assert!(line.ends_with("median L2 0.50 |"), "{line}");
     }
 
     #[test]

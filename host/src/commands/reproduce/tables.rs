@@ -1,7 +1,7 @@
 //! What the tables of the paper (Li et al. 2019) hold, and how each figure is measured here.
 
 use crate::plugin::PluginSpec;
-use crate::results::PluginConfig;
+use crate::results::CellConfig;
 use advae_abi::info::BackwardRule;
 use advae_data::{CIFAR10, Family, MNIST};
 
@@ -27,12 +27,18 @@ pub struct Attack {
     pub spec: &'static str,
     /// Where the paper's figure stands among those of a column; absent: the paper has none.
     pub paper: Option<usize>,
+    /// Whether it is run on the whole defence alone: it takes long, and says little of an attacker who does not know the defence.
+    pub white_box_alone: bool,
 }
 
 impl Attack {
-    /// Whether this is the attack of a cell: the same plugin and settings, a budget apart, which `eval` fills in.
-    pub fn is(&self, cell: &PluginConfig) -> bool {
-        let Ok(spec) = PluginSpec::parse(self.spec) else {
+    /// Whether this is the attack of a cell: the same plugin and settings, a budget apart, which `eval` fills in. Of a suite the last
+    /// stage is meant, which has the rows of all.
+    pub fn is(&self, cell: &CellConfig) -> bool {
+        if let Some(stage) = &cell.stage {
+            return stage.suite == self.spec && stage.number == stage.of;
+        }
+        let (cell, Ok(spec)) = (&cell.attack, PluginSpec::parse(self.spec)) else {
             return false;
         };
         let mut config = cell.config.clone();
@@ -75,7 +81,20 @@ const HEADLINE: [Attack; 3] = [
 const CROSSING: Attack = attack("PGD-40, step 0.03", "pgd:step_size=0.03", None);
 
 const fn attack(title: &'static str, spec: &'static str, paper: Option<usize>) -> Attack {
-    Attack { title, spec, paper }
+    Attack {
+        title,
+        spec,
+        paper,
+        white_box_alone: false,
+    }
+}
+
+/// Beyond the paper, on the whole defence.
+const fn white_box_alone(title: &'static str, spec: &'static str) -> Attack {
+    Attack {
+        white_box_alone: true,
+        ..attack(title, spec, None)
+    }
 }
 
 const fn column(title: &'static str, models: [&'static str; 3], paper: [Option<f64>; 4]) -> Column {
@@ -142,6 +161,9 @@ pub fn table1() -> Table {
             CROSSING,
             attack("PGD-100, 5 restarts", "pgd:steps=100,step_size=0.01,restarts=5", None),
             attack("CW without abort", "cw:abort=false", None),
+            white_box_alone("DDN", "ddn"),
+            white_box_alone("FMN, L2", "fmn"),
+            white_box_alone("AutoAttack", "autoattack"),
         ]
     };
     const COLUMNS: &[Column] = &[

@@ -2,6 +2,7 @@
 
 mod csv;
 mod json;
+mod latex;
 mod markdown;
 mod parts;
 mod table;
@@ -24,6 +25,8 @@ pub enum Format {
     Csv,
     /// For a program.
     Json,
+    /// For a paper: booktabs.
+    Latex,
 }
 
 impl Format {
@@ -34,6 +37,7 @@ impl Format {
             Self::Markdown => Box::new(markdown::Markdown),
             Self::Csv => Box::new(csv::Csv),
             Self::Json => Box::new(json::Json),
+            Self::Latex => Box::new(latex::Latex),
         }
     }
 }
