@@ -46,6 +46,8 @@ impl Bench<'_, '_> {
             attacks: part.attacks.iter().map(ToString::to_string).collect(),
             threat_models: vec![part.threat_model.into()],
             budgets: Budgets::parse(&[budget])?,
+            // As many as there are: that there are no more is told once.
+            samples: subject.dataset.len(),
             resume: subject.settings.resume || self.begun,
             repair: subject.settings.repair && !self.begun,
             ..subject.settings.clone()

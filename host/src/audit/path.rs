@@ -4,12 +4,10 @@ use super::finding::Finding;
 use super::losses::margin;
 use super::subject::{Search, Searched, Subject};
 use crate::experiment::Limits;
-use crate::plugin::{Plugin, PluginSpec};
-use crate::wire::oracle::{Watch, target};
+use crate::wire::oracle::Watch;
 use crate::wire::pipeline::Pipeline;
 use crate::wire::tensor::{Tensor, argmax};
-use crate::wire::threat::ThreatModel;
-use advae_abi::info::{Kind, NormKind, Target};
+use advae_abi::info::{NormKind, Target};
 use anyhow::Result;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -83,7 +81,7 @@ impl Watch for Path {
 /// Where a plugin fails.
 pub fn examine(subject: &Subject) -> Result<Vec<Finding>> {
     let samples = subject.first(subject.extent.few);
-    let (attacked, name) = attacked(subject)?;
+    let attacked = attacked(subject);
     let (attack, limits) = subject.claimed(subject.claim.epsilon)?;
     let path = Arc::new(Path {
         limits,
@@ -91,6 +89,11 @@ pub fn examine(subject: &Subject) -> Result<Vec<Finding>> {
         trails: Mutex::default(),
     });
     let whole = attacked.is_none();
+    let name = if whole {
+        "the whole defence"
+    } else {
+        "the classifier alone"
+    };
     let attacked = attacked.unwrap_or_else(|| subject.pipeline.clone());
     let search = |attack, limits, watch| Search {
         attack,
@@ -114,7 +117,7 @@ pub fn examine(subject: &Subject) -> Result<Vec<Finding>> {
     let mut findings = vec![
         silent(subject, &told, attacked.random()),
         incomplete(subject, &told),
-        transfer(subject, &told, &name, whole),
+        transfer(subject, &told, name, whole),
     ];
     let far = match subject.claim.norm {
         NormKind::Linf => 1.,
@@ -126,19 +129,11 @@ pub fn examine(subject: &Subject) -> Result<Vec<Finding>> {
     Ok(findings)
 }
 
-/// Whom the claimed threat model lets an attacker attack; none: the whole defence.
-fn attacked(subject: &Subject) -> Result<(Option<Pipeline>, String)> {
-    let spec = PluginSpec::parse(&subject.claim.threat_model)?;
-    let plugin = Plugin::find(&spec.name, Kind::ThreatModel)?;
-    let threat = ThreatModel::construct(&plugin, spec.config)?;
-    Ok(match threat.access().target {
-        Target::Classifier if subject.purifier.is_some() => (
-            Some(target(threat.access(), &subject.pipeline, None)?),
-            "the classifier alone".into(),
-        ),
-        // What a substitute is worth is told by the cells of the attack itself.
-        _ => (None, "the whole defence".into()),
-    })
+/// Whom the claimed threat model lets an attacker attack, where that is not the whole defence. What a substitute is worth is told by the
+/// attack's own cells.
+fn attacked(subject: &Subject) -> Option<Pipeline> {
+    let alone = subject.target == Target::Classifier && subject.purifier.is_some();
+    alone.then(|| Pipeline::undefended(subject.classifier.model.clone()))
 }
 
 fn by_crafting_id(subject: &Subject, samples: &[usize]) -> HashMap<u64, (Vec<f32>, u32)> {

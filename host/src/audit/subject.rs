@@ -10,6 +10,7 @@ use crate::wire::attack::Attack;
 use crate::wire::oracle::{Meter, Oracle, Rules, Watch};
 use crate::wire::pipeline::Pipeline;
 use crate::wire::tensor::Call;
+use crate::wire::threat::ThreatModel;
 use advae_abi::info::{Access, Kind, NormKind, Target, WeightSource};
 use advae_data::Dataset;
 use anyhow::{Result, anyhow, ensure};
@@ -81,7 +82,9 @@ pub struct Subject<'a> {
     /// What is claimed.
     pub claim: &'a Claim,
     /// One classifier, one purifier or `none`, samples and seed.
-    pub settings: &'a Settings,
+    pub settings: Settings,
+    /// Whom the claimed threat model lets an attacker attack.
+    pub target: Target,
     /// How much is measured.
     pub extent: Extent,
     /// Classifier.
@@ -136,7 +139,15 @@ impl<'a> Subject<'a> {
     ///
     /// # Errors
     /// The first thing that does not load or fit.
-    pub fn load(claim: &'a Claim, settings: &'a Settings, extent: Extent, cancel: &'a Cancel) -> Result<Self> {
+    pub fn load(claim: &'a Claim, settings: &Settings, extent: Extent, cancel: &'a Cancel) -> Result<Self> {
+        let threat = PluginSpec::parse(&claim.threat_model)?;
+        let plugin = Plugin::find(&threat.name, Kind::ThreatModel)?;
+        let target = ThreatModel::construct(&plugin, threat.config)?.access().target;
+        let settings = Settings {
+            // One set of samples, whichever threat model a cell has.
+            keep_seeds_out: target == Target::Substitute,
+            ..settings.clone()
+        };
         let [classifier] = &settings.classifiers[..] else {
             return Err(anyhow!("an audit is of one classifier: give --classifier once"));
         };
@@ -156,7 +167,7 @@ impl<'a> Subject<'a> {
         };
         let pipeline = Pipeline::new(purifier.as_ref().map(|p| p.model.clone()), classifier.model.clone());
         pipeline.check()?;
-        let (dataset, sha256) = samples(settings, &classifier)?;
+        let (dataset, sha256) = samples(&settings, &classifier)?;
         ensure!(
             !dataset.is_empty(),
             "'{}' holds no images: give another --dataset",
@@ -172,6 +183,7 @@ impl<'a> Subject<'a> {
             ids: Ids::new(&sha256, settings.seed),
             claim,
             settings,
+            target,
             extent,
             classifier,
             purifier,

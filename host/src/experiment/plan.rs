@@ -92,14 +92,6 @@ pub fn plan(settings: &Settings) -> Result<Plan> {
         true => without_attacker_images(all)?,
         false => all,
     };
-    if settings.samples > all.len() {
-        console::say(&format!(
-            "warning: '{}' holds {} images: all of them are taken, not {}",
-            all.name,
-            all.len(),
-            settings.samples
-        ));
-    }
     let (dataset, dataset_sha256) = subset(settings, &all);
     let attacks = attacks(settings, &dataset)?;
     let mut groups = vec![];
@@ -150,8 +142,16 @@ pub fn samples(settings: &Settings, classifier: &LoadedModel) -> Result<(Dataset
     Ok(subset(settings, &all))
 }
 
-/// As many samples as are asked for, and the hash of them all.
+/// As many samples as are asked for, and the hash of them all. Fewer are told.
 fn subset(settings: &Settings, all: &Dataset) -> (Dataset, String) {
+    if settings.samples > all.len() {
+        console::say(&format!(
+            "warning: '{}' holds {} images: all of them are taken, not {}",
+            all.name,
+            all.len(),
+            settings.samples
+        ));
+    }
     (all.random_subset(settings.samples, settings.seed), all.sha256())
 }
 
