@@ -4,14 +4,14 @@
 #[path = "common/fixtures.rs"]
 mod fixtures;
 
-use advae_abi::info::{Access, Construct, Target};
+use advae_abi::info::{Construct, Target};
 use advae_abi::{AbiTensorRef, Dims, OracleBox};
 use advae_host::plugin::Plugin;
 use advae_host::terminal::cancel::Cancel;
 use advae_host::terminal::progress::Ticker;
 use advae_host::wire::attack::{Attack, Perturbed};
 use advae_host::wire::model::Model;
-use advae_host::wire::oracle::{Counts, Meter, Oracle, OracleState, Rules};
+use advae_host::wire::oracle::{Counts, Meter, Oracle, OracleState, Rules, everything};
 use advae_host::wire::pipeline::Pipeline;
 use advae_host::wire::tensor::{Call, Tensor};
 use anyhow::Result;
@@ -55,13 +55,7 @@ fn oracle(labels: &[u32]) -> (OracleBox, Arc<OracleState>, Arc<Meter>) {
     let rules = Rules {
         labelled: target.clone(),
         target,
-        access: Access {
-            target: Target::Pipeline,
-            gradients: true,
-            logits: true,
-            labels: true,
-            query_limit: None,
-        },
+        access: everything(Target::Pipeline),
         seed: 0,
         eot: 2,
         early_stop: true,
@@ -205,7 +199,11 @@ fn a_loss_that_is_saturated_where_the_sample_is_still_correct_counts_as_a_zero_g
     };
     let counts = IDS.map(|id| attacked.meter.of(id));
     // The last one is misclassified: a loss that is content with that is not saturated.
-    assert_eq!(counts, [saturated, saturated, saturated, Counts::default()]);
+    let content = Counts {
+        asked: 1,
+        ..Counts::default()
+    };
+    assert_eq!(counts, [saturated, saturated, saturated, content]);
 }
 
 #[test]

@@ -7,11 +7,11 @@ use crate::plugin::{Plugin, PluginSpec};
 use crate::terminal::cancel::Cancel;
 use crate::terminal::progress::Ticker;
 use crate::wire::attack::Attack;
-use crate::wire::oracle::{Meter, Oracle, Rules, Watch};
+use crate::wire::oracle::{Meter, Oracle, Rules, Watch, everything};
 use crate::wire::pipeline::Pipeline;
 use crate::wire::tensor::Call;
 use crate::wire::threat::ThreatModel;
-use advae_abi::info::{Access, Kind, NormKind, Target, WeightSource};
+use advae_abi::info::{Kind, NormKind, Target, WeightSource};
 use advae_data::Dataset;
 use anyhow::{Result, anyhow, ensure};
 use serde::Serialize;
@@ -343,13 +343,7 @@ impl<'a> Subject<'a> {
         let rules = Rules {
             target: search.attacked.clone(),
             labelled: search.attacked.clone(),
-            access: Access {
-                target: Target::Pipeline,
-                gradients: true,
-                logits: true,
-                labels: true,
-                query_limit: None,
-            },
+            access: everything(Target::Pipeline),
             seed: self.seed(),
             eot: self.settings.eot,
             early_stop: search.early_stop,

@@ -8,11 +8,11 @@ use crate::plugin::{Plugin, PluginSpec};
 use crate::terminal::cancel::Cancel;
 use crate::terminal::progress::Ticker;
 use crate::wire::attack::{Attack, Perturbed};
-use crate::wire::oracle::{Oracle, Rules};
+use crate::wire::oracle::{Oracle, Rules, everything};
 use crate::wire::pipeline::Pipeline;
 use crate::wire::tensor::{Call, Tensor};
 use advae_abi::flags::BATCH_STATISTICS;
-use advae_abi::info::{Access, Kind, Label, Target};
+use advae_abi::info::{Kind, Label, Target};
 use advae_data::Dataset;
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
@@ -177,13 +177,7 @@ impl Crafter<'_> {
         let rules = Rules {
             target: self.target.clone(),
             labelled: self.target.clone(),
-            access: Access {
-                target: Target::Pipeline,
-                gradients: true,
-                logits: true,
-                labels: true,
-                query_limit: None,
-            },
+            access: everything(Target::Pipeline),
             seed: self.seed,
             eot: 1,
             early_stop: false,

@@ -140,6 +140,17 @@ pub struct Rules {
     pub cancel: Cancel,
 }
 
+/// Access to everything, without a limit.
+pub fn everything(target: Target) -> Access {
+    Access {
+        target,
+        gradients: true,
+        logits: true,
+        labels: true,
+        query_limit: None,
+    }
+}
+
 impl Rules {
     /// The ids by which the target is shown samples that the attack calls `ids`.
     fn shown(&self, ids: &[u64]) -> Vec<u64> {

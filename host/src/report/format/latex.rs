@@ -1,8 +1,8 @@
 //! For a paper: booktabs, with intervals, one table of cells and one of worst cases.
 
-use super::parts::{LEGEND, Render, attacks, notes, percent, robust};
+use super::parts::{Render, notes, percent, robust, worst_case};
 use crate::report::contents::Report;
-use crate::report::figures::{Summary, Worst};
+use crate::report::figures::Summary;
 use anyhow::Result;
 
 const CELLS: [&str; 8] = [
@@ -33,7 +33,8 @@ impl Render for Latex {
         if !report.cells.is_empty() {
             let first = &report.cells[0];
             let about = format!(
-                "{}, {} samples, seed {}. {LEGEND}",
+                "{}, {} samples, seed {}. In brackets: Wilson's 95 % interval over samples; training variance is not covered. L2: of the broken \
+                 samples.",
                 first.dataset, first.samples, first.seed
             );
             out += &table(&CELLS, "lllllrll", report.cells.iter().map(cells), &about);
@@ -41,7 +42,7 @@ impl Render for Latex {
         if !report.worst_cases.is_empty() {
             let about = "Per-sample worst case over attacks of one norm and budget, the clean image included.";
             out += "\n";
-            out += &table(&WORST, "llllll", report.worst_cases.iter().map(worst), about);
+            out += &table(&WORST, "llllll", report.worst_cases.iter().map(worst_case), about);
         }
         // Warnings belong to the author, and not into the paper unread.
         let said = notes(report);
@@ -74,6 +75,7 @@ fn escaped(text: &str) -> String {
             '~' => out += "\\textasciitilde{}",
             '^' => out += "\\textasciicircum{}",
             '&' | '%' | '$' | '#' | '_' | '{' | '}' => out.extend(['\\', c]),
+            '|' => out += "\\textbar{}",
             '<' => out += "\\textless{}",
             '>' => out += "\\textgreater{}",
             '\n' => out.push(' '),
@@ -98,17 +100,6 @@ fn cells(cell: &Summary) -> Vec<String> {
             robust(cell.robust_accuracy)
         },
         cell.l2.map_or("--".into(), |l2| format!("{:.2}", l2.median)),
-    ]
-}
-
-fn worst(worst: &Worst) -> Vec<String> {
-    vec![
-        worst.classifier.clone(),
-        worst.purifier.clone(),
-        worst.threat_model.clone(),
-        attacks(worst),
-        worst.budget.clone(),
-        robust(worst.robust_accuracy),
     ]
 }
 

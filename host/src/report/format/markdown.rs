@@ -1,6 +1,6 @@
 //! For a document: all columns, one table.
 
-use super::parts::{LEGEND, Render, attacks, figures, notes, robust};
+use super::parts::{LEGEND, Render, figures, notes, worst_case};
 use crate::report::contents::Report;
 use crate::report::figures::{Summary, Worst};
 use anyhow::Result;
@@ -84,13 +84,7 @@ fn cells(cell: &Summary) -> Vec<String> {
 }
 
 fn worst(worst: &Worst) -> Vec<String> {
-    vec![
-        worst.classifier.clone(),
-        worst.purifier.clone(),
-        worst.threat_model.clone(),
-        attacks(worst),
-        worst.budget.clone(),
-        robust(worst.robust_accuracy),
-        worst.samples.to_string(),
-    ]
+    let mut cells = worst_case(worst);
+    cells.push(worst.samples.to_string());
+    cells
 }

@@ -62,6 +62,18 @@ pub fn attacks(worst: &Worst) -> String {
     attacks.collect::<Vec<_>>().join(", ")
 }
 
+/// A worst case up to its figure.
+pub fn worst_case(worst: &Worst) -> Vec<String> {
+    vec![
+        worst.classifier.clone(),
+        worst.purifier.clone(),
+        worst.threat_model.clone(),
+        attacks(worst),
+        worst.budget.clone(),
+        robust(worst.robust_accuracy),
+    ]
+}
+
 /// What is to be said of cells, a line each.
 pub fn notes(report: &Report) -> String {
     let mut out = String::new();
