@@ -35,6 +35,45 @@ fn has(warnings: &[String], says: &[&str]) -> bool {
         .any(|warning| says.iter().all(|text| warning.contains(text)))
 }
 
+#[test]
+fn a_purifier_that_does_not_beat_the_baselines_is_told_so() {
+    let defence = [
+        "--classifier",
+        "model_x",
+        "--purifier",
+        "identity",
+        "--attack",
+        "fgsm",
+        "--samples",
+        "20",
+    ];
+    let output = eval(
+        &[
+            &defence[..],
+            &["--threat-model", "white_box", "--baseline", "--format", "json"],
+        ]
+        .concat(),
+    );
+    assert!(output.status.success(), "{}", said(&output));
+    let report = report(&output);
+    let cells = report["cells"].as_array().unwrap();
+    let shown: Vec<(&str, &str)> = cells
+        .iter()
+        .map(|cell| (cell["classifier"].as_str().unwrap(), cell["purifier"].as_str().unwrap()))
+        .collect();
+    assert_eq!(
+        shown,
+        [("model_x", "identity"), ("model_x", "none"), ("model_x@it_adv", "none")]
+    );
+    let typed = report["typed_warnings"].as_array().unwrap();
+    let rivals: Vec<&str> = typed
+        .iter()
+        .filter(|warning| warning["kind"] == "no_better")
+        .map(|warning| warning["rival"].as_str().unwrap())
+        .collect();
+    assert_eq!(rivals, ["model_x", "model_x@it_adv"]);
+}
+
 /// A defence whose own surrogate leads nowhere.
 const FLATTERED: [&str; 8] = [
     "--classifier",

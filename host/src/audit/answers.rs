@@ -5,7 +5,7 @@ use super::losses::{moved_within, uniform};
 use super::subject::Subject;
 use crate::experiment::{Batch, Purpose};
 use crate::wire::model::{Model, looks_like_probabilities};
-use crate::wire::tensor::{Call, Tensor};
+use crate::wire::tensor::{Call, Tensor, difference};
 use advae_abi::info::{BackwardRule, Threading};
 use anyhow::Result;
 use std::time::Instant;
@@ -25,10 +25,15 @@ const ITERATES: f64 = 20.;
 /// Where a plugin fails.
 pub fn examine(subject: &Subject) -> Result<Vec<Finding>> {
     let batch = subject.batch(&subject.first(SAMPLES));
-    let asked = Asked { subject, batch: &batch };
+    let call = Call::score(subject.seed(), &batch.scoring_ids);
+    let asked = Asked {
+        subject,
+        batch: &batch,
+        clean: subject.pipeline.forward(&call, &batch.x)?,
+    };
     Ok(vec![
         asked.randomised()?,
-        asked.softmax()?,
+        asked.softmax(),
         asked.iterates()?,
         asked.same()?,
     ])
@@ -37,13 +42,14 @@ pub fn examine(subject: &Subject) -> Result<Vec<Finding>> {
 struct Asked<'a> {
     subject: &'a Subject<'a>,
     batch: &'a Batch,
+    /// Logits of the clean images, met first under the ids that score, as in an evaluation.
+    clean: Tensor,
 }
 
 /// Largest difference, as a share of the largest value.
 fn apart(a: &Tensor, b: &Tensor) -> f64 {
     let largest = a.data.iter().fold(0f64, |m, v| m.max(f64::from(v.abs()))).max(1e-30);
-    let pairs = a.data.iter().zip(&b.data);
-    pairs.fold(0., |m: f64, (a, b)| m.max(f64::from((a - b).abs()))) / largest
+    difference(a, b) / largest
 }
 
 impl Asked<'_> {
@@ -66,9 +72,9 @@ impl Asked<'_> {
     /// Check 1.
     fn randomised(&self) -> Result<Finding> {
         const THRESHOLD: &str = "the same logits again, unless the defence says that it is random";
-        let first = self.forward(&self.score(), &self.batch.x)?;
-        let again = apart(&first, &self.forward(&self.score(), &self.batch.x)?);
-        let draw = apart(&first, &self.forward(&self.score().with_draw(1), &self.batch.x)?);
+        let first = &self.clean;
+        let again = apart(first, &self.forward(&self.score(), &self.batch.x)?);
+        let draw = apart(first, &self.forward(&self.score().with_draw(1), &self.batch.x)?);
         let text = format!(
             "{} images asked about again: logits differ by {again:.1e} of the largest, for another draw by {draw:.1e}",
             self.batch.ids.len()
@@ -89,15 +95,14 @@ impl Asked<'_> {
     }
 
     /// Check 2.
-    fn softmax(&self) -> Result<Finding> {
-        let logits = self.forward(&self.score(), &self.batch.x)?;
-        let probabilities = looks_like_probabilities(&logits);
+    fn softmax(&self) -> Finding {
+        let probabilities = looks_like_probabilities(&self.clean);
         let text = match probabilities {
             true => "every row of the output adds up to 1 and is nowhere negative",
             false => "rows of the output are no distributions",
         };
         let finding = Finding::expect(2, !probabilities, text.into(), "logits, not probabilities");
-        Ok(finding.next("let the classifier return what goes into its softmax"))
+        finding.next("let the classifier return what goes into its softmax")
     }
 
     /// Check 5, by the clock: the host cannot look into a purifier.
@@ -142,8 +147,6 @@ impl Asked<'_> {
         let noise = uniform(&batch.x, &batch.ids, subject.seed(), 0);
         let noisy = moved_within(&batch.x, &noise, subject.amplitude(1.));
         let mut worst: Vec<(f64, &str)> = vec![];
-        // The clean images are met first under the ids that score, as in an evaluation.
-        let clean = self.forward(&self.score(), &batch.x)?;
         let scored = self.forward(&self.score(), &noisy)?;
         let few = batch.ids.len().min(7);
         for i in 0..few {
@@ -152,7 +155,7 @@ impl Asked<'_> {
             worst.push((apart(&scored.select(&[i]), &alone), "alone and in a batch"));
         }
         worst.push((
-            apart(&clean, &self.forward(&self.score(), &batch.x)?),
+            apart(&self.clean, &self.forward(&self.score(), &batch.x)?),
             "before other images and after",
         ));
         if !random {

@@ -1,7 +1,7 @@
 //! The attacks of an audit, run as cells of an experiment: those on the whole defence within the claim's budget, and those beside them.
 
 use super::finding::Finding;
-use super::shares::{Shares, least, percent, shares, value};
+use super::shares::{Shares, least, lesser, percent, shares, value};
 use super::subject::{Extent, Subject, norm_name, with_norm};
 use crate::experiment::{Budgets, Settings, outcomes_after};
 use crate::plugin::{Plugin, PluginSpec};
@@ -12,6 +12,11 @@ use serde_json::json;
 
 /// Points by which Square may lower the figure of the white-box attacks (AutoAttack's own).
 const SQUARE: f64 = 0.002;
+
+/// The threat model whose attacker knows the whole defence.
+pub const WHITE_BOX: &str = "white_box";
+/// The one whose attacker knows the classifier alone.
+const OBLIVIOUS: &str = "oblivious";
 
 /// What one run of the audit is asked to measure.
 pub struct Part<'s> {
@@ -85,12 +90,13 @@ pub struct WhiteBox {
     pub square: Option<Shares>,
     /// Everything that is neither Square nor noise.
     pub gradients: Option<Shares>,
-    /// Twice the steps and five restarts of the claimed one.
+    /// Twice the steps of the claimed one, with restarts.
     pub longer: Option<Shares>,
     /// The claimed one by other losses.
     pub losses: Vec<(String, Shares)>,
     /// Why the claimed attack has no figure.
     pub failed: Option<String>,
+    /// Whether the defence is random.
     pub random: bool,
 }
 
@@ -124,7 +130,7 @@ impl WhiteBox {
         });
         let part = |attacks| Part {
             attacks,
-            threat_model: "white_box",
+            threat_model: WHITE_BOX,
             epsilon: subject.claim.epsilon,
         };
         let mut cells = bench.run(&part(&single), |_| {})?;
@@ -189,10 +195,7 @@ impl WhiteBox {
         let (Some(gradients), Some(square)) = (&self.gradients, &self.square) else {
             return Finding::not_run(4, "there are no figures of the white-box attacks and of Square".into());
         };
-        let both: Shares = gradients
-            .iter()
-            .map(|(id, share)| (*id, share.min(square.get(id).copied().unwrap_or(1.))))
-            .collect();
+        let both = lesser(gradients.clone(), square.clone());
         let difference = value(gradients) - value(&both);
         let text = format!(
             "attacks by gradients leave {}, with Square {}",
@@ -230,7 +233,7 @@ fn longer(subject: &Subject) -> Option<PluginSpec> {
 pub fn other_losses(subject: &Subject) -> Vec<(String, PluginSpec)> {
     let own = subject.setting(&subject.attack, "loss");
     let own = own.as_ref().and_then(|loss| loss.as_str()).unwrap_or("ce");
-    let known: &[&str] = match subject.attack.name.as_str() {
+    let known: &[&str] = match subject.attack_name.as_str() {
         "pgd" => &["ce", "margin"],
         "apgd" if subject.pipeline.classes() >= 3 => &["ce", "dlr"],
         _ => &[],
@@ -281,9 +284,11 @@ pub struct Outside {
     pub less: Vec<Cell>,
     /// Their least.
     pub transfer: Option<Shares>,
-    /// The claimed attack within half, twice and a hopeless budget.
+    /// The claimed attack within half of the budget.
     pub half: Option<Shares>,
+    /// Within twice the budget.
     pub double: Option<Shares>,
+    /// Within a budget that makes every image grey, and that budget.
     pub hopeless: Option<(f64, Shares)>,
     /// The claimed attack under the claimed threat model, where that is another one.
     pub claimed: Option<Shares>,
@@ -299,9 +304,9 @@ impl Outside {
         let mut claimed = None;
         let mut models: Vec<&str> = vec![];
         if subject.purifier.is_some() {
-            models.push("oblivious");
+            models.push(OBLIVIOUS);
         }
-        if !["white_box", "oblivious"].contains(&claim.threat_model.as_str()) {
+        if ![WHITE_BOX, OBLIVIOUS].contains(&subject.threat_name.as_str()) {
             models.push(&claim.threat_model);
         }
         for threat_model in models {
@@ -311,7 +316,7 @@ impl Outside {
                 epsilon: claim.epsilon,
             };
             let cells = bench.run(&part, |settings| settings.eot = settings.eot.max(eot))?;
-            if threat_model == claim.threat_model {
+            if threat_model == claim.threat_model || threat_model == subject.threat_name {
                 claimed = least(&cells);
             }
             // Whoever attacks the whole defence is not one who knows less.
@@ -324,21 +329,16 @@ impl Outside {
         let mut within = |epsilon: f64| -> Result<Option<Shares>> {
             let part = Part {
                 attacks: attack,
-                threat_model: "white_box",
+                threat_model: WHITE_BOX,
                 epsilon,
             };
             Ok(least(
                 &bench.run(&part, |settings| settings.eot = settings.eot.max(eot))?,
             ))
         };
-        let most = match claim.norm {
-            NormKind::Linf => 1.,
-            NormKind::L2 => (subject.dataset.image_len() as f64).sqrt(),
-        };
-        let grey = match claim.norm {
-            NormKind::Linf => 0.5,
-            NormKind::L2 => most / 2.,
-        };
+        // Within half of the way every image can be made grey.
+        let most = subject.farthest();
+        let grey = most / 2.;
         let hopeless = within(grey)?.map(|shares| (grey, shares));
         Ok(Self {
             transfer: least(&less),

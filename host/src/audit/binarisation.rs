@@ -3,13 +3,13 @@
 //! one.
 
 use super::finding::Finding;
-use super::losses::{dot, moved_within, signs, uniform};
+use super::losses::{moved_within, signs, uniform};
 use super::subject::{Search, Subject};
-use crate::experiment::{Layout, for_each};
+use crate::experiment::{Layout, Limits, for_each};
 use crate::wire::attack::Attack;
 use crate::wire::head::{Head, Linear};
 use crate::wire::pipeline::Pipeline;
-use crate::wire::tensor::{Call, Tensor};
+use crate::wire::tensor::{Call, Tensor, dot};
 use advae_abi::info::NormKind;
 use anyhow::Result;
 use std::collections::BTreeMap;
@@ -46,7 +46,7 @@ pub fn examine(subject: &Subject) -> Result<Finding> {
         ));
     }
     let spec = subject.for_two_classes();
-    let (attack, _) = subject.construct(&spec, subject.claim.epsilon)?;
+    let (attack, limits) = subject.construct(&spec, subject.claim.epsilon)?;
     let samples = subject.first(subject.extent.binarised);
     let probe = subject.batch(&samples[..1]);
     let call = Call::score(subject.seed(), &probe.scoring_ids);
@@ -54,7 +54,7 @@ pub fn examine(subject: &Subject) -> Result<Finding> {
     let layout = subject.layout();
     let outcomes = for_each(layout.workers, samples.len(), |i| {
         subject.cancel.check()?;
-        try_one(subject, &attack, samples[i], features, layout)
+        try_one(subject, (&attack, limits), samples[i], features, layout)
     })?;
     let mut tried = vec![];
     for outcome in &outcomes {
@@ -94,7 +94,13 @@ pub fn examine(subject: &Subject) -> Result<Finding> {
         .next(subject.eval("--attack apgd:steps=200,restarts=5 --attack pgd:loss=margin,restarts=5 --attack square")))
 }
 
-fn try_one(subject: &Subject, attack: &Attack, sample: usize, features: bool, layout: Layout) -> Result<Outcome> {
+fn try_one(
+    subject: &Subject,
+    (attack, limits): (&Attack, Limits),
+    sample: usize,
+    features: bool,
+    layout: Layout,
+) -> Result<Outcome> {
     let batch = subject.batch(&[sample]);
     let round = |i: usize| i as u64;
     let step = |share: f64| subject.amplitude(share);
@@ -119,7 +125,6 @@ fn try_one(subject: &Subject, attack: &Attack, sample: usize, features: bool, la
         return Ok(Outcome::Inseparable);
     };
     let pipeline = subject.pipeline.with_head(Head::Readout { features, linear });
-    let limits = subject.claimed(subject.claim.epsilon)?.1;
     let labels = BTreeMap::from([(sample, 0)]);
     let searched = subject.search(&Search {
         attack,

@@ -8,6 +8,7 @@ use super::shares::least;
 use super::subject::Subject;
 use crate::report::{Share, Summary};
 use crate::results::{Cell, Row};
+use crate::terminal::console;
 use anyhow::Result;
 use serde::Serialize;
 
@@ -59,7 +60,11 @@ pub fn examine(subject: &Subject, eot: u64) -> Result<Figures> {
     let mut findings = vec![white.square()];
     let outside = Outside::run(&mut bench)?;
     findings.push(order(subject, &white, &outside));
-    findings.push(more_search(subject, &white)?);
+    findings.push(more_search(subject, &white).or_else(|error| -> Result<Finding> {
+        subject.cancel.check()?;
+        // A check that fails does not end the others.
+        Ok(Finding::not_run(14, console::one_line(&error)))
+    })?);
     findings.push(known_draw(&mut bench, &white)?);
     let (finding, rules) = every_rule(&mut bench, &white)?;
     findings.push(finding);

@@ -2,13 +2,12 @@
 
 use super::finding::Finding;
 use super::losses::{
-    cross_entropy_cotangent, dlr_cotangent, dot, margin, margin_cotangent, moved, moved_within, runner_up, signs,
-    uniform,
+    cross_entropy_cotangent, dlr_cotangent, margin, margin_cotangent, moved_within, runner_up, signs, uniform,
 };
 use super::subject::Subject;
 use crate::experiment::{Batch, for_each_batch, load_model};
 use crate::wire::pipeline::Pipeline;
-use crate::wire::tensor::{Call, Tensor};
+use crate::wire::tensor::{Call, Tensor, dot, moved};
 use advae_abi::info::{BackwardRule, Kind};
 use anyhow::{Context, Result};
 use std::sync::{Mutex, PoisonError};
@@ -35,11 +34,11 @@ pub struct Gradients {
 }
 
 /// One value a sample, in micro-batches.
-fn of_samples(
+fn of_samples<T: Send>(
     subject: &Subject,
     samples: &[usize],
-    of: impl Fn(&Batch) -> Result<Vec<f64>> + Sync,
-) -> Result<Vec<f64>> {
+    of: impl Fn(&Batch) -> Result<Vec<T>> + Sync,
+) -> Result<Vec<T>> {
     let all = Mutex::new(vec![]);
     for_each_batch(subject.layout(), samples, |samples| {
         subject.cancel.check()?;
@@ -65,7 +64,7 @@ fn mean(values: impl IntoIterator<Item = f64>) -> Option<f64> {
 pub fn examine(subject: &Subject) -> Result<Gradients> {
     let samples = subject.first(subject.extent.few);
     let mut findings = vec![unstable(subject, &samples)?];
-    if let Err(error) = backward(subject, &subject.batch(&samples[..1])) {
+    if let Err(error) = gradient(subject, &subject.batch(&samples[..1]), 0) {
         subject.cancel.check()?;
         let text = format!("the way back fails: {error:#}");
         findings.push(
@@ -89,28 +88,18 @@ fn craft<'b>(subject: &Subject, ids: &'b [u64]) -> Call<'b> {
     Call::craft(subject.seed(), ids).with_threads(subject.layout().call_threads)
 }
 
-fn backward(subject: &Subject, batch: &Batch) -> Result<Tensor> {
-    gradient(subject, &subject.pipeline, batch, &batch.x, 0, margin_cotangent)
-}
-
-/// The gradient of a loss with that cotangent.
-fn gradient(
-    subject: &Subject,
-    pipeline: &Pipeline,
-    batch: &Batch,
-    x: &Tensor,
-    draw: u64,
-    cotangent: fn(&Tensor, &[u32]) -> Tensor,
-) -> Result<Tensor> {
+/// Logits of a batch, and the gradient of the margin there.
+fn gradient(subject: &Subject, batch: &Batch, draw: u64) -> Result<(Tensor, Tensor)> {
     let ids = subject.crafting_ids(batch);
     let call = craft(subject, &ids).with_draw(draw);
-    let (logits, tape) = pipeline.forward_tape(&call, x)?;
-    tape.backward(&call, &cotangent(&logits, &batch.y))
+    let (logits, tape) = subject.pipeline.forward_tape(&call, &batch.x)?;
+    let gradient = tape.backward(&call, &margin_cotangent(&logits, &batch.y))?;
+    Ok((logits, gradient))
 }
 
-fn zero_rows(gradient: &Tensor) -> Vec<f64> {
-    let zero = |i: usize| gradient.row(i).iter().all(|v| *v == 0.);
-    (0..gradient.rows()).map(|i| f64::from(u8::from(zero(i)))).collect()
+/// Whether each row is zero throughout.
+fn zero_rows(x: &Tensor) -> Vec<bool> {
+    (0..x.rows()).map(|i| x.row(i).iter().all(|v| *v == 0.)).collect()
 }
 
 /// Check 3: the gradient of DLR at a random point of the ball.
@@ -134,10 +123,13 @@ fn zero_dlr(subject: &Subject, samples: &[usize]) -> Result<Finding> {
             .into_iter()
             .zip(&batch.y)
             .map(|(said, label)| said == *label);
-        let zero = zero_rows(&gradient).into_iter().zip(stands);
-        Ok(zero.map(|(zero, stands)| if stands { zero } else { 0. }).collect())
+        Ok(zero_rows(&gradient)
+            .into_iter()
+            .zip(stands)
+            .map(|(zero, stands)| zero && stands)
+            .collect())
     })?;
-    let count = zero.iter().filter(|zero| **zero > 0.).count();
+    let count = zero.iter().filter(|zero| **zero).count();
     let text = format!(
         "the gradient of DLR at a random start is zero for {count} of {} images",
         zero.len()
@@ -148,14 +140,13 @@ fn zero_dlr(subject: &Subject, samples: &[usize]) -> Result<Finding> {
 
 /// Check 6: the gradient of the margin at the image itself, and that of cross-entropy in f32 with respect to the logits.
 fn unavailable(subject: &Subject, samples: &[usize]) -> Result<Finding> {
-    let zero = of_samples(subject, samples, |batch| Ok(zero_rows(&backward(subject, batch)?)))?;
-    let saturated = of_samples(subject, samples, |batch| {
-        let ids = subject.crafting_ids(batch);
-        let logits = subject.pipeline.forward(&craft(subject, &ids), &batch.x)?;
-        Ok(zero_rows(&cross_entropy_cotangent(&logits, &batch.y)))
+    let flat = of_samples(subject, samples, |batch| {
+        let (logits, gradient) = gradient(subject, batch, 0)?;
+        let saturated = zero_rows(&cross_entropy_cotangent(&logits, &batch.y));
+        Ok(zero_rows(&gradient).into_iter().zip(saturated).collect())
     })?;
-    let count = |zero: &[f64]| zero.iter().filter(|zero| **zero > 0.).count();
-    let (zero, saturated) = (count(&zero), count(&saturated));
+    let zero = flat.iter().filter(|(zero, _)| *zero).count();
+    let saturated = flat.iter().filter(|(_, saturated)| *saturated).count();
     let text = format!(
         "of {} images the gradient of the margin is zero for {zero}, that of cross-entropy in f32 for {saturated}",
         samples.len()
@@ -330,7 +321,7 @@ fn draws(subject: &Subject) -> Result<(Finding, u64)> {
             let sum = |first: u64| -> Result<Tensor> {
                 let mut sum: Option<Tensor> = None;
                 for draw in first..first + half {
-                    let one = gradient(subject, &subject.pipeline, batch, &batch.x, draw, margin_cotangent)?;
+                    let (_, one) = gradient(subject, batch, draw)?;
                     match &mut sum {
                         Some(sum) => sum.add(&one),
                         None => sum = Some(one),

@@ -1,11 +1,11 @@
 //! Check 17: a linear classifier of two classes, whose robust accuracy is known in closed form.
 
 use super::finding::Finding;
-use super::losses::dot;
 use super::subject::{Search, Subject};
 use crate::wire::head::Linear;
 use crate::wire::linear;
 use crate::wire::pipeline::Pipeline;
+use crate::wire::tensor::dot;
 use advae_abi::info::NormKind;
 use anyhow::Result;
 use std::collections::BTreeMap;
@@ -51,7 +51,7 @@ pub fn examine(subject: &Subject) -> Result<Finding> {
             "the linear classifier is right on too few images",
         ));
     };
-    let epsilon = f64::midpoint(*below, *above).min(farthest(subject) / 2.);
+    let epsilon = f64::midpoint(*below, *above).min(subject.farthest() / 2.);
     let stands = needed.iter().filter(|needed| **needed > epsilon).count() as f64 / samples.len() as f64;
     let mut weight = vec![0f32; w.len()];
     weight.extend(&w);
@@ -112,14 +112,6 @@ fn direction(subject: &Subject, samples: &[usize]) -> Option<Vec<f32>> {
     }
     let mean = |side: usize, j: usize| sums[side][j] / counts[side] as f64;
     Some((0..sums[0].len()).map(|j| (mean(1, j) - mean(0, j)) as f32).collect())
-}
-
-/// A budget with which every image reaches every other.
-fn farthest(subject: &Subject) -> f64 {
-    match subject.claim.norm {
-        NormKind::Linf => 1.,
-        NormKind::L2 => (subject.dataset.image_len() as f64).sqrt(),
-    }
 }
 
 /// The smallest budget with which the image crosses the border, within [0, 1]: by bisection of the closed form. Infinite where none does.

@@ -1,6 +1,6 @@
 //! Losses of logits as the host computes them, with their cotangents, and random directions.
 
-use crate::wire::tensor::Tensor;
+use crate::wire::tensor::{Tensor, moved};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -89,24 +89,11 @@ pub fn signs(x: &Tensor, ids: &[u64], seed: u64, round: u64) -> Tensor {
     signs
 }
 
-/// `x` and `step` times the direction.
-pub fn moved(x: &Tensor, direction: &Tensor, step: f32) -> Tensor {
-    let mut moved = direction.clone();
-    moved.scale(step);
-    moved.add(x);
-    moved
-}
-
-/// The same, clipped to pixels.
+/// `x` and `step` times the direction, clipped to pixels.
 pub fn moved_within(x: &Tensor, direction: &Tensor, step: f32) -> Tensor {
     let mut moved = moved(x, direction, step);
     moved.data.iter_mut().for_each(|v| *v = v.clamp(0., 1.));
     moved
-}
-
-/// Dot product.
-pub fn dot(a: &[f32], b: &[f32]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }
 
 #[cfg(test)]

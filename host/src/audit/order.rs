@@ -2,15 +2,15 @@
 
 use super::bench::{Outside, WhiteBox};
 use super::finding::Finding;
-use super::shares::{Shares, lower, percent};
+use super::shares::{POINT, Shares, lower, percent};
 use super::subject::{Search, Subject};
 use crate::report::Share;
 use crate::wire::head::Head;
 use crate::wire::pipeline::Pipeline;
 use anyhow::Result;
 
-/// Points by which more search, another loss or another scale may move a figure.
-const POINT: f64 = 0.01;
+/// An attack of no more passes takes one step.
+const ONE_STEP: u64 = 2;
 
 /// Check 13.
 pub fn order(subject: &Subject, white: &WhiteBox, outside: &Outside) -> Finding {
@@ -48,16 +48,12 @@ pub fn order(subject: &Subject, white: &WhiteBox, outside: &Outside) -> Finding 
     }
     // A claim on one step, or on an attacker who does not know the defence.
     if let (Some(strongest), Some(own)) = (&white.gradients, &white.claimed) {
-        let one = subject.attack.name == "fgsm";
+        let one = subject.passes <= ONE_STEP;
         if one && lower(own, strongest, subject.claim.tolerance) {
             told.push(format!("attacks of many steps {}", percent(strongest)));
             wrong.push("the claim rests on one step".into());
         }
-        if let Some(other) = outside.claimed.as_ref().or(outside
-            .transfer
-            .as_ref()
-            .filter(|_| subject.claim.threat_model == "oblivious"))
-            && subject.claim.threat_model != "white_box"
+        if let Some(other) = &outside.claimed
             && lower(other, strongest, subject.claim.tolerance)
         {
             told.push(format!("attacks that know the defence {}", percent(strongest)));
@@ -102,8 +98,9 @@ pub fn more_search(subject: &Subject, white: &WhiteBox) -> Result<Finding> {
             wrong.push("gradients of many draws".into());
         }
     }
+    let own = on_few(subject, &subject.pipeline)?;
     for (factor, what) in [(10., "logits times 10"), (0.1, "logits a tenth")] {
-        let (own, scaled) = scaled(subject, factor)?;
+        let scaled = on_few(subject, &subject.pipeline.with_head(Head::Scaled(factor)))?;
         told.push(format!("{what} {} of {} images", percent(&scaled), scaled.len()));
         if lower(&own, &scaled, POINT) {
             wrong.push(format!("{what} (lower)"));
@@ -122,29 +119,23 @@ pub fn more_search(subject: &Subject, white: &WhiteBox) -> Result<Finding> {
     )
 }
 
-/// The claimed attack on a few samples as they are, and on logits times a factor.
-fn scaled(subject: &Subject, factor: f32) -> Result<(Shares, Shares)> {
+/// What the claimed attack on such a pipeline leaves of a few samples.
+fn on_few(subject: &Subject, attacked: &Pipeline) -> Result<Shares> {
     let samples = subject.first(subject.extent.few);
     let (attack, limits) = subject.claimed(subject.claim.epsilon)?;
-    let run = |attacked: &Pipeline| -> Result<Shares> {
-        let searched = subject.search(&Search {
-            attack: &attack,
-            limits,
-            attacked,
-            scored: &subject.pipeline,
-            samples: &samples,
-            labels: None,
-            early_stop: !subject.pipeline.random(),
-            watch: None,
-        })?;
-        let ids = samples.iter().map(|i| subject.dataset.ids[*i]);
-        Ok(ids
-            .zip(searched)
-            .map(|(id, found)| (id, f64::from(u8::from(found.robust && found.clean))))
-            .collect())
-    };
-    Ok((
-        run(&subject.pipeline)?,
-        run(&subject.pipeline.with_head(Head::Scaled(factor)))?,
-    ))
+    let searched = subject.search(&Search {
+        attack: &attack,
+        limits,
+        attacked,
+        scored: &subject.pipeline,
+        samples: &samples,
+        labels: None,
+        early_stop: !subject.pipeline.random(),
+        watch: None,
+    })?;
+    let ids = samples.iter().map(|i| subject.dataset.ids[*i]);
+    Ok(ids
+        .zip(searched)
+        .map(|(id, found)| (id, f64::from(u8::from(found.robust && found.clean))))
+        .collect())
 }

@@ -7,7 +7,7 @@ use crate::experiment::Limits;
 use crate::wire::oracle::Watch;
 use crate::wire::pipeline::Pipeline;
 use crate::wire::tensor::{Tensor, argmax};
-use advae_abi::info::{NormKind, Target};
+use advae_abi::info::Target;
 use anyhow::Result;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -61,7 +61,7 @@ struct Path {
 }
 
 impl Watch for Path {
-    fn seen(&self, ids: &[u64], x: &Tensor, logits: &Tensor, _: bool) {
+    fn seen(&self, ids: &[u64], x: &Tensor, logits: &Tensor) {
         let mut trails = self.trails.lock().unwrap_or_else(PoisonError::into_inner);
         for (i, id) in ids.iter().enumerate() {
             let Some((clean, label)) = self.samples.get(id) else {
@@ -119,10 +119,7 @@ pub fn examine(subject: &Subject) -> Result<Vec<Finding>> {
         incomplete(subject, &told),
         transfer(subject, &told, name, whole),
     ];
-    let far = match subject.claim.norm {
-        NormKind::Linf => 1.,
-        NormKind::L2 => (subject.dataset.image_len() as f64).sqrt(),
-    };
+    let far = subject.farthest();
     let (attack, limits) = subject.claimed(far)?;
     let searched = subject.search(&search(&attack, limits, None))?;
     findings.push(unconstrained(subject, far, &searched));
@@ -229,6 +226,7 @@ fn unconstrained(subject: &Subject, far: f64, searched: &[Searched]) -> Finding 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use advae_abi::info::NormKind;
 
     fn trail(margins: Vec<f64>) -> Trail {
         Trail { margins, fooled: false }
@@ -263,9 +261,9 @@ mod tests {
         let fooled = || path.trails.lock().unwrap()[&7].fooled;
         let wrong = Tensor::new(vec![1, 2], vec![0., 1.]).unwrap();
         let at = |pixel: f32| Tensor::new(vec![1, 2], vec![pixel, 0.5]).unwrap();
-        path.seen(&[7], &at(0.7), &wrong, true);
+        path.seen(&[7], &at(0.7), &wrong);
         assert!(!fooled());
-        path.seen(&[7, 8], &at(0.6), &wrong, true);
+        path.seen(&[7, 8], &at(0.6), &wrong);
         assert!(fooled());
     }
 }

@@ -1,16 +1,13 @@
 //! Other readings of a random defence, other ways back, and other defences: checks 19, 20 and 21.
 
-use super::bench::{Bench, Part, WhiteBox, suite};
+use super::bench::{Bench, Part, WHITE_BOX, WhiteBox, suite};
 use super::finding::Finding;
-use super::shares::{Shares, least, lower, percent, value};
-use crate::experiment::{Backward, STATIC};
+use super::shares::{POINT, Shares, least, lesser, lower, percent, value};
+use crate::experiment::{Backward, STATIC, adversarially_trained};
 use crate::report::{DrawSummary, Summary};
 use crate::results::Cell;
 use advae_abi::info::BackwardRule;
-use anyhow::{Result, anyhow};
-
-/// Points by which another rule may lower a figure.
-const POINT: f64 = 0.01;
+use anyhow::Result;
 
 /// Check 19.
 pub fn known_draw(bench: &mut Bench, white: &WhiteBox) -> Result<Finding> {
@@ -21,7 +18,7 @@ pub fn known_draw(bench: &mut Bench, white: &WhiteBox) -> Result<Finding> {
     }
     let part = Part {
         attacks: std::slice::from_ref(&subject.attack),
-        threat_model: "white_box",
+        threat_model: WHITE_BOX,
         epsilon: subject.claim.epsilon,
     };
     let cells = bench.run(&part, |settings| settings.known_draw = true)?;
@@ -69,7 +66,7 @@ pub fn every_rule(bench: &mut Bench, white: &WhiteBox) -> Result<(Finding, Vec<C
     rules.retain(|other| other.name() != rule.used && *other != BackwardRule::None);
     let part = Part {
         attacks: std::slice::from_ref(&subject.attack),
-        threat_model: "white_box",
+        threat_model: WHITE_BOX,
         epsilon: subject.claim.epsilon,
     };
     let (mut cells, mut told, mut wrong) = (vec![], vec![], vec![]);
@@ -89,14 +86,7 @@ pub fn every_rule(bench: &mut Bench, white: &WhiteBox) -> Result<(Finding, Vec<C
     let all = least(cells.iter())
         .into_iter()
         .chain(white.claimed.clone())
-        .reduce(|mut a, b| {
-            for (id, share) in b {
-                a.entry(id)
-                    .and_modify(|known| *known = known.min(share))
-                    .or_insert(share);
-            }
-            a
-        });
+        .reduce(lesser);
     if let Some(all) = &all {
         told.push(format!("the minimum over all, per sample, {}", percent(all)));
         if wrong.is_empty() && white.claimed.as_ref().is_some_and(|own| lower(own, all, POINT)) {
@@ -119,17 +109,12 @@ pub fn baseline(bench: &mut Bench, strongest: Option<&Shares>) -> Result<Finding
     const THRESHOLD: &str = "a purifier is to beat the classifier without it, and the best static classifier at hand";
     let subject = bench.subject;
     let classifier = &subject.classifier;
-    let has_static = classifier.plugin.manifest.weight_sets.iter().any(|set| set == STATIC);
-    let own = classifier.named.weights.as_deref() == Some(STATIC);
     let mut rivals: Vec<(String, String)> = vec![];
     if subject.purifier.is_some() {
         rivals.push(("without the purifier".into(), classifier.named.to_string()));
     }
-    if has_static && !own {
-        rivals.push((
-            format!("adversarially trained (@{STATIC})"),
-            format!("{}@{STATIC}", classifier.named.plugin),
-        ));
+    if let Some(trained) = adversarially_trained(classifier) {
+        rivals.push((format!("adversarially trained (@{STATIC})"), trained.to_string()));
     }
     if rivals.is_empty() {
         return Ok(Finding::not_applicable(
@@ -146,7 +131,7 @@ pub fn baseline(bench: &mut Bench, strongest: Option<&Shares>) -> Result<Finding
     let attacks = suite(subject, false)?;
     let part = Part {
         attacks: &attacks,
-        threat_model: "white_box",
+        threat_model: WHITE_BOX,
         epsilon: subject.claim.epsilon,
     };
     let (mut told, mut beaten) = (vec![format!("the defence keeps {}", percent(strongest))], vec![]);
@@ -155,7 +140,12 @@ pub fn baseline(bench: &mut Bench, strongest: Option<&Shares>) -> Result<Finding
             settings.classifiers = vec![spec];
             settings.purifiers = vec!["none".into()];
         })?;
-        let shares = least(&cells).ok_or_else(|| anyhow!("the classifier {name} could not be attacked"))?;
+        let Some(shares) = least(&cells) else {
+            return Ok(Finding::not_run(
+                21,
+                format!("the classifier {name} could not be attacked"),
+            ));
+        };
         told.push(format!("the classifier {name} {}", percent(&shares)));
         if value(strongest) <= value(&shares) {
             beaten.push(name);

@@ -4,6 +4,8 @@ use crate::report::mcnemar_of;
 use crate::results::Cell;
 use std::collections::BTreeMap;
 
+/// Points by which more search, another loss, another scale or another rule may move a figure.
+pub const POINT: f64 = 0.01;
 /// Two figures differ where chance makes them so in less than one of twenty cases (McNemar's exact test).
 const CHANCE: f64 = 0.05;
 
@@ -23,15 +25,17 @@ pub fn shares(cell: &Cell) -> Option<Shares> {
 
 /// The least over several attacks; absent where none has figures.
 pub fn least<'c>(cells: impl IntoIterator<Item = &'c Cell>) -> Option<Shares> {
-    let all = cells.into_iter().filter_map(shares);
-    all.reduce(|mut a, b| {
-        for (id, share) in b {
-            a.entry(id)
-                .and_modify(|known| *known = known.min(share))
-                .or_insert(share);
-        }
-        a
-    })
+    cells.into_iter().filter_map(shares).reduce(lesser)
+}
+
+/// The lesser of two, sample by sample.
+pub fn lesser(mut a: Shares, b: Shares) -> Shares {
+    for (id, share) in b {
+        a.entry(id)
+            .and_modify(|known| *known = known.min(share))
+            .or_insert(share);
+    }
+    a
 }
 
 pub fn value(shares: &Shares) -> f64 {

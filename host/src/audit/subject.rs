@@ -99,6 +99,12 @@ pub struct Subject<'a> {
     pub ids: Ids,
     /// The claimed attack, without a budget.
     pub attack: PluginSpec,
+    /// The name that its plugin gives itself, however its file was named.
+    pub attack_name: String,
+    /// Passes that it may need.
+    pub passes: u64,
+    /// The name that the claimed threat model's plugin gives itself.
+    pub threat_name: String,
     /// Stops the audit.
     pub cancel: &'a Cancel,
 }
@@ -179,7 +185,10 @@ impl<'a> Subject<'a> {
             "--attack {attack} names a budget of its own: the claim's is --epsilon {}",
             claim.epsilon
         );
-        let subject = Self {
+        let mut subject = Self {
+            attack_name: Plugin::find(&attack.name, Kind::Attack)?.manifest.name,
+            passes: 0,
+            threat_name: plugin.manifest.name,
             ids: Ids::new(&sha256, settings.seed),
             claim,
             settings,
@@ -193,7 +202,7 @@ impl<'a> Subject<'a> {
             cancel,
         };
         // Told before anything is measured.
-        subject.claimed(subject.claim.epsilon)?;
+        subject.passes = subject.claimed(subject.claim.epsilon)?.0.info().passes;
         Ok(subject)
     }
 
@@ -298,6 +307,14 @@ impl<'a> Subject<'a> {
         match self.claim.norm {
             NormKind::Linf => epsilon as f32,
             NormKind::L2 => (epsilon * (3. / self.dataset.image_len() as f64).sqrt()) as f32,
+        }
+    }
+
+    /// A budget with which every image reaches every other.
+    pub fn farthest(&self) -> f64 {
+        match self.claim.norm {
+            NormKind::Linf => 1.,
+            NormKind::L2 => (self.dataset.image_len() as f64).sqrt(),
         }
     }
 

@@ -17,7 +17,7 @@ mod workers;
 pub use budgets::{Budgets, within_range};
 pub use ids::{Ids, Purpose};
 pub use load::{LoadedModel, load_model, load_recorded};
-pub use plan::{STATIC, samples};
+pub use plan::{STATIC, adversarially_trained, samples};
 pub use rescore::{Rescored, Rescoring};
 pub use run::Outcome;
 pub use score::{Batch, Distances, Limits, Scorer, Verdict};

@@ -404,6 +404,19 @@ struct Layout<'a> {
     known_draw: bool,
 }
 
+/// The classifier with its weights of adversarial training; none where it has no such set, or is that one.
+pub fn adversarially_trained(classifier: &LoadedModel) -> Option<PluginSpec> {
+    let sets = &classifier.plugin.manifest.weight_sets;
+    let another = sets.iter().any(|set| set == STATIC) && classifier.named.weights.as_deref() != Some(STATIC);
+    another.then(|| {
+        PluginSpec::new(
+            &classifier.named.plugin,
+            WeightSource::Set(STATIC.into()),
+            classifier.config.plugin.config.clone(),
+        )
+    })
+}
+
 /// What a defence of the classifier has to beat: the classifier as it is, and adversarially trained where it has such weights, each under
 /// the first threat model that attacks it whole.
 fn baselines<'t>(
@@ -417,17 +430,9 @@ fn baselines<'t>(
         return Ok(vec![]);
     };
     let mut all = vec![(classifier.clone(), threat)];
-    let sets = &classifier.plugin.manifest.weight_sets;
-    if sets.iter().any(|set| set == STATIC) && classifier.named.weights.as_deref() != Some(STATIC) {
-        let spec = PluginSpec::new(
-            &classifier.named.plugin,
-            WeightSource::Set(STATIC.into()),
-            classifier.config.plugin.config.clone(),
-        );
-        all.push((
-            load_model(&spec.to_string(), Kind::Classifier, &settings.device, None)?,
-            threat,
-        ));
+    if let Some(trained) = adversarially_trained(classifier) {
+        let model = load_model(&trained.to_string(), Kind::Classifier, &settings.device, None)?;
+        all.push((model, threat));
     }
     Ok(all)
 }

@@ -326,13 +326,8 @@ impl CellHeader {
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde passes it so
-fn is_zero(n: &usize) -> bool {
-    *n == 0
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref)] // serde passes it so
-fn is_none_asked(n: &u64) -> bool {
-    *n == 0
+fn is_zero<T: Default + PartialEq>(n: &T) -> bool {
+    *n == T::default()
 }
 
 /// Shares over the scoring draws of a random pipeline.
@@ -387,7 +382,7 @@ pub struct Row {
     #[serde(default)]
     pub queries: u64,
     /// Images that the attack asked anything about, logits, gradients or labels: what it cost an attacker who pays for every answer.
-    #[serde(default, skip_serializing_if = "is_none_asked")]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub asked: u64,
     /// Wall-clock seconds from the cell's beginning to this row, interruptions left out.
     pub at: f64,

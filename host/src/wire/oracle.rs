@@ -105,9 +105,8 @@ impl Meter {
 
 /// Sees the images that an attack asks about, and the logits that it is given for them.
 pub trait Watch: Send + Sync {
-    /// `x [N,C,H,W]` under the attack's `ids`, and the mean logits `[N,K]` over the oracle's draws. `gradient`: whether a way back was
-    /// asked for, too.
-    fn seen(&self, ids: &[u64], x: &Tensor, logits: &Tensor, gradient: bool);
+    /// `x [N,C,H,W]` under the attack's `ids`, and the mean logits `[N,K]` over the oracle's draws.
+    fn seen(&self, ids: &[u64], x: &Tensor, logits: &Tensor);
 }
 
 /// What an oracle answers from, and by which rules.
@@ -272,13 +271,13 @@ impl Oracle {
             accumulate(&mut mean, logits);
         }
         let logits = scaled(mean, self.rules.eot)?;
-        self.show(question, &logits, false);
+        self.show(question, &logits);
         Ok(logits)
     }
 
-    fn show(&self, question: &Question, logits: &Tensor, gradient: bool) {
+    fn show(&self, question: &Question, logits: &Tensor) {
         if let Some(watch) = &self.rules.watch {
-            watch.seen(&question.ids, &question.x, logits, gradient);
+            watch.seen(&question.ids, &question.x, logits);
         }
     }
 
@@ -291,7 +290,7 @@ impl Oracle {
             draws.push((tape, call.draw));
         }
         let logits = scaled(mean, self.rules.eot)?;
-        self.show(&question, &logits, true);
+        self.show(&question, &logits);
         let label = |id: &u64| self.labels.get(id).copied();
         let predicted = logits.argmax().into_iter().map(Some);
         let tape = OracleTape {

@@ -127,6 +127,25 @@ impl Tensor {
     }
 }
 
+/// Largest absolute difference of two tensors of one shape.
+pub fn difference(a: &Tensor, b: &Tensor) -> f64 {
+    let pairs = a.data.iter().zip(&b.data);
+    pairs.fold(0., |m, (a, b)| f64::from((a - b).abs()).max(m))
+}
+
+/// `x` and `step` times a direction of its shape.
+pub fn moved(x: &Tensor, direction: &Tensor, step: f32) -> Tensor {
+    let mut moved = direction.clone();
+    moved.scale(step);
+    moved.add(x);
+    moved
+}
+
+/// Dot product, in `f64`.
+pub fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+}
+
 /// Index of the largest element, the first one where several are equal.
 pub fn argmax(row: &[f32]) -> u32 {
     let mut best = 0;

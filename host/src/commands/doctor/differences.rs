@@ -1,9 +1,9 @@
 //! A gradient against central differences of the output, both through the plugin's `.so`.
 
 use super::checklist::Finding;
-use super::sample::{IDS, difference, images, input, signed};
+use super::sample::{IDS, images, input, signed};
 use crate::wire::model::{Model, Tape};
-use crate::wire::tensor::{Call, Tensor};
+use crate::wire::tensor::{Call, Tensor, difference, dot, moved};
 use anyhow::{Context, Result};
 
 /// Lengths of the steps. Long ones bend, short ones drown in rounding.
@@ -133,7 +133,7 @@ fn vanishes(model: &Model) -> Result<bool> {
     let (x, call) = (images(IDS.len(), input(model)), Call::craft(0, &IDS));
     let (y, tape) = model.forward_tape(&call, &x)?;
     let gradient = backward(&tape, &call, &signed(&y.shape, 10))?;
-    let elsewhere = model.forward(&call, &moved(&x, &unit(signed(&x.shape, 20)), STEPS[0]))?;
+    let elsewhere = model.forward(&call, &moved(&x, &unit(signed(&x.shape, 20)), STEPS[0] as f32))?;
     Ok(gradient.data.iter().all(|v| *v == 0.) && difference(&y, &elsewhere) > 0.)
 }
 
@@ -174,8 +174,8 @@ fn round_of_errors(model: &Model, along: Along, round: u64) -> Result<Vec<Error>
     let (slopes, noise) = (dots(&gradient, &direction), rounding(&y, &cotangent));
     let mut measured = vec![vec![]; x.rows()];
     for step in STEPS {
-        let up = dots(&model.forward(&call, &moved(&x, &direction, step))?, &cotangent);
-        let down = dots(&model.forward(&call, &moved(&x, &direction, -step))?, &cotangent);
+        let up = dots(&model.forward(&call, &moved(&x, &direction, step as f32))?, &cotangent);
+        let down = dots(&model.forward(&call, &moved(&x, &direction, -step as f32))?, &cotangent);
         for (i, of_sample) in measured.iter_mut().enumerate() {
             of_sample.push((up[i] - down[i]) / (2. * step));
         }
@@ -194,10 +194,6 @@ fn rounding(y: &Tensor, cotangent: &Tensor) -> Vec<f64> {
     (0..y.rows()).map(|i| f64::from(f32::EPSILON) * of_row(i)).collect()
 }
 
-fn dot(a: &[f32], b: &[f32]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
-}
-
 fn dots(a: &Tensor, b: &Tensor) -> Vec<f64> {
     (0..a.rows()).map(|i| dot(a.row(i), b.row(i))).collect()
 }
@@ -210,14 +206,6 @@ fn unit(mut direction: Tensor) -> Tensor {
         direction.set_row(i, &row);
     }
     direction
-}
-
-/// `x` and `step` times the direction.
-pub fn moved(x: &Tensor, direction: &Tensor, step: f64) -> Tensor {
-    let mut moved = direction.clone();
-    moved.scale(step as f32);
-    moved.add(x);
-    moved
 }
 
 /// The input gradient.

@@ -4,10 +4,10 @@ use super::checklist::{Checklist, Finding};
 use super::differences::{self, OPERATORS, backward};
 use super::model::same_rows;
 use super::patient::Patient;
-use super::sample::{IDS, difference, images, input, scale, signed};
+use super::sample::{IDS, images, input, scale, signed};
 use crate::terminal::console;
 use crate::wire::model::Model;
-use crate::wire::tensor::Call;
+use crate::wire::tensor::{Call, difference};
 use advae_abi::info::{BackwardRule, Construct, Kind};
 use anyhow::Result;
 

@@ -2,9 +2,9 @@
 
 use super::checklist::Finding;
 use super::patient::Patient;
-use super::sample::{difference, images, input};
+use super::sample::{images, input};
 use crate::wire::model::Model;
-use crate::wire::tensor::{Call, Tensor};
+use crate::wire::tensor::{Call, Tensor, difference};
 use advae_abi::CallPhase;
 use anyhow::Result;
 

@@ -2,10 +2,10 @@
 
 use super::checklist::{Checklist, Finding};
 use super::patient::Patient;
-use super::sample::{IDS, difference, images, input, scale};
+use super::sample::{IDS, images, input, scale};
 use super::{lending, memory, saturation};
 use crate::wire::model::{Model, ask, looks_like_probabilities};
-use crate::wire::tensor::{Call, Tensor};
+use crate::wire::tensor::{Call, Tensor, difference};
 use advae_abi::ErrorCode;
 use advae_abi::info::{Kind, ModelInfo};
 use anyhow::Result;

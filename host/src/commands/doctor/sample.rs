@@ -54,12 +54,6 @@ pub fn uniform(shape: &[usize], seed: u64, low: f32, high: f32) -> Tensor {
     }
 }
 
-/// Largest absolute difference.
-pub fn difference(a: &Tensor, b: &Tensor) -> f64 {
-    let pairs = a.data.iter().zip(&b.data);
-    pairs.fold(0., |m, (a, b)| f64::from((a - b).abs()).max(m))
-}
-
 /// Largest absolute value, 1 where all are zero.
 pub fn scale(a: &Tensor) -> f64 {
     let largest = a.data.iter().fold(0f64, |m, v| m.max(f64::from(v.abs())));

@@ -1,12 +1,11 @@
 //! Trainable models: the tape guards the weights, and weights come back as they went.
 
 use super::checklist::{Checklist, Finding};
-use super::differences::moved;
 use super::patient::Patient;
-use super::sample::{IDS, difference, images, input, signed};
+use super::sample::{IDS, images, input, signed};
 use crate::terminal::console;
 use crate::wire::model::{Model, Trainable};
-use crate::wire::tensor::{Call, Tensor};
+use crate::wire::tensor::{Call, Tensor, difference, moved};
 use advae_abi::info::{Construct, TrainSettings, WeightSource};
 use advae_abi::{AbiError, ErrorCode, flags};
 use anyhow::Result;
