@@ -105,7 +105,7 @@ fn weights_are_the_bytes_that_were_hashed() {
     std::fs::write(&file, "class 3").unwrap();
     let spec = PluginSpec::parse(&format!("{}@{}", path.display(), file.display())).unwrap();
     let plugin = Plugin::open(&path).unwrap();
-    let (request, recorded) = request(&spec, &Wanted::on_cpu(Kind::Classifier)).unwrap();
+    let (request, recorded) = request(&plugin, &spec, &Wanted::on_cpu(Kind::Classifier)).unwrap();
     std::fs::write(&file, "class 4").unwrap();
     let model = Model::construct(&plugin, &request).unwrap();
     assert_eq!(classify(&model)[3], 1.);

@@ -48,6 +48,9 @@ pub struct Manifest {
     pub contract: String,
     /// What it brings.
     pub kind: Kind,
+    /// What else it brings: a file of a classifier may hold a purifier, too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<Kind>,
     /// Its name.
     pub name: String,
     /// Its own version.
@@ -75,6 +78,11 @@ impl Manifest {
         manifest.weight_sets.retain(|name| !name.is_empty());
         Ok(manifest)
     }
+
+    /// Whether it brings this.
+    pub fn brings(&self, kind: Kind) -> bool {
+        self.kind == kind || self.also.contains(&kind)
+    }
 }
 
 /// One setting of a plugin.
@@ -86,6 +94,9 @@ pub struct Setting {
     pub default: Value,
     /// What it does.
     pub help: String,
+    /// Whether its value is the path of a file that the plugin reads: the host hashes it and hands on a copy that nobody changes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub file: bool,
 }
 
 /// What a loaded plugin says of itself.
@@ -102,6 +113,9 @@ pub struct Description {
 /// A request to a constructor.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Construct {
+    /// What is asked for, of a plugin that brings several; absent: the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<Kind>,
     /// Settings; what is absent has its default, an unknown key is an error.
     #[serde(default)]
     pub config: serde_json::Map<String, Value>,
@@ -119,6 +133,7 @@ pub struct Construct {
 impl Default for Construct {
     fn default() -> Self {
         Self {
+            kind: None,
             config: Default::default(),
             weights: WeightSource::Default,
             device: cpu(),

@@ -40,7 +40,7 @@ pub const fn joined<const N: usize>(parts: &[&str]) -> [u8; N] {
 /// given as string literals, the default first.
 #[macro_export]
 macro_rules! manifest {
-    (kind: $kind:literal, name: $name:expr, version: $version:expr, sdk: $sdk:expr, cuda: $cuda:expr, weight_sets: [$($set:literal),*]) => {
+    (kind: $kind:literal, name: $name:expr, version: $version:expr, sdk: $sdk:expr, cuda: $cuda:expr, weight_sets: [$($set:literal),*] $(, also: $also:literal)?) => {
         &[
             "{\"contract\":\"", $crate::CONTRACT_VERSION_STRING,
             "\",\"kind\":\"", $kind,
@@ -50,7 +50,9 @@ macro_rules! manifest {
             "\",\"rustc\":\"", $crate::RUSTC_VERSION,
             "\",\"panic\":\"", if cfg!(panic = "abort") { "abort" } else { "unwind" },
             "\",\"cuda\":", if $cuda { "true" } else { "false" },
-            ",\"weight_sets\":[", $("\"", $set, "\",",)* "\"\"]}",
+            ",\"weight_sets\":[", $("\"", $set, "\",",)* "\"\"]",
+            $(",\"also\":[\"", $also, "\"]",)?
+            "}",
         ]
     };
 }

@@ -72,6 +72,17 @@ impl Conv2d {
         })
     }
 
+    /// The layer of parameters made before: weight `[out, in, kh, kw]`, bias `[out]`. That they fit each other is asked when it is
+    /// first used.
+    pub fn from_params(weight: Param, bias: Option<Param>, stride: usize, padding: Padding) -> Conv2d {
+        Conv2d {
+            weight,
+            bias,
+            stride,
+            padding,
+        }
+    }
+
     /// What it does to maps `[C, H, W]`.
     pub(crate) fn correlation(&self, shape: [usize; 3]) -> Result<Correlation> {
         let geometry = geometry(shape, self.weight.var().dims(), self.stride, self.padding)?;
@@ -137,6 +148,17 @@ impl ConvTranspose2d {
         })
     }
 
+    /// The layer of parameters made before: weight `[in, out, kh, kw]`, bias `[out]`.
+    pub fn from_params(weight: Param, bias: Param, stride: usize, padding: Padding) -> ConvTranspose2d {
+        ConvTranspose2d {
+            weight,
+            bias,
+            stride,
+            padding,
+            output: None,
+        }
+    }
+
     /// The same layer with outputs of this height and width: any from which the convolution goes to its inputs, such as 7 x 7 in
     /// place of 8 x 8 from 4 x 4 with stride 2.
     pub fn with_output(self, output: [usize; 2]) -> ConvTranspose2d {
@@ -189,6 +211,11 @@ impl Linear {
         })
     }
 
+    /// The layer of parameters made before: weight `[out, in]`, bias `[out]`.
+    pub fn from_params(weight: Param, bias: Param) -> Linear {
+        Linear { weight, bias }
+    }
+
     /// Inputs and outputs.
     pub(crate) fn sizes(&self) -> [usize; 2] {
         let dims = self.weight.var().dims();
@@ -236,6 +263,16 @@ impl BatchNorm2d {
             running_mean: weights.buffer("running_mean", &[channels], Init::Zeros)?,
             running_var: weights.buffer("running_var", &[channels], Init::Ones)?,
         })
+    }
+
+    /// The layer of parameters made before, all `[channels]`.
+    pub fn from_params(weight: Param, bias: Param, running_mean: Param, running_var: Param) -> BatchNorm2d {
+        BatchNorm2d {
+            weight,
+            bias,
+            running_mean,
+            running_var,
+        }
     }
 
     /// `x` `[N, C, H, W]`, normalised by the running statistics; in a training pass by the batch's own

@@ -20,16 +20,18 @@ struct Inner {
     name: String,
     var: Var,
     trainable: bool,
+    given: bool,
     version: AtomicU64,
 }
 
 impl Param {
-    pub(crate) fn new(name: String, value: &Tensor, trainable: bool) -> Result<Param> {
+    pub(crate) fn new(name: String, value: &Tensor, trainable: bool, given: bool) -> Result<Param> {
         let var = Var::from_tensor(value)?;
         let inner = Inner {
             name,
             var,
             trainable,
+            given,
             version: AtomicU64::new(0),
         };
         Ok(Param { inner: Arc::new(inner) })
@@ -67,6 +69,11 @@ impl Param {
         } else {
             self.var().as_detached_tensor()
         }
+    }
+
+    /// Whether its model brought the value it began with.
+    pub(crate) fn given(&self) -> bool {
+        self.inner.given
     }
 
     /// Overwrites its value.

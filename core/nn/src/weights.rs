@@ -63,6 +63,8 @@ pub struct Weights {
 }
 
 enum Source {
+    /// Values that the model brings, where it brings any, else an initialisation from seed 0.
+    Own,
     Seed(u64),
     File(File),
 }
@@ -107,6 +109,12 @@ impl Weights {
         Weights::new(Source::Seed(seed))
     }
 
+    /// What a model starts with where neither a file nor a seed was asked for: the values [`given`](Self::given) by it, else an
+    /// initialisation from seed 0.
+    pub fn own() -> Weights {
+        Weights::new(Source::Own)
+    }
+
     fn new(source: Source) -> Weights {
         Weights {
             prefix: String::new(),
@@ -119,14 +127,20 @@ impl Weights {
 
     /// Whether the parameters are initialised, not read from a file.
     pub fn is_init(&self) -> bool {
-        matches!(*self.source, Source::Seed(_))
+        !matches!(*self.source, Source::File(_))
+    }
+
+    /// Whether every parameter made so far has the value that the model [gave](Self::given), and there is one.
+    pub fn all_given(&self) -> bool {
+        let created = self.created();
+        matches!(*self.source, Source::Own) && !created.is_empty() && created.iter().all(Param::given)
     }
 
     /// Names ending in `num_batches_tracked` that were left out of the file, sorted: PyTorch's batch norm counts its training
     /// batches in them, and no network reads them in evaluation.
     pub fn counters(&self) -> &[String] {
         match &*self.source {
-            Source::Seed(_) => &[],
+            Source::Own | Source::Seed(_) => &[],
             Source::File(file) => &file.counters,
         }
     }
@@ -134,7 +148,7 @@ impl Weights {
     /// Shape of a tensor of the file; none where there is no file or no such name.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         match &*self.source {
-            Source::Seed(_) => None,
+            Source::Own | Source::Seed(_) => None,
             Source::File(file) => Some(&file.entries.get(&self.full_name(name))?.shape),
         }
     }
@@ -193,7 +207,7 @@ impl Weights {
     /// # Errors
     /// When the file lacks the name, has another shape, or the name was already asked for.
     pub fn param(&self, name: &str, shape: &[usize], init: Init) -> Result<Param> {
-        self.create(name, shape, init, true)
+        self.create(name, shape, init, None, true)
     }
 
     /// A tensor that is saved but not trained, such as a running mean.
@@ -201,7 +215,16 @@ impl Weights {
     /// # Errors
     /// Those of [`Weights::param`].
     pub fn buffer(&self, name: &str, shape: &[usize], init: Init) -> Result<Param> {
-        self.create(name, shape, init, false)
+        self.create(name, shape, init, None, false)
+    }
+
+    /// A parameter, or a buffer where it is not `trainable`, that the model brings a value for: it starts at `value` unless a file
+    /// or a seed was asked for.
+    ///
+    /// # Errors
+    /// Those of [`Weights::param`].
+    pub fn given(&self, name: &str, value: &Tensor, init: Init, trainable: bool) -> Result<Param> {
+        self.create(name, value.dims(), init, Some(value), trainable)
     }
 
     /// Every parameter and buffer made from this source so far, under any prefix, in order of creation.
@@ -238,21 +261,21 @@ impl Weights {
         Ok(())
     }
 
-    fn create(&self, name: &str, shape: &[usize], init: Init, trainable: bool) -> Result<Param> {
+    fn create(&self, name: &str, shape: &[usize], init: Init, own: Option<&Tensor>, trainable: bool) -> Result<Param> {
         let name = self.full_name(name);
-        let value = match &*self.source {
-            Source::Seed(seed) => {
-                let values = init.values(*seed, &name, shape.iter().product());
-                Tensor::from_vec(values, shape, &Device::Cpu)?
-            }
-            Source::File(file) => from_entry(&file.entries, &name, shape)?,
+        let initial = |seed| Tensor::from_vec(init.values(seed, &name, shape.iter().product()), shape, &Device::Cpu);
+        let (value, given) = match (&*self.source, own) {
+            (Source::Own, Some(value)) => (value.clone(), true),
+            (Source::Own, None) => (initial(0)?, false),
+            (Source::Seed(seed), _) => (initial(*seed)?, false),
+            (Source::File(file), _) => (from_entry(&file.entries, &name, shape)?, false),
         };
         let value = value.to_dtype(self.dtype)?.to_device(&self.device)?;
         let mut created = self.created();
         if created.iter().any(|p| p.name() == name) {
             bail!("two parameters are named '{name}': give each layer its own prefix");
         }
-        let param = Param::new(name, &value, trainable)?;
+        let param = Param::new(name, &value, trainable, given)?;
         created.push(param.clone());
         Ok(param)
     }

@@ -76,6 +76,7 @@ const CASES: [Case; 17] = [
     }),
     ("large kernels and strides, odd images", [3, 13, 17], |w, net| {
         let mut x = net.input();
+        x = net.scale(x, &[2., 0.5, -1.], &[0.1, 0., -0.2])?;
         x = net.dropout(x, Dropout::new(0.2, 1));
         for (to, k, stride, padding) in [
             (20, 5, 1, Padding::Same),
@@ -86,9 +87,13 @@ const CASES: [Case; 17] = [
             x = conv(w, net, x, to, (k, stride, padding))?;
             x = net.relu(x);
         }
+        let [c, ..] = net.shape(x);
+        let numbers: Vec<f64> = (0..c).map(|i| f64::from(i as u32) / 7. - 1.).collect();
+        x = net.scale(x, &numbers, &numbers)?;
         x = net.flatten(x);
         x = net.dropout(x, Dropout::new(0.5, 2));
-        linear(w, net, x, 5)
+        x = linear(w, net, x, 5)?;
+        net.scale(x, &[1., 2., -3., 0.5, 0.], &[0., 1., 0., 0., 4.])
     }),
     ("linear alone", [1, 7, 9], |w, net| {
         let mut x = net.input();

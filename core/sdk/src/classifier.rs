@@ -36,6 +36,21 @@ pub trait Classifier: Sized + Send + Sync + 'static {
     /// Where an operation fails. Images of another shape than [`input`](Self::input) do not come here: the sdk refuses them.
     fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor>;
 
+    /// [`THREADING`](Self::THREADING) where it depends on settings.
+    fn threading(&self) -> Threading {
+        Self::THREADING
+    }
+
+    /// [`BATCH`](Self::BATCH) where it depends on settings.
+    fn batch(&self) -> Option<usize> {
+        Self::BATCH
+    }
+
+    /// What a reader of its results must know; printed under them.
+    fn note(&self) -> String {
+        String::new()
+    }
+
     /// Activations of the penultimate layer `[N,F]`, where the author exposes them.
     ///
     /// # Errors
@@ -72,11 +87,11 @@ impl<C: Classifier> Network for ClassifierNetwork<C> {
             bounds: [0., 1.],
             backward_rules: vec![BackwardRule::Exact],
             random: false,
-            threading: C::THREADING,
-            batch: C::BATCH,
+            threading: self.0.threading(),
+            batch: self.0.batch(),
             parameters: 0,
             weights: String::new(),
-            note: String::new(),
+            note: self.0.note(),
         }
     }
 }

@@ -3,21 +3,24 @@
 use crate::convert::json;
 use crate::{Attack, Classifier, Purifier, Settings, ThreatModel};
 use advae_abi::abi_stable::std_types::{RStr, RString};
-use advae_abi::info::{Construct, Description};
+use advae_abi::info::{Construct, Description, Kind};
 use advae_abi::{AbiError, AbiResult, AttackBox, ErrorCode, ModelBox, ThreatModelBox, guard};
 
 pub use crate::model::WeightSets;
+pub use crate::settings::is_file;
 
 /// Exports one type as the plugin of the crate, under the crate's library name.
 ///
 /// ```ignore
 /// export_plugin! { classifier: ModelX, weights: { "clean" => include_bytes!("clean.safetensors") } }
 /// export_plugin! { purifier: Denoiser, weights: { "default" => include_bytes!("denoiser.safetensors") } }
+/// export_plugin! { classifier: OnnxClassifier, purifier: OnnxPurifier }
 /// export_plugin! { attack: Pgd }
 /// export_plugin! { threat_model: WhiteBox }
 /// ```
 ///
-/// The first weight set is the default. Without any, the network starts from a seeded initialisation.
+/// The first weight set is the default. Without any, the network starts from the values that it [gives](advae_nn::Weights::given), else
+/// from a seeded initialisation. A file may hold a classifier and a purifier: of the same settings, and without weight sets.
 #[macro_export]
 macro_rules! export_plugin {
     (classifier: $type:ty $(, weights: { $($set:literal => $bytes:expr),* $(,)? })? $(,)?) => {
@@ -30,6 +33,11 @@ macro_rules! export_plugin {
             $crate::export_support::describe_purifier::<$type>,
             model => $crate::export_support::purifier::<$type>, &[$($(($set, $bytes)),*)?]);
     };
+    (classifier: $classifier:ty, purifier: $purifier:ty $(,)?) => {
+        $crate::export_plugin!(@export "classifier", () also "purifier",
+            $crate::export_support::describe_both::<$classifier, $purifier>,
+            model => $crate::export_support::either::<$classifier, $purifier>, &[]);
+    };
     (attack: $type:ty $(,)?) => {
         $crate::export_plugin!(@export "attack", (),
             $crate::export_support::describe::<<$type as $crate::Attack>::Settings>,
@@ -40,7 +48,7 @@ macro_rules! export_plugin {
             $crate::export_support::describe::<<$type as $crate::ThreatModel>::Settings>,
             threat_model => $crate::export_support::threat_model::<$type>);
     };
-    (@export $kind:literal, ($($set:literal),*), $describe:expr, $($constructor:tt)*) => {
+    (@export $kind:literal, ($($set:literal),*) $(also $also:literal)?, $describe:expr, $($constructor:tt)*) => {
         $crate::abi::export_root! {
             $crate::abi::manifest!(
                 kind: $kind,
@@ -49,6 +57,7 @@ macro_rules! export_plugin {
                 sdk: $crate::VERSION,
                 cuda: $crate::CUDA,
                 weight_sets: [$($set),*]
+                $(, also: $also)?
             ),
             || {
                 use $crate::abi::abi_stable::std_types::{RStr, RString};
@@ -109,6 +118,29 @@ pub fn describe_purifier<P: Purifier>() -> AbiResult<RString> {
         settings: crate::settings::describe::<P::Settings>(),
         own: P::own_settings(),
     })
+}
+
+/// Settings of a classifier and a purifier of one file.
+///
+/// # Errors
+/// As for [`describe`].
+pub fn describe_both<C: Classifier, P: Purifier<Settings = C::Settings>>() -> AbiResult<RString> {
+    describe_purifier::<P>()
+}
+
+/// Constructor of the one or the other, as the request has it.
+///
+/// # Errors
+/// As for [`classifier`].
+pub fn either<C: Classifier, P: Purifier<Settings = C::Settings>>(
+    request: RStr<'_>,
+    sets: WeightSets,
+) -> AbiResult<ModelBox> {
+    let asked = serde_json::from_str::<Construct>(request.as_str());
+    match asked.ok().and_then(|asked| asked.kind) {
+        Some(Kind::Purifier) => purifier::<P>(request, sets),
+        _ => classifier::<C>(request, sets),
+    }
 }
 
 /// Constructor of a classifier.

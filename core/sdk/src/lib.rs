@@ -126,7 +126,7 @@ pub use oracle::{Gradient, Oracle};
 pub use purifier::Purifier;
 pub use range::in_range;
 pub use remote::RemoteModel;
-pub use settings::{NoSettings, Settings, describe, read};
+pub use settings::{InputFile, NoSettings, Settings, describe, read};
 pub use teacher::{Learner, Lesson, Teacher, scalar};
 pub use threat::{Services, ThreatModel};
 pub use unroll::{unrolled, unrolled_by};
@@ -134,10 +134,10 @@ pub use unroll::{unrolled, unrolled_by};
 /// Everything a plugin's file usually needs.
 pub mod prelude {
     pub use crate::{
-        Access, Attack, AttackInfo, BackwardRule, Ball, Classifier, Goal, Gradient, Label, Learner, Lesson, NoSettings,
-        Norm, Objective, Oracle, Pass, Perturbed, Purifier, RemoteModel, Result, Services, Settings, Target, Teacher,
-        Tensor, Threading, ThreatModel, Weights, energy_gradient, export_plugin, in_range, nn, select_rows, settings,
-        unrolled, unrolled_by,
+        Access, Attack, AttackInfo, BackwardRule, Ball, Classifier, Goal, Gradient, InputFile, Label, Learner, Lesson,
+        NoSettings, Norm, Objective, Oracle, Pass, Perturbed, Purifier, RemoteModel, Result, Services, Settings,
+        Target, Teacher, Tensor, Threading, ThreatModel, Weights, energy_gradient, export_plugin, in_range, nn,
+        select_rows, settings, unrolled, unrolled_by,
     };
 }
 

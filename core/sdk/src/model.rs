@@ -24,6 +24,9 @@ pub(crate) trait Network: Send + Sync + 'static {
     fn info(&self) -> ModelInfo;
 }
 
+/// Weights of a network that neither brings any nor was given some.
+const UNTRAINED: &str = "init:0";
+
 /// Images a call on a GPU.
 const GPU_BATCH: usize = 512;
 
@@ -53,7 +56,11 @@ pub(crate) fn boxed<N: Network>(
     let rule = backward_rule(request.backward, &info.backward_rules)?;
     info.parameters = weights.parameter_count();
     info.note = noted(info.note, weights.counters());
-    info.weights = source;
+    // A network's own values are no initialisation.
+    info.weights = match weights.all_given() {
+        true => "its own".into(),
+        false => source,
+    };
     if !device.is_cpu() {
         // A GPU works through one large batch at a time.
         (info.threading, info.batch) = (Threading::Internal, Some(GPU_BATCH));
@@ -94,7 +101,7 @@ fn find_weights(source: &WeightSource, sets: WeightSets) -> std::result::Result<
     match source {
         WeightSource::Default => match sets.first() {
             Some((name, bytes)) => Ok((parse(name, bytes)?, name.to_string())),
-            None => Ok((Weights::init(0), "init:0".into())),
+            None => Ok((Weights::own(), UNTRAINED.into())),
         },
         WeightSource::Set(name) => match sets.iter().find(|(known, _)| known == name) {
             Some((name, bytes)) => Ok((parse(name, bytes)?, name.to_string())),

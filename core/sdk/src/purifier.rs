@@ -55,6 +55,11 @@ pub trait Purifier: Sized + Send + Sync + 'static {
         Self::INPUT
     }
 
+    /// [`THREADING`](Self::THREADING) where it depends on settings.
+    fn threading(&self) -> Threading {
+        Self::THREADING
+    }
+
     /// [`BATCH`](Self::BATCH) where it depends on settings.
     fn batch(&self) -> Option<usize> {
         Self::BATCH
@@ -107,7 +112,7 @@ impl<P: Purifier> Network for PurifierNetwork<P> {
             bounds: [0., 1.],
             backward_rules: P::BACKWARD.to_vec(),
             random: self.0.random(),
-            threading: P::THREADING,
+            threading: self.0.threading(),
             batch: self.0.batch(),
             parameters: 0,
             weights: String::new(),

@@ -3,14 +3,44 @@
 
 use advae_abi::info::Setting;
 use advae_abi::{AbiError, ErrorCode};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::any::TypeId;
 
 /// Settings of a plugin. Written with [`settings!`](crate::settings).
 pub trait Settings: Default + Clone + Serialize + DeserializeOwned + Send + Sync + 'static {
     /// Names and explanations, in the author's order.
     fn help() -> Vec<(&'static str, &'static str)>;
+
+    /// Names of those that are an [`InputFile`].
+    fn files() -> Vec<&'static str> {
+        vec![]
+    }
+}
+
+/// The path of a file that a plugin reads, as a setting. The host hashes the file, so that results say which one it was, and hands
+/// on a copy that does not change while it runs. Read it by its [`path`](Self::path).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct InputFile(String);
+
+impl InputFile {
+    /// Where it is; empty where none was named.
+    pub fn path(&self) -> &str {
+        &self.0
+    }
+
+    /// The file at a path.
+    pub fn at(path: impl Into<String>) -> Self {
+        Self(path.into())
+    }
+}
+
+/// Whether a setting's type is [`InputFile`].
+#[doc(hidden)]
+pub fn is_file<T: 'static>() -> bool {
+    TypeId::of::<T>() == TypeId::of::<InputFile>()
 }
 
 crate::settings! {
@@ -53,6 +83,11 @@ macro_rules! settings {
         impl $crate::Settings for $name {
             fn help() -> Vec<(&'static str, &'static str)> {
                 vec![$((stringify!($field), concat!("", $($doc),*))),*]
+            }
+
+            fn files() -> Vec<&'static str> {
+                let all: &[(&'static str, bool)] = &[$((stringify!($field), $crate::export_support::is_file::<$ty>())),*];
+                all.iter().filter(|(_, file)| *file).map(|(name, _)| *name).collect()
             }
         }
     };
@@ -199,10 +234,12 @@ fn plain(message: &str) -> String {
 /// The settings with their defaults, for listing.
 pub fn describe<S: Settings>() -> Vec<Setting> {
     let defaults = serde_json::to_value(S::default()).unwrap_or(Value::Null);
+    let files = S::files();
     let entry = |(name, help): (&str, &str)| Setting {
         name: name.to_string(),
         default: defaults.get(name).cloned().unwrap_or(Value::Null),
         help: help.trim().to_string(),
+        file: files.contains(&name),
     };
     S::help().into_iter().map(entry).collect()
 }
@@ -334,5 +371,24 @@ mod tests {
         let listed = describe::<Some>();
         assert_eq!(listed[0].default, 40);
         assert_eq!(listed[1].help, "Kind. Of two lines.");
+        assert!(listed.iter().all(|setting| !setting.file));
+    }
+
+    crate::settings! {
+        /// For the tests.
+        struct Files {
+            /// Steps.
+            steps: usize = 1,
+            /// Model.
+            model: InputFile = InputFile::default(),
+        }
+    }
+
+    #[test]
+    fn a_setting_that_names_a_file_is_listed_as_such() {
+        let files: Vec<bool> = describe::<Files>().iter().map(|setting| setting.file).collect();
+        assert_eq!(files, [false, true]);
+        let read: Files = parse(&object(r#"{"model": "net.onnx"}"#)).unwrap();
+        assert_eq!(read.model, InputFile::at("net.onnx"));
     }
 }

@@ -2,7 +2,7 @@
 
 use super::complain::complain;
 use crate::experiment::{self, Backward, Budgets, Settings, check_device};
-use crate::report::{Format, Report};
+use crate::report::{Format, Report, page_can_be_written};
 use crate::terminal::cancel::Cancel;
 use crate::terminal::config::{self, Case};
 use crate::terminal::console;
@@ -40,6 +40,9 @@ impl From<Rule> for Backward {
         }
     }
 }
+
+/// Samples that a page shows of every cell.
+const PICTURES: usize = 8;
 
 /// Flags of `eval`. A plugin is `NAME[@WEIGHTS][:key=value,...]`, where NAME is a path or is looked for in
 /// $ADVAE_PLUGIN_PATH, then beside the executable.
@@ -122,6 +125,12 @@ pub struct EvalArgs {
     /// Save the adversarial images, one npz file a cell
     #[arg(long, value_name = "DIR")]
     save_adversarial: Option<PathBuf>,
+    /// Keep N samples of every cell as pictures in the results, for pages [default: 8 with --report]
+    #[arg(long, value_name = "N")]
+    pictures: Option<usize>,
+    /// Write the report as a page, too: one HTML file that needs nothing beside it
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
     /// How the report is printed [default: table]
     #[arg(long)]
     format: Option<Format>,
@@ -138,11 +147,16 @@ pub struct EvalArgs {
 pub fn run(args: EvalArgs) -> Result<i32> {
     let args = args.merged()?;
     let format = args.format.unwrap_or_default();
+    let page = args.report.clone();
+    page.as_deref().map(page_can_be_written).transpose()?;
     let settings = args.fill()?;
     let cancel = Cancel::on_ctrl_c()?;
     let outcome = experiment::outcomes(&settings, &cancel)?;
-    let report = Report::new(&outcome.cells);
+    let report = Report::new(&outcome.cells).by(outcome.runs);
     report.print(format)?;
+    if let Some(page) = &page {
+        report.write_page(page)?;
+    }
     if cancel.is_cancelled() {
         console::say(&farewell(&settings, outcome.rows));
         return Ok(EXIT_CANCELLED);
@@ -204,6 +218,8 @@ impl EvalArgs {
             resume: self.resume || file.resume,
             repair: self.repair || file.repair,
             save_adversarial: self.save_adversarial.or(file.save_adversarial),
+            pictures: self.pictures.or(file.pictures),
+            report: self.report.or(file.report),
             format: self.format.or(file.format),
             config: None,
         }
@@ -262,6 +278,9 @@ impl EvalArgs {
             resume: self.resume,
             repair: self.repair,
             save_adversarial: self.save_adversarial,
+            pictures: self
+                .pictures
+                .unwrap_or(if self.report.is_some() { PICTURES } else { 0 }),
             keep_seeds_out: false,
         })
     }

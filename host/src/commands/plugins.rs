@@ -2,7 +2,7 @@
 
 use crate::plugin::{Found, Inspected, Plugin, scan, search_dirs};
 use crate::terminal::console;
-use advae_abi::info::{Manifest, Setting};
+use advae_abi::info::{Kind, Manifest, Setting};
 use anyhow::Result;
 use clap::Args;
 use comfy_table::Table;
@@ -70,9 +70,14 @@ fn with_settings(plugin: &Plugin) -> String {
 
 fn head(path: &Path, manifest: &Manifest) -> String {
     let cuda = if manifest.cuda { ", cuda" } else { "" };
+    let kinds: Vec<String> = [manifest.kind]
+        .iter()
+        .chain(&manifest.also)
+        .map(Kind::to_string)
+        .collect();
     let mut out = format!(
         "{} {} {} (contract {}, sdk {}, {}{cuda})\n  {}\n",
-        manifest.kind,
+        kinds.join(" and "),
         manifest.name,
         manifest.version,
         manifest.contract,
@@ -114,6 +119,7 @@ mod tests {
             name: name.into(),
             default,
             help: help.into(),
+            file: false,
         };
         let list = [
             setting("steps", json!(40), "iterations"),

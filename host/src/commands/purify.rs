@@ -1,7 +1,7 @@
 //! `purify`: what purifiers make of images, as a picture.
 
 use crate::commands::doctor::sample;
-use crate::experiment::{Distances, Layout, Limits, LoadedModel, check_device, for_each, load_model, threads};
+use crate::experiment::{Distances, Layout, Limits, LoadedModel, check_device, for_each, load_model, png, threads};
 use crate::terminal::console;
 use crate::wire::model::Model;
 use crate::wire::tensor::{Call, Tensor};
@@ -368,16 +368,7 @@ impl Picture {
 
     /// `overwrite`: whether a file that is there already may be replaced.
     fn write(&self, path: &Path, overwrite: bool) -> Result<()> {
-        let mut bytes = vec![];
-        let mut encoder = png::Encoder::new(&mut bytes, self.width as u32, self.height as u32);
-        encoder.set_color(match self.channels {
-            1 => png::ColorType::Grayscale,
-            _ => png::ColorType::Rgb,
-        });
-        encoder.set_depth(png::BitDepth::Eight);
-        let mut writer = encoder.write_header()?;
-        writer.write_image_data(&self.pixels)?;
-        writer.finish()?;
+        let bytes = png([self.width, self.height], self.channels, &self.pixels)?;
         let mut options = File::options();
         options.write(true).create_new(!overwrite).create(true).truncate(true);
         let written = options.open(path).and_then(|mut file| file.write_all(&bytes));

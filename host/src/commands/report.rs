@@ -31,7 +31,8 @@ pub fn run(args: ReportArgs) -> Result<i32> {
             path.display()
         );
     }
-    let report = Report::new(&merge(records)?.cells);
+    let merged = merge(records)?;
+    let report = Report::new(&merged.cells).by(merged.runs);
     report.print(args.format)?;
     Ok(complain(&report, None))
 }

@@ -3,10 +3,11 @@
 use super::ids::{Ids, Purpose};
 use super::images::Images;
 use super::load::LoadedModel;
+use super::pictures;
 use super::repeat::{Chosen, Scored, repeat};
 use super::score::{Batch, Limits, Scorer, Verdict};
 use super::workers::{Layout, for_each_batch};
-use crate::results::{Cell, CellHeader, Check, Records, Results, Row, Substitute};
+use crate::results::{Cell, CellHeader, Check, Picture, Records, Results, Row, Substitute};
 use crate::terminal::cancel::Cancel;
 use crate::terminal::progress::Progress;
 use crate::wire::attack::{Attack, Perturbed};
@@ -74,6 +75,8 @@ pub struct Run<'a> {
     pub ids: Ids,
     /// Those of which the scoring is repeated.
     pub chosen: Chosen,
+    /// Samples that pictures are kept of.
+    pub pictured: Vec<u64>,
     /// Images for the attacker.
     pub seeds: Option<Arc<Dataset>>,
     /// Seed of the experiment.
@@ -198,7 +201,7 @@ impl Run<'_> {
         };
         let mut cell = Cell::new(header.clone());
         if let Some(known) = self.previous.cell(&header.key) {
-            cell.rows = known.rows.clone();
+            (cell.rows, cell.pictures) = (known.rows.clone(), known.pictures.clone());
             (cell.substitute, cell.check) = (known.substitute, known.check);
             cell.header.samples = header.samples.max(known.rows.len());
         }
@@ -415,6 +418,16 @@ impl Run<'_> {
                     continue;
                 }
             };
+            let has = |id| lock(&live.cell).pictures.contains_key(&id);
+            let places = pictures::wanted(&self.pictured, &batch, has);
+            match live.scorer.pictures(&batch, &perturbed, &rows, &places) {
+                Ok(pictures) if !pictures.is_empty() => self.show(live, pictures)?,
+                Ok(_) => {}
+                Err(error) => {
+                    live.fail(error);
+                    continue;
+                }
+            }
             let at = work.clock.now();
             for (row, id) in rows.iter_mut().zip(&crafting_ids) {
                 let counts = work.rules.meter.of(*id);
@@ -439,6 +452,14 @@ impl Run<'_> {
         }
         lock(self.results).append(&live.header.key, &new, cell.check.filter(|_| check.is_some()))?;
         cell.rows.extend(new.into_iter().map(|row| (row.id, row)));
+        Ok(())
+    }
+
+    fn show(&self, live: &Live, pictures: Vec<Picture>) -> Result<()> {
+        lock(self.results).pictures(&live.header.key, &pictures)?;
+        lock(&live.cell)
+            .pictures
+            .extend(pictures.into_iter().map(|p| (p.id, p)));
         Ok(())
     }
 

@@ -1,12 +1,12 @@
 //! Classifiers and purifiers, loaded once.
 
-use crate::plugin::{Plugin, PluginSpec};
+use crate::plugin::{Plugin, PluginSpec, files};
 use crate::results::{ModelConfig, Named, PluginConfig, Rule};
 use crate::terminal::console;
 use crate::wire::construct::{self, Constructed, Wanted};
 use crate::wire::model::Model;
 use advae_abi::info::{BackwardRule, Construct, Kind, WeightSource};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 /// A model, and how it came to be.
 #[derive(Clone)]
@@ -63,7 +63,17 @@ pub fn load_recorded(recorded: &ModelConfig, kind: Kind, device: &str) -> Result
     let spec = recorded_spec(recorded, kind)?;
     Plugin::find_recorded(&spec.name, kind, &recorded.plugin.sha256)?;
     // The name now stands for that file.
-    load(&spec, kind, device, None)
+    let loaded = load(&spec, kind, device, None)?;
+    let (now, then) = (&loaded.config.plugin.files, &recorded.plugin.files);
+    for (setting, sha256) in then {
+        ensure!(
+            now.get(setting) == Some(sha256),
+            "{kind} '{}' ran with another file as its setting '{setting}', of sha256 {}: bring that one back",
+            recorded.plugin.name,
+            sha256.escape_debug()
+        );
+    }
+    Ok(loaded)
 }
 
 /// The record's model as it is named on the command line.
@@ -95,7 +105,7 @@ fn load(spec: &PluginSpec, kind: Kind, device: &str, backward: Option<BackwardRu
         model,
     } = construct::construct(spec, &wanted)?;
     let config = ModelConfig {
-        plugin: plugin_config(&plugin, spec),
+        plugin: plugin_config(&plugin, spec)?,
         weights,
         device: device.into(),
         backward: backward.map(|rule| rule.name().into()),
@@ -118,11 +128,15 @@ fn load(spec: &PluginSpec, kind: Kind, device: &str, backward: Option<BackwardRu
 }
 
 /// A plugin and the settings it was given, for the results file.
-pub fn plugin_config(plugin: &Plugin, spec: &PluginSpec) -> PluginConfig {
-    PluginConfig {
+///
+/// # Errors
+/// Where a file that a setting names cannot be read.
+pub fn plugin_config(plugin: &Plugin, spec: &PluginSpec) -> Result<PluginConfig> {
+    Ok(PluginConfig {
         name: plugin.manifest.name.clone(),
         version: plugin.manifest.version.clone(),
         sha256: plugin.sha256.clone(),
         config: spec.config.clone(),
-    }
+        files: files::given(plugin, &spec.config)?.hashes,
+    })
 }

@@ -236,7 +236,7 @@ fn threats(settings: &Settings, defended: bool) -> Result<Vec<LoadedThreat>> {
         let threat_model = ThreatModel::construct(&plugin, spec.config.clone())?;
         Ok(LoadedThreat {
             named: Named::from(&spec),
-            config: plugin_config(&plugin, &spec),
+            config: plugin_config(&plugin, &spec)?,
             threat_model,
         })
     };
@@ -349,7 +349,7 @@ fn loaded(
     let images = (0..dataset.len()).map(|i| dataset.image(i));
     Ok(LoadedAttack {
         named: Named::from(spec),
-        config: plugin_config(plugin, filled),
+        config: plugin_config(plugin, filled)?,
         attack,
         limits,
         plain: epsilon.map_or(0, |epsilon| made_plain(images, norm, epsilon)),

@@ -18,6 +18,7 @@ use advae_data::npz::{Logits, Saved};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Map;
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// How files are scored; what is absent the file itself says.
@@ -344,6 +345,7 @@ fn unknown(path: &Path, classifier: &ModelConfig) -> CellHeader {
         version: "-".into(),
         sha256: "-".into(),
         config: Map::new(),
+        files: BTreeMap::new(),
     };
     let config = CellConfig {
         contract: String::new(),

@@ -6,7 +6,7 @@ use super::images::Images;
 use super::plan::Plan;
 use super::repeat::Chosen;
 use super::settings::Settings;
-use crate::results::{Cell, CellHeader, Records, Results};
+use crate::results::{Cell, CellHeader, Records, Results, Run as Measured};
 use crate::terminal::cancel::Cancel;
 use crate::terminal::console;
 use crate::terminal::progress::Progress;
@@ -17,6 +17,8 @@ use std::sync::{Mutex, PoisonError};
 pub struct Outcome {
     /// The cells of the plan, or as many as came before a cancellation.
     pub cells: Vec<Cell>,
+    /// The runs that measured them, this one at the end.
+    pub runs: Vec<Measured>,
     /// Rows in the results file, or without one in memory.
     pub rows: usize,
     /// Why the results file, or one of images, is not whole.
@@ -65,6 +67,7 @@ pub fn run(settings: &Settings, plan: &Plan, known: &[Cell], cancel: &Cancel) ->
     let ids = Ids::new(&plan.dataset_sha256, settings.seed);
     let run = Run {
         chosen: Chosen::of(&ids, &plan.dataset.ids),
+        pictured: plan.dataset.ids.iter().copied().take(settings.pictures).collect(),
         seeds: plan.attacker_images.clone(),
         seed: settings.seed,
         threads: settings.threads,
@@ -101,6 +104,7 @@ pub fn run(settings: &Settings, plan: &Plan, known: &[Cell], cancel: &Cancel) ->
         .iter()
         .filter(|known| !cells.iter().any(|cell| cell.header.key == known.header.key));
     Ok(Outcome {
+        runs: previous.runs.iter().cloned().chain([Measured::here()]).collect(),
         rows: here + others.map(|cell| cell.rows.len()).sum::<usize>(),
         cells,
         trouble: match (results.trouble(), images.trouble()) {

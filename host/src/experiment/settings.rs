@@ -63,6 +63,8 @@ pub struct Settings {
     pub repair: bool,
     /// Folder of adversarial images.
     pub save_adversarial: Option<PathBuf>,
+    /// Samples of every cell that pictures are kept of.
+    pub pictures: usize,
     /// Leave the black-box attacker's seeds out of scoring even where no threat model uses them, for one subset in all runs.
     pub keep_seeds_out: bool,
 }
@@ -93,6 +95,7 @@ impl Default for Settings {
             resume: false,
             repair: false,
             save_adversarial: None,
+            pictures: 0,
             keep_seeds_out: false,
         }
     }

@@ -122,7 +122,7 @@ impl Plugin {
     /// # Errors
     /// Where the kind is not `expected`.
     pub fn expect_kind(&self, expected: Kind) -> Result<()> {
-        expect_kind(&self.path, self.manifest.kind, expected)
+        expect_kind(&self.path, &self.manifest, expected)
     }
 }
 

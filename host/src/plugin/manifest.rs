@@ -20,13 +20,14 @@ impl Inspected {
     /// # Errors
     /// Where the kind is not `expected`.
     pub fn expect_kind(&self, expected: Kind) -> Result<()> {
-        expect_kind(&self.path, self.manifest.kind, expected)
+        expect_kind(&self.path, &self.manifest, expected)
     }
 }
 
-pub(super) fn expect_kind(path: &Path, kind: Kind, expected: Kind) -> Result<()> {
+pub(super) fn expect_kind(path: &Path, manifest: &Manifest, expected: Kind) -> Result<()> {
+    let kind = manifest.kind;
     ensure!(
-        kind == expected,
+        manifest.brings(expected),
         "plugin '{}' is {}, not {}: {}",
         file_name(path),
         kind.with_article(),
@@ -79,6 +80,7 @@ mod tests {
         Manifest {
             contract: contract.into(),
             kind: Kind::Attack,
+            also: vec![],
             name: "pgd".into(),
             version: "0.1.0".into(),
             sdk: "none".into(),

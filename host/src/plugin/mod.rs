@@ -2,6 +2,7 @@
 
 mod elf;
 pub mod fenv;
+pub mod files;
 mod find;
 pub mod lists;
 mod load;

@@ -55,6 +55,16 @@ pub fn copy(name: &str, sha256: &str, bytes: &[u8]) -> io::Result<String> {
     Ok(path)
 }
 
+/// The path of a sealed copy, or the file's own where the system has none.
+pub fn or_itself(path: &str, sha256: &str, bytes: &[u8]) -> String {
+    copy(path, sha256, bytes).unwrap_or_else(|error| {
+        tracing::warn!(
+            "the plugin reads '{path}' itself, as there are no sealed files here ({error}): leave it as it is"
+        );
+        path.into()
+    })
+}
+
 /// The text with the user's names of files in place of the paths of their copies.
 pub fn original_names(text: &str) -> String {
     if !text.contains(system::PREFIX) {

@@ -2,7 +2,7 @@
 
 use super::figures::{Summary, Worst, worst_cases};
 use super::warnings::Warning;
-use crate::results::Cell;
+use crate::results::{Cell, Run};
 use serde::Serialize;
 
 /// Cells, worst cases and warnings.
@@ -18,6 +18,9 @@ pub struct Report {
     pub typed_warnings: Vec<Warning>,
     /// Cells that lack rows and are in no table: how many they have.
     pub unfinished: Vec<String>,
+    /// The runs that measured them; for pages, as figures do not depend on them.
+    #[serde(skip)]
+    pub runs: Vec<Run>,
 }
 
 impl Report {
@@ -37,7 +40,19 @@ impl Report {
             typed_warnings,
             unfinished: lacking.iter().map(unfinished).collect(),
             cells,
+            runs: vec![],
         }
+    }
+
+    /// The same, and by which runs it was measured. Runs that are alike are named once.
+    pub fn by(self, runs: impl IntoIterator<Item = Run>) -> Self {
+        let mut all: Vec<Run> = vec![];
+        for run in runs {
+            if !all.contains(&run) {
+                all.push(run);
+            }
+        }
+        Self { runs: all, ..self }
     }
 
     /// What went wrong, a line a cell: failures and refused images.

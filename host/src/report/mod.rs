@@ -14,8 +14,9 @@ pub use stats::mcnemar_of;
 pub use warnings::Warning;
 
 use crate::terminal::console;
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use format::notes;
+use std::path::Path;
 
 impl Report {
     /// Prints the report; notes and warnings go to stderr where the format has no place for them.
@@ -30,6 +31,18 @@ impl Report {
         Ok(())
     }
 
+    /// Writes the report as a page.
+    ///
+    /// # Errors
+    /// Where the file cannot be written.
+    pub fn write_page(&self, path: &Path) -> Result<()> {
+        let page = self.render(Format::Html, None)?;
+        let shown = path.display();
+        std::fs::write(path, page).with_context(|| format!("cannot write the page '{shown}'"))?;
+        console::say(&format!("the page is '{shown}': a browser shows it"));
+        Ok(())
+    }
+
     /// The report as text, no wider than that many columns where the format can help it.
     ///
     /// # Errors
@@ -37,6 +50,28 @@ impl Report {
     pub fn render(&self, format: Format, width: Option<usize>) -> Result<String> {
         format.renderer(width).render(self)
     }
+}
+
+/// Refuses a place for a page before the work is done: what is there is never overwritten.
+///
+/// # Errors
+/// Where a file is there already, or none can be made.
+pub fn page_can_be_written(path: &Path) -> Result<()> {
+    let shown = path.display();
+    ensure!(
+        path.symlink_metadata().is_err(),
+        "--report '{shown}' is there already: choose another file, or move it away"
+    );
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    ensure!(
+        folder.is_dir(),
+        "--report '{shown}': there is no folder '{}', make it first",
+        folder.display()
+    );
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! A results file while it is written: lines as they come, one writer, and nothing of the user's overwritten.
 
-use super::line::{FORMAT, Line};
+use super::line::Line;
 use super::read::{Contents, Records, contents, digest_of, refuse_damage};
-use super::record::{Cell, CellHeader, Check, Row, Run, Substitute};
-use crate::terminal::{console, version};
+use super::record::{Cell, CellHeader, Check, Picture, Row, Run, Substitute};
+use crate::terminal::console;
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -105,12 +105,7 @@ impl Results {
 
     /// Says who writes from here on.
     fn introduce(&mut self) -> Result<()> {
-        let run = Run {
-            format: FORMAT,
-            host: version::LINE.into(),
-            command: version::command(),
-        };
-        self.write([Line::Run(run)])?;
+        self.write([Line::Run(Run::here())])?;
         match self.trouble.take() {
             Some(trouble) => bail!(trouble),
             None => Ok(()),
@@ -170,6 +165,17 @@ impl Results {
         self.write([Line::Images {
             cell: cell.into(),
             sha256,
+        }])
+    }
+
+    /// Writes a few samples of a cell as they look.
+    ///
+    /// # Errors
+    /// Where they cannot be serialised.
+    pub fn pictures(&mut self, cell: &str, pictures: &[Picture]) -> Result<()> {
+        self.write([Line::Pictures {
+            cell: cell.into(),
+            pictures: pictures.to_vec(),
         }])
     }
 

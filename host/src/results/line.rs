@@ -1,11 +1,13 @@
 //! A line of a results file: JSON that ends in its own checksum.
 
-use super::record::{CellHeader, Check, Row, Run, Substitute};
+use super::record::{CellHeader, Check, Picture, Row, Run, Substitute};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-/// Format that this host writes and reads.
-pub const FORMAT: u32 = 3;
+/// Format that this host writes.
+pub const FORMAT: u32 = 4;
+/// The oldest that it reads: each later one only adds to it.
+pub const OLDEST: u32 = 3;
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,6 +41,13 @@ pub enum Line {
         cell: String,
         /// Hash of what the file will hold.
         sha256: String,
+    },
+    /// Samples of a cell as they look. Since format 4.
+    Pictures {
+        /// Key of the cell.
+        cell: String,
+        /// A few.
+        pictures: Vec<Picture>,
     },
     /// A cell failed.
     Failed {

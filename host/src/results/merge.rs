@@ -40,6 +40,7 @@ pub fn merge(all: Vec<Records>) -> Result<Records> {
             known.header.samples = known.header.samples.max(cell.header.samples).max(known.rows.len());
             known.header.plain = known.header.plain.max(cell.header.plain);
             known.images.extend(cell.images);
+            known.pictures.extend(cell.pictures);
             known.substitute = known.substitute.or(cell.substitute);
             known.check = known.check.or(cell.check);
             known.failed = known.failed.take().filter(|_| known.rows.len() < known.header.samples);

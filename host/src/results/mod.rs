@@ -10,8 +10,8 @@ pub use file::{Results, claim};
 pub use merge::merge;
 pub use read::{Records, read};
 pub use record::{
-    Cell, CellConfig, CellHeader, Check, DrawShares, Granted, ModelConfig, Named, PluginConfig, Row, Rule, Run, Search,
-    Stage, Substitute,
+    Cell, CellConfig, CellHeader, Check, DrawShares, Granted, Look, ModelConfig, Named, Picture, PluginConfig, Row,
+    Rule, Run, Search, Stage, Substitute,
 };
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! A results file read back: whole, in order, and believed only as far as its checksums go.
 
-use super::line::{FORMAT, Line};
+use super::line::{FORMAT, Line, OLDEST};
 use super::record::{Cell, Run};
 use crate::plugin::hex;
 use anyhow::{Context, Result, bail, ensure};
@@ -143,7 +143,7 @@ struct Reader {
 impl Reader {
     fn take(&mut self, line: Line) -> Result<()> {
         match line {
-            Line::Run(run) if run.format != FORMAT => bail!(OtherFormat(run.format)),
+            Line::Run(run) if !(OLDEST..=FORMAT).contains(&run.format) => bail!(OtherFormat(run.format)),
             Line::Run(run) => self.records.runs.push(run),
             Line::Cell(header) => self.begin(*header)?,
             Line::Sample(row) => {
@@ -160,6 +160,10 @@ impl Reader {
             Line::Substitute { cell, substitute } => self.cell(&cell)?.substitute = Some(substitute),
             Line::Check { cell, check } => self.cell(&cell)?.check = Some(check),
             Line::Images { cell, sha256 } => drop(self.cell(&cell)?.images.insert(sha256)),
+            Line::Pictures { cell, pictures } => {
+                let cell = self.cell(&cell)?;
+                cell.pictures.extend(pictures.into_iter().map(|p| (p.id, p)));
+            }
             Line::Failed { cell, error } => self.cell(&cell)?.failed = Some(error),
             Line::Done { cell, rows, digest } => {
                 let cell = self.cell(&cell)?;

@@ -1,6 +1,8 @@
 //! What is kept of an experiment: everything that a figure or a warning of the report needs, and how to repeat it.
 
+use super::line::FORMAT;
 use crate::plugin::{PluginSpec, hex, quoted_path};
+use crate::terminal::version;
 use advae_abi::info::{Access, AttackInfo, NormKind, Target, WeightSource};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -18,6 +20,9 @@ pub struct PluginConfig {
     pub sha256: String,
     /// Settings that were given; the others have their defaults.
     pub config: Map<String, Value>,
+    /// Hash of each file that a setting names.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<String, String>,
 }
 
 /// A classifier or a purifier.
@@ -475,6 +480,39 @@ impl Check {
     }
 }
 
+/// An image as PNG in base64, and what the whole model says of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Look {
+    /// The image, rounded to 8 bits.
+    pub png: String,
+    /// The class.
+    pub prediction: u32,
+    /// Its softmax.
+    pub confidence: f64,
+}
+
+/// A sample as it looks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Picture {
+    /// Sample id.
+    pub id: u64,
+    /// True label.
+    pub label: u32,
+    /// Of the images, `[C,H,W]`.
+    pub shape: [usize; 3],
+    /// The clean image.
+    pub clean: Look,
+    /// The image that was scored.
+    pub adversarial: Look,
+    /// Ten times what the attack added, around grey.
+    pub difference: String,
+    /// What the purifier makes of the adversarial image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub purified: Option<String>,
+    /// Whether it counts as robust.
+    pub robust: bool,
+}
+
 /// A run of the host that wrote to the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Run {
@@ -484,6 +522,21 @@ pub struct Run {
     pub host: String,
     /// Command line, without the program's folder.
     pub command: String,
+    /// Its machine; absent in older files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
+}
+
+impl Run {
+    /// This process.
+    pub fn here() -> Self {
+        Self {
+            format: FORMAT,
+            host: version::LINE.into(),
+            command: version::command(),
+            machine: Some(version::machine()),
+        }
+    }
 }
 
 /// A cell as far as it is known.
@@ -499,6 +552,8 @@ pub struct Cell {
     pub check: Option<Check>,
     /// Hashes of what was written, or was about to be, to its file of adversarial images.
     pub images: BTreeSet<String>,
+    /// Samples as they look, by id: a few, where they were asked for.
+    pub pictures: BTreeMap<u64, Picture>,
     /// Why it failed, if it did.
     pub failed: Option<String>,
 }
@@ -512,6 +567,7 @@ impl Cell {
             substitute: None,
             check: None,
             images: BTreeSet::new(),
+            pictures: BTreeMap::new(),
             failed: None,
         }
     }

@@ -1,6 +1,7 @@
 use super::*;
 use advae_abi::info::{NormKind, Target};
 use serde_json::Map;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 pub(crate) fn plugin(name: &str) -> PluginConfig {
@@ -9,6 +10,7 @@ pub(crate) fn plugin(name: &str) -> PluginConfig {
         version: "0.1.0".into(),
         sha256: "00".into(),
         config: Map::new(),
+        files: BTreeMap::new(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Attacks of plugins. What they return is checked for shape here and measured when it is scored.
 
-use crate::plugin::Plugin;
 use crate::plugin::fenv::Foreign;
+use crate::plugin::{Plugin, files};
 use crate::wire::boundary::{LentCall, LentTensor, Origin};
 use crate::wire::info;
 use crate::wire::tensor::{Call, Tensor};
@@ -43,7 +43,7 @@ impl Attack {
         let name = plugin.manifest.name.clone();
         let origin = Origin::new(Kind::Attack, &name);
         let request = Construct {
-            config,
+            config: files::given(plugin, &config)?.config,
             device: "cpu".into(),
             ..Construct::default()
         };

@@ -2,10 +2,10 @@
 //!
 //! Weights out of a file are read here, once: the plugin is given the bytes that were hashed, not the user's file.
 
-use crate::plugin::{Plugin, PluginSpec, hex, sealed};
+use crate::plugin::{Plugin, PluginSpec, files, hex, sealed};
 use crate::wire::model::{Model, ask};
 use advae_abi::info::{BackwardRule, Construct, Kind, WeightSource};
-use advae_abi::{AbiError, ModelBox};
+use advae_abi::{AbiError, ErrorCode, ModelBox};
 use anyhow::{Context, Result};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -54,7 +54,7 @@ pub struct Constructed {
 /// Where the plugin is not found, is of another kind, does not load or refuses the request, or its weights cannot be read.
 pub fn construct(spec: &PluginSpec, wanted: &Wanted) -> Result<Constructed> {
     let plugin = Plugin::find(&spec.name, wanted.kind)?;
-    let (request, weights) = request(spec, wanted)?;
+    let (request, weights) = request(&plugin, spec, wanted)?;
     let model = Model::construct(&plugin, &request).with_context(|| format!("'{spec}'"))?;
     Ok(Constructed {
         plugin,
@@ -67,8 +67,8 @@ pub fn construct(spec: &PluginSpec, wanted: &Wanted) -> Result<Constructed> {
 /// The request for a model, and its weights as records name them. May be used again: its weights do not change.
 ///
 /// # Errors
-/// Where the weights cannot be read.
-pub fn request(spec: &PluginSpec, wanted: &Wanted) -> Result<(Construct, String)> {
+/// Where the weights, or a file that a setting names, cannot be read.
+pub fn request(plugin: &Plugin, spec: &PluginSpec, wanted: &Wanted) -> Result<(Construct, String)> {
     let (weights, recorded) = match (&spec.weights, wanted.initialise) {
         (WeightSource::Init(seed), _) => (WeightSource::Init(*seed), format!("init:{seed}")),
         (WeightSource::Default, Some(seed)) => (WeightSource::Init(seed), format!("init:{seed}")),
@@ -77,7 +77,8 @@ pub fn request(spec: &PluginSpec, wanted: &Wanted) -> Result<(Construct, String)
         (WeightSource::Path(path), _) => read_weights(path)?,
     };
     let request = Construct {
-        config: spec.config.clone(),
+        kind: Some(wanted.kind),
+        config: files::given(plugin, &spec.config)?.config,
         weights,
         device: wanted.device.into(),
         backward: wanted.backward,
@@ -90,8 +91,10 @@ pub fn request(spec: &PluginSpec, wanted: &Wanted) -> Result<(Construct, String)
 /// # Errors
 /// Where the plugin is no classifier or refuses the request.
 pub fn fresh(plugin: &Plugin, config: Map<String, Value>, device: &str, seed: u64) -> Result<ModelBox, AbiError> {
+    let config = files::given(plugin, &config).map_err(|e| AbiError::new(ErrorCode::Config, format!("{e:#}")))?;
     let request = Construct {
-        config,
+        kind: Some(Kind::Classifier),
+        config: config.config,
         weights: WeightSource::Init(seed),
         device: device.into(),
         backward: None,
@@ -102,11 +105,6 @@ pub fn fresh(plugin: &Plugin, config: Map<String, Value>, device: &str, seed: u6
 fn read_weights(path: &str) -> Result<(WeightSource, String)> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read the weights '{path}'"))?;
     let sha256 = hex(&Sha256::digest(&bytes));
-    let given = sealed::copy(path, &sha256, &bytes).unwrap_or_else(|error| {
-        tracing::warn!(
-            "the plugin reads '{path}' itself, as there are no sealed files here ({error}): leave it as it is"
-        );
-        path.into()
-    });
+    let given = sealed::or_itself(path, &sha256, &bytes);
     Ok((WeightSource::Path(given), format!("file:{sha256}")))
 }

@@ -56,7 +56,7 @@ impl Model {
     /// # Errors
     /// Where the plugin refuses the request or the trial gives other shapes than promised.
     pub fn construct(plugin: &Plugin, request: &Construct) -> Result<Self> {
-        let kind = plugin.manifest.kind;
+        let kind = request.kind.unwrap_or(plugin.manifest.kind);
         if !matches!(kind, Kind::Classifier | Kind::Purifier) {
             bail!(
                 "plugin '{}' is {}: a classifier or a purifier is needed here",

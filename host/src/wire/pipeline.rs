@@ -90,13 +90,23 @@ impl Pipeline {
         Ok(())
     }
 
+    /// What the purifier makes of images `[N,C,H,W]`; absent without one.
+    ///
+    /// # Errors
+    /// Where it fails.
+    pub fn purified(&self, call: &Call, x: &Tensor) -> Result<Option<Tensor>> {
+        self.purifier
+            .as_ref()
+            .map(|purifier| purifier.forward(call, x))
+            .transpose()
+    }
+
     /// Logits `[N,K]`.
     ///
     /// # Errors
     /// Where a plugin fails.
     pub fn forward(&self, call: &Call, x: &Tensor) -> Result<Tensor> {
-        let purified = self.purifier.as_ref().map(|purifier| purifier.forward(call, x));
-        let purified = purified.transpose()?;
+        let purified = self.purified(call, x)?;
         let x = purified.as_ref().unwrap_or(x);
         match &self.head {
             None => self.classifier.forward(call, x),

@@ -1,7 +1,7 @@
 //! Threat models of plugins, and what the host offers them while they prepare.
 
-use crate::plugin::Plugin;
 use crate::plugin::fenv::{self, Foreign};
+use crate::plugin::{Plugin, files};
 use crate::terminal::cancel::Cancel;
 use crate::wire::boundary::{LentCall, Origin};
 use crate::wire::construct::fresh;
@@ -43,7 +43,7 @@ impl ThreatModel {
         let name = plugin.manifest.name.clone();
         let origin = Origin::new(Kind::ThreatModel, &name);
         let request = Construct {
-            config,
+            config: files::given(plugin, &config)?.config,
             device: "cpu".into(),
             ..Construct::default()
         };

@@ -6,7 +6,7 @@ use candle_core::{Result, bail};
 
 use super::Net;
 use super::graph::{Entry, Graph, Op};
-use super::operators::{Add, AveragePool, Concat, MaxPool, Operator, Relu, Sigmoid, Upsample};
+use super::operators::{Add, AveragePool, Concat, MaxPool, Operator, Relu, Scale, Sigmoid, Upsample};
 use crate::{BatchNorm2d, Conv2d, ConvTranspose2d, Dropout, Linear};
 
 /// A map of the network under construction, `[C, H, W]` for every image.
@@ -41,6 +41,11 @@ impl NetBuilder {
     /// Shape `[C, H, W]` of a node.
     pub fn shape(&self, node: Node) -> [usize; 3] {
         self.entry(node).shape
+    }
+
+    /// Whether a node is a vector: `[N, C]`, not `[N, C, 1, 1]`.
+    pub fn is_flat(&self, node: Node) -> bool {
+        self.entry(node).flat
     }
 
     /// Convolution `[in, H, W]` to `[out, Hout, Wout]`.
@@ -99,6 +104,15 @@ impl NetBuilder {
     /// See [`sigmoid`](crate::sigmoid).
     pub fn sigmoid(&mut self, x: Node) -> Node {
         self.same(Op::Plain(Arc::new(Sigmoid)), x)
+    }
+
+    /// `scale[c] x + shift[c]` with fixed numbers, `[C]` each: such as the mean and the deviation that images are normalised by.
+    ///
+    /// # Errors
+    /// When there are not as many as channels.
+    pub fn scale(&mut self, x: Node, scale: &[f64], shift: &[f64]) -> Result<Node> {
+        let (scale, shift) = (scale.to_vec(), shift.to_vec());
+        self.plain(Scale { scale, shift }, &[x])
     }
 
     /// See [`max_pool2d`](crate::max_pool2d): `[C, H, W]` to `[C, H / k, W / k]`.

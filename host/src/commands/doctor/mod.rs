@@ -34,6 +34,25 @@ pub struct DoctorArgs {
     /// Where models run: `cpu` or `cuda:N`
     #[arg(long, default_value = "cpu")]
     device: String,
+    /// As what a plugin is examined that is a classifier and a purifier; absent: the first of them
+    #[arg(long)]
+    kind: Option<Examined>,
+}
+
+/// What a file that holds both is examined as.
+#[derive(clap::ValueEnum, Clone, Copy, Debug)]
+enum Examined {
+    Classifier,
+    Purifier,
+}
+
+impl From<Examined> for Kind {
+    fn from(examined: Examined) -> Kind {
+        match examined {
+            Examined::Classifier => Kind::Classifier,
+            Examined::Purifier => Kind::Purifier,
+        }
+    }
 }
 
 /// Examines a plugin and prints a checklist. Returns the exit code: 2 where anything failed.
@@ -45,11 +64,13 @@ pub fn run(args: DoctorArgs) -> Result<i32> {
     let spec = PluginSpec::parse(&args.plugin)?;
     let mut list = Checklist::default();
     if let Some(plugin) = open(&mut list, &spec)? {
+        let kind = args.kind.map_or(plugin.manifest.kind, Into::into);
+        plugin.expect_kind(kind)?;
         let wanted = Wanted {
             device: &args.device,
-            ..Wanted::on_cpu(plugin.manifest.kind)
+            ..Wanted::on_cpu(kind)
         };
-        let (request, _) = request(&spec, &wanted)?;
+        let (request, _) = request(&plugin, &spec, &wanted)?;
         examine(&mut list, &Patient { plugin, request })?;
     }
     console::print(&list.summary())?;

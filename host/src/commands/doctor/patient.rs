@@ -14,6 +14,6 @@ pub struct Patient {
 impl Patient {
     /// Its kind.
     pub fn kind(&self) -> Kind {
-        self.plugin.manifest.kind
+        self.request.kind.unwrap_or(self.plugin.manifest.kind)
     }
 }

@@ -22,21 +22,11 @@ impl Run {
         Self {
             date: jiff::Timestamp::now().strftime("%Y-%m-%d").to_string(),
             commit: version::COMMIT.into(),
-            machine: machine() + &card(device),
+            machine: version::machine() + &card(device),
             command: version::command(),
             data: format!("{samples} of {dataset}, seed {seed}"),
         }
     }
-}
-
-fn machine() -> String {
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = info
-        .lines()
-        .find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-    let model = model.map_or("unknown processor", |(_, name)| name.trim());
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    format!("{model}, {cores} cores")
 }
 
 /// The graphics card of `cuda:N`, as its driver names it. The host has no CUDA to ask.

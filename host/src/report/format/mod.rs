@@ -1,6 +1,7 @@
 //! Formats of a report, each a [`Render`].
 
 mod csv;
+mod html;
 mod json;
 mod latex;
 mod markdown;
@@ -27,6 +28,8 @@ pub enum Format {
     Json,
     /// For a paper: booktabs.
     Latex,
+    /// For people: one page with curves and images
+    Html,
 }
 
 impl Format {
@@ -38,6 +41,7 @@ impl Format {
             Self::Csv => Box::new(csv::Csv),
             Self::Json => Box::new(json::Json),
             Self::Latex => Box::new(latex::Latex),
+            Self::Html => Box::new(html::Html),
         }
     }
 }

@@ -18,7 +18,7 @@ fn file(name: &str, arrays: &[(&str, &Tensor)]) -> String {
 
 fn of(file: &str) -> Result<Transfer> {
     Transfer::new(TransferSettings {
-        file: file.into(),
+        file: InputFile::at(file),
         ..Default::default()
     })
 }

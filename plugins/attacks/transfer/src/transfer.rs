@@ -9,7 +9,7 @@ settings! {
     /// The images of a file.
     pub struct TransferSettings {
         /// File of images: `eval --save-adversarial` writes such, and numpy.savez: arrays x (clean) and x_adv, float32 [N,C,H,W].
-        file: String = String::new(),
+        file: InputFile = InputFile::default(),
         /// Norm of the ball that the images must keep: linf or l2.
         norm: Norm = Norm::Linf,
         /// Radius of the ball.
@@ -29,7 +29,7 @@ impl Attack for Transfer {
 
     fn new(settings: TransferSettings) -> Result<Self> {
         in_range("epsilon", settings.epsilon, 0. ..=1e6)?;
-        let file = &settings.file;
+        let file = settings.file.path();
         if file.is_empty() {
             bail!("file is empty: choose one, transfer:file=FILE.npz, as eval --save-adversarial writes it")
         }
