@@ -40,6 +40,8 @@ pub struct Figures {
     pub clean: Option<Share>,
     /// Every attack.
     pub figures: Vec<Figure>,
+    /// Their cells.
+    pub cells: Vec<Cell>,
     /// Trouble with the results file.
     pub trouble: Option<String>,
 }
@@ -77,6 +79,7 @@ pub fn examine(subject: &Subject, eot: u64) -> Result<Figures> {
         strongest: strongest.and_then(|shares| Share::of(shares.into_values())),
         findings,
         figures: figures(&bench.cells),
+        cells: bench.cells,
         trouble: bench.trouble,
     })
 }

@@ -21,7 +21,7 @@ mod subject;
 
 pub use cells::Figure;
 pub use finding::{CHECKS, Check, Finding, Status, Verdict};
-pub use page::markdown;
+pub use page::{markdown, report};
 pub use record::Audit;
 pub use subject::{Claim, DEFAULT_ATTACK, Extent};
 
@@ -107,6 +107,7 @@ pub fn audit(claim: &Claim, settings: &Settings, extent: Extent, cancel: &Cancel
         notes: notes(&subject),
         findings,
         figures: figures.figures,
+        cells: figures.cells,
         trouble: figures.trouble,
     })
 }

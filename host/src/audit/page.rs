@@ -1,49 +1,24 @@
 //! An audit as a page.
 
 use super::cells::Figure;
-use super::finding::{Finding, Status};
+use super::finding::{Finding, Status, Verdict};
 use super::record::Audit;
-use crate::report::{Share, short, with_interval};
+use crate::report::{Audited, CheckLine, Report, Share, short, with_interval};
+use crate::results::Run;
 use std::fmt::Write;
 
 /// The audit in Markdown, readable as it is on a terminal.
 pub fn markdown(audit: &Audit) -> String {
     let mut page = String::new();
-    let claim = &audit.claim;
-    let percent = |share: f64| format!("{:.1} %", 100. * share);
-    let share = |share: Option<Share>| share.map_or("-".into(), with_interval);
     let mut line = |text: &str| {
         let _ = writeln!(page, "{text}");
     };
     line(&format!("# Audit of {}: {}\n", audit.defence, audit.verdict.name()));
-    for reason in &audit.reasons {
+    for reason in reasons(audit) {
         line(&format!("- {reason}"));
     }
-    if audit.reasons.is_empty() {
-        line("- the strongest attack does not lower the claim by more than the tolerance, and no check objects");
-    }
-    if audit.extent.quick {
-        line(
-            "- this was a quick audit: few samples and short searches; leave --quick away before you publish a figure",
-        );
-    }
-    line(&format!(
-        "\nClaim: {} robust under {} {} against `{}`, {}; tolerance {:.1} points.",
-        percent(claim.robust),
-        claim.norm,
-        short(claim.epsilon),
-        claim.attack,
-        claim.threat_model,
-        100. * claim.tolerance
-    ));
-    line(&format!(
-        "Measured on {} samples of {}, seed {}: clean {}, robust under the strongest attack {} (%, Wilson's 95 % interval).",
-        audit.samples,
-        audit.dataset,
-        audit.seed,
-        share(audit.clean),
-        share(audit.strongest)
-    ));
+    line(&format!("\n{}", claimed(audit, "`")));
+    line(&measured(audit));
     for note in &audit.notes {
         line(&format!("Note: {note}."));
     }
@@ -73,6 +48,76 @@ pub fn markdown(audit: &Audit) -> String {
         line(&figure_row(figure));
     }
     page
+}
+
+/// The audit as a report: its checks, and the cells of its attacks.
+pub fn report(audit: &Audit) -> Report {
+    let check = |finding: &Finding| CheckLine {
+        number: finding.check.number,
+        name: finding.check.name.into(),
+        says: finding.status.name().into(),
+        objects: finding.status == Status::Objects,
+        measured: finding.measured.clone(),
+        asked: finding.threshold.clone(),
+        source: finding.check.source.into(),
+        next: finding.next.clone().unwrap_or_default(),
+    };
+    let audited = Audited {
+        defence: audit.defence.clone(),
+        verdict: audit.verdict.name().into(),
+        passed: audit.verdict == Verdict::Pass,
+        reasons: reasons(audit),
+        claim: format!("{} {}", claimed(audit, ""), measured(audit)),
+        checks: audit.findings.iter().map(check).collect(),
+    };
+    Report {
+        audited: Some(audited),
+        ..Report::new(&audit.cells)
+    }
+    .by([Run::here()])
+}
+
+/// Why the verdict is what it is.
+fn reasons(audit: &Audit) -> Vec<String> {
+    let mut reasons = audit.reasons.clone();
+    if reasons.is_empty() {
+        reasons.push(
+            "the strongest attack does not lower the claim by more than the tolerance, and no check objects".into(),
+        );
+    }
+    if audit.extent.quick {
+        reasons.push(
+            "this was a quick audit: few samples and short searches; leave --quick away before you publish a figure"
+                .into(),
+        );
+    }
+    reasons
+}
+
+/// What was claimed; `quote` around what can be typed.
+fn claimed(audit: &Audit, quote: &str) -> String {
+    let claim = &audit.claim;
+    format!(
+        "Claim: {:.1} % robust under {} {} against {quote}{}{quote}, {}; tolerance {:.1} points.",
+        100. * claim.robust,
+        claim.norm,
+        short(claim.epsilon),
+        claim.attack,
+        claim.threat_model,
+        100. * claim.tolerance
+    )
+}
+
+fn measured(audit: &Audit) -> String {
+    let share = |share: Option<Share>| share.map_or("-".into(), with_interval);
+    format!(
+        "Measured on {} samples of {}, seed {}: clean {}, robust under the strongest attack {} (%, Wilson's 95 % interval).",
+        audit.samples,
+        audit.dataset,
+        audit.seed,
+        share(audit.clean),
+        share(audit.strongest)
+    )
 }
 
 fn row(finding: &Finding) -> String {

@@ -4,6 +4,7 @@ use super::cells::Figure;
 use super::finding::{Finding, Verdict};
 use super::subject::{Claim, Extent};
 use crate::report::Share;
+use crate::results::Cell;
 use serde::Serialize;
 
 /// What an audit came to.
@@ -35,6 +36,9 @@ pub struct Audit {
     pub findings: Vec<Finding>,
     /// Robust accuracy under each attack.
     pub figures: Vec<Figure>,
+    /// Their cells, for a page.
+    #[serde(skip)]
+    pub cells: Vec<Cell>,
     /// Why the results file is not whole.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,

@@ -1,9 +1,10 @@
 //! `audit`: whether a stated robust accuracy can be believed.
 
-use super::eval::Rule;
+use super::eval::{PICTURES, Rule};
 use crate::audit::{self, Claim, DEFAULT_ATTACK, Extent};
 use crate::experiment::{Backward, Settings, check_device, threads, within_range};
 use crate::plugin::number;
+use crate::report::page_can_be_written;
 use crate::terminal::cancel::Cancel;
 use crate::terminal::console;
 use crate::terminal::exit::{EXIT_CANCELLED, EXIT_FAILED};
@@ -97,6 +98,9 @@ pub struct AuditArgs {
     /// With --resume: drop damaged lines of the file and measure them again
     #[arg(long, requires = "resume")]
     repair: bool,
+    /// Write the audit as a page, too: one HTML file that needs nothing beside it
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
     /// How the audit is printed
     #[arg(long, value_name = "FORMAT", default_value = "markdown")]
     format: AuditFormat,
@@ -109,6 +113,8 @@ pub struct AuditArgs {
 pub fn run(args: AuditArgs) -> Result<i32> {
     let format = args.format;
     let extent = if args.quick { Extent::QUICK } else { Extent::FULL };
+    let page = args.report.clone();
+    page.as_deref().map(page_can_be_written).transpose()?;
     let (claim, settings) = args.fill()?;
     let cancel = Cancel::on_ctrl_c()?;
     let audit = match audit::audit(&claim, &settings, extent, &cancel) {
@@ -128,6 +134,9 @@ pub fn run(args: AuditArgs) -> Result<i32> {
         AuditFormat::Markdown => audit::markdown(&audit),
         AuditFormat::Json => serde_json::to_string_pretty(&audit)? + "\n",
     })?;
+    if let Some(page) = &page {
+        audit::report(&audit).write_page(page)?;
+    }
     if let Some(trouble) = &audit.trouble {
         console::say(&format!("error: {trouble}"));
         return Ok(EXIT_FAILED);
@@ -192,6 +201,7 @@ impl AuditArgs {
             eot: self.eot,
             draws: self.draws,
             backward,
+            pictures: if self.report.is_some() { PICTURES } else { 0 },
             out: self.out,
             resume: self.resume,
             repair: self.repair,

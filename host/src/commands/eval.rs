@@ -42,7 +42,7 @@ impl From<Rule> for Backward {
 }
 
 /// Samples that a page shows of every cell.
-const PICTURES: usize = 8;
+pub const PICTURES: usize = 8;
 
 /// Flags of `eval`. A plugin is `NAME[@WEIGHTS][:key=value,...]`, where NAME is a path or is looked for in
 /// $ADVAE_PLUGIN_PATH, then beside the executable.

@@ -5,6 +5,44 @@ use super::warnings::Warning;
 use crate::results::{Cell, Run};
 use serde::Serialize;
 
+/// A verdict on a claim, as a page shows it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Audited {
+    /// What was audited.
+    pub defence: String,
+    /// PASS, SUSPECT or INCONCLUSIVE.
+    pub verdict: String,
+    /// Whether it is PASS.
+    pub passed: bool,
+    /// Why.
+    pub reasons: Vec<String>,
+    /// What was claimed, and what measured.
+    pub claim: String,
+    /// Every check.
+    pub checks: Vec<CheckLine>,
+}
+
+/// A check of an audit.
+#[derive(Clone, Debug, Serialize)]
+pub struct CheckLine {
+    /// Its number in the list of checks.
+    pub number: u8,
+    /// Its name.
+    pub name: String,
+    /// What it says of the claim.
+    pub says: String,
+    /// Whether it objects.
+    pub objects: bool,
+    /// What was measured.
+    pub measured: String,
+    /// What was asked of it.
+    pub asked: String,
+    /// Where it comes from.
+    pub source: String,
+    /// What to do next; empty where nothing is.
+    pub next: String,
+}
+
 /// Cells, worst cases and warnings.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
@@ -18,6 +56,9 @@ pub struct Report {
     pub typed_warnings: Vec<Warning>,
     /// Cells that lack rows and are in no table: how many they have.
     pub unfinished: Vec<String>,
+    /// The audit that ran the cells, if one did.
+    #[serde(skip)]
+    pub audited: Option<Audited>,
     /// The runs that measured them; for pages, as figures do not depend on them.
     #[serde(skip)]
     pub runs: Vec<Run>,
@@ -40,6 +81,7 @@ impl Report {
             typed_warnings,
             unfinished: lacking.iter().map(unfinished).collect(),
             cells,
+            audited: None,
             runs: vec![],
         }
     }

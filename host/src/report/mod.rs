@@ -7,7 +7,7 @@ mod labels;
 mod stats;
 mod warnings;
 
-pub use contents::Report;
+pub use contents::{Audited, CheckLine, Report};
 pub use figures::{CapAccuracy, DrawSummary, Share, Spread, Summary, Worst, short, worst_cases};
 pub use format::{Format, with_interval};
 pub use stats::mcnemar_of;

@@ -4,8 +4,10 @@ mod page;
 mod tables;
 
 use crate::commands::complain::complain;
+use crate::commands::eval::PICTURES;
 use crate::experiment::{self, Backward, Settings, check_device, threads};
-use crate::report::Report;
+use crate::report::{Report, page_can_be_written};
+use crate::results::Run as Measured;
 use crate::terminal::cancel::Cancel;
 use crate::terminal::console;
 use crate::terminal::exit::{EXIT_CANCELLED, EXIT_FAILED};
@@ -46,6 +48,9 @@ pub struct ReproduceArgs {
     /// Folder for the table (md) and the rows of all tables (rows.jsonl); what is there already is not run again
     #[arg(long, value_name = "DIR", default_value = "results")]
     out: PathBuf,
+    /// Write a page of all cells, too: one HTML file that needs nothing beside it
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
 }
 
 /// The tables there are.
@@ -75,6 +80,7 @@ pub fn run(args: ReproduceArgs) -> Result<i32> {
     let columns = chosen(&table, &args.column)?;
     check_device(&args.device)?;
     ensure!(args.samples > 0, "--samples is 0: give 1 or more");
+    args.report.as_deref().map(page_can_be_written).transpose()?;
     std::fs::create_dir_all(&args.out).with_context(|| format!("cannot make the folder '{}'", args.out.display()))?;
     let cancel = Cancel::on_ctrl_c()?;
     let part = if columns.len() < table.columns.len() {
@@ -87,6 +93,7 @@ pub fn run(args: ReproduceArgs) -> Result<i32> {
     let run = Run::here(args.samples, args.seed, dataset(&args, &table).name, &args.device);
     let mut page = Page::new(&table, run);
     let mut code = 0;
+    let mut cells = vec![];
     for column in columns {
         console::say(&format!("{}: {}", table.name, column.title));
         let settings = settings(&args, &table, column)?;
@@ -95,6 +102,7 @@ pub fn run(args: ReproduceArgs) -> Result<i32> {
                 let report = Report::new(&outcome.cells);
                 code = code.max(complain(&report, outcome.trouble.as_deref()));
                 page.add(column, &report.cells);
+                cells.extend(outcome.cells);
             }
             // A plugin that is not there must not keep the others from being measured.
             Err(error) => {
@@ -112,6 +120,9 @@ pub fn run(args: ReproduceArgs) -> Result<i32> {
     }
     console::print(&page.text())?;
     console::say(&format!("written to '{}'", path.display()));
+    if let Some(path) = &args.report {
+        Report::new(&cells).by([Measured::here()]).write_page(path)?;
+    }
     Ok(code)
 }
 
@@ -182,6 +193,7 @@ fn settings(args: &ReproduceArgs, table: &Table, column: &Column) -> Result<Sett
         threads: threads(args.threads)?,
         out: Some(args.out.join(ROWS)),
         resume: true,
+        pictures: if args.report.is_some() { PICTURES } else { 0 },
         keep_seeds_out: true,
         ..Settings::default()
     })

@@ -26,13 +26,15 @@ pub struct Chart {
 
 /// Size, and the place of the axes in it.
 const SIZE: [f64; 2] = [640., 340.];
-const LEFT: f64 = 46.;
+const LEFT: f64 = 52.;
 const RIGHT: f64 = 14.;
 const TOP: f64 = 12.;
 const BOTTOM: f64 = 42.;
 /// Lines that can be told apart.
 const STYLES: usize = 8;
 const MARKS: usize = 4;
+/// Lines whose intervals do not hide each other.
+const BANDS: usize = 4;
 
 impl Chart {
     /// As SVG, to stand in a page whose style sheet has `.s0` to `.s7`.
@@ -75,13 +77,16 @@ impl Chart {
         }
         let _ = write!(
             out,
-            "<text class=\"tick\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
+            "<text class=\"tick\" x=\"12\" y=\"{:.1}\" text-anchor=\"middle\" transform=\"rotate(-90 12 {:.1})\">accuracy, %</text>\
+             <text class=\"tick\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
+            TOP + height / 2.,
+            TOP + height / 2.,
             LEFT + width / 2.,
             SIZE[1] - 6.,
             escaped(&self.x)
         );
         for (i, series) in self.series.iter().enumerate() {
-            out += &series.drawn(i, at);
+            out += &series.drawn(i, self.series.len() <= BANDS, right, at);
         }
         out + "</svg>" + &self.legend()
     }
@@ -116,7 +121,7 @@ impl Chart {
 }
 
 impl Series {
-    fn drawn(&self, i: usize, at: impl Fn(f64, f64) -> [f64; 2]) -> String {
+    fn drawn(&self, i: usize, banded: bool, right: f64, at: impl Fn(f64, f64) -> [f64; 2]) -> String {
         let mut path = String::new();
         let mut before = None;
         for [x, y] in &self.points {
@@ -128,8 +133,12 @@ impl Series {
             }
             before = Some(py);
         }
+        if self.steps && before.is_some() {
+            // What was not broken by then is not broken at all.
+            let _ = write!(path, "H{:.1}", at(right, 0.)[0]);
+        }
         let mut out = String::new();
-        if self.band.len() == self.points.len() && !self.band.is_empty() {
+        if banded && self.band.len() == self.points.len() && !self.band.is_empty() {
             let upper = self.points.iter().zip(&self.band).map(|(p, b)| at(p[0], b[1]));
             let lower = self.points.iter().zip(&self.band).rev().map(|(p, b)| at(p[0], b[0]));
             let around: Vec<String> = upper.chain(lower).map(|[x, y]| format!("{x:.1},{y:.1}")).collect();
@@ -236,7 +245,7 @@ mod tests {
         };
         let svg = chart.svg();
         // The corners of the axes, and their middle.
-        assert!(svg.contains("d=\"M46.0 12.0L336.0 155.0L626.0 298.0\""), "{svg}");
+        assert!(svg.contains("d=\"M52.0 12.0L339.0 155.0L626.0 298.0\""), "{svg}");
         assert!(
             svg.contains("aria-label=\"Accuracy: a &lt;b&gt; from 100.0 % at 0 to 0.0 % at 1\""),
             "{svg}"
@@ -257,6 +266,6 @@ mod tests {
             series: vec![series],
         }
         .svg();
-        assert!(svg.contains("d=\"M46.0 12.0H626.0V298.0\""), "{svg}");
+        assert!(svg.contains("d=\"M52.0 12.0H626.0V298.0H626.0\""), "{svg}");
     }
 }

@@ -5,7 +5,6 @@ use crate::report::contents::Report;
 use crate::report::figures::Summary;
 use crate::results::Row;
 use advae_abi::info::NormKind;
-use std::collections::BTreeMap;
 
 /// Lines a chart, at the most.
 const LINES: usize = 8;
@@ -59,7 +58,8 @@ fn charted(title: &str, x: &str, series: impl IntoIterator<Item = Series>) -> Ve
 
 /// A line for every attack that was run with several budgets; it begins at the clean accuracy.
 fn budgets(report: &Report, norm: NormKind) -> Vec<Series> {
-    let mut groups: BTreeMap<String, Vec<&Summary>> = BTreeMap::new();
+    // In the order of the table.
+    let mut groups: Vec<(String, Vec<&Summary>)> = vec![];
     for cell in report
         .cells
         .iter()
@@ -86,7 +86,10 @@ fn budgets(report: &Report, norm: NormKind) -> Vec<Series> {
             Some(epsilon) => key.replace(&format!("epsilon={epsilon}"), ""),
             None => key,
         };
-        groups.entry(key).or_default().push(cell);
+        match groups.iter_mut().find(|(known, _)| *known == key) {
+            Some((_, cells)) => cells.push(cell),
+            None => groups.push((key, vec![cell])),
+        }
     }
     let several = |cells: &Vec<&Summary>| {
         let mut all: Vec<u64> = cells.iter().filter_map(|cell| Some(cell.epsilon?.to_bits())).collect();
@@ -121,7 +124,12 @@ fn budgets(report: &Report, norm: NormKind) -> Vec<Series> {
             steps: false,
         })
     };
-    groups.into_values().filter(several).filter_map(line).collect()
+    groups
+        .into_iter()
+        .map(|(_, cells)| cells)
+        .filter(several)
+        .filter_map(line)
+        .collect()
 }
 
 /// Accuracy as a function of how far an attack may go: it falls where a sample is broken.
@@ -131,7 +139,7 @@ fn curve(cell: &Summary, how_far: impl Fn(&Row) -> Option<f64>) -> Option<Series
     let clean = rows().filter(|row| row.clean_correct).count();
     let mut broken: Vec<f64> = rows().filter(|row| row.broken()).filter_map(how_far).collect();
     broken.sort_by(f64::total_cmp);
-    let last = *broken.last()?;
+    broken.last()?;
     let mut points = vec![[0., 100. * clean as f64 / all]];
     for (i, at) in broken.iter().enumerate() {
         points.push([*at, 100. * (clean - i - 1) as f64 / all]);
@@ -145,8 +153,13 @@ fn curve(cell: &Summary, how_far: impl Fn(&Row) -> Option<f64>) -> Option<Series
             .map(|(_, p)| p)
             .collect();
     }
-    points.push([last * 1.02, points.last()?[1]]);
-    let name = format!("{}, {}, {}", cell.defence(), cell.threat_model, cell.attack_and_rule());
+    let budget = cell.epsilon.map_or(String::new(), |_| format!(", {}", cell.budget()));
+    let name = format!(
+        "{}, {}, {}{budget}",
+        cell.defence(),
+        cell.threat_model,
+        cell.attack_and_rule()
+    );
     Some(Series {
         name,
         points,

@@ -92,6 +92,7 @@ impl Render for Html {
             lead => lead(report),
             style => include_str!("style.css"),
             script => include_str!("sort.js"),
+            audited => report.audited,
             cards => cards(report),
             warnings => report.warnings,
             tables => [cells(report), worst_cases(report)].into_iter().filter(|t| !t.rows.is_empty()).collect::<Vec<_>>(),
@@ -109,6 +110,9 @@ impl Render for Html {
 }
 
 fn title(report: &Report) -> String {
+    if let Some(audited) = &report.audited {
+        return format!("Audit of {}: {}", audited.defence, audited.verdict);
+    }
     let defences: BTreeSet<String> = report.cells.iter().map(Summary::defence).collect();
     match defences.len() {
         0 => "No results".into(),
@@ -140,13 +144,7 @@ fn cards(report: &Report) -> Vec<Card> {
     let of_worst = |worst: &Worst| {
         let cell = report.cells.iter().find(|cell| cell.key == worst.first)?;
         let under = format!("{}, {}", worst.threat_model, worst.budget);
-        Some(card(
-            cell,
-            "robust, worst case",
-            worst.robust_accuracy?,
-            under,
-            attacks(worst),
-        ))
+        Some(card(cell, "worst case", worst.robust_accuracy?, under, attacks(worst)))
     };
     let mut cards: Vec<Card> = report.worst_cases.iter().filter_map(of_worst).collect();
     let in_worst = |cell: &Summary| {
@@ -179,8 +177,12 @@ fn text(text: impl Into<String>) -> Entry {
     }
 }
 
+/// A number; where there is none, it is sorted before all others.
 fn number(text: String, value: Option<f64>) -> Entry {
-    Entry { text, sort: value }
+    Entry {
+        text,
+        sort: Some(value.unwrap_or(-1.)),
+    }
 }
 
 fn columns(names: &[(&'static str, bool)]) -> Vec<Column> {
