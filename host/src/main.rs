@@ -1,6 +1,6 @@
 //! `advae-host`: evaluates defences of image classifiers against adversarial examples.
 
-use advae_host::commands::{audit, data, doctor, eval, plugins, purify, report, reproduce, score, train};
+use advae_host::commands::{audit, data, doctor, eval, new, plugins, purify, report, reproduce, score, train};
 use advae_host::experiment::on_large_stack;
 use advae_host::plugin::owner;
 use advae_host::terminal::exit::{EXIT_FAILED, end, watch};
@@ -44,6 +44,8 @@ enum Command {
     Train(Box<train::TrainArgs>),
     /// Measure a table of the AdvAE paper and print it beside the paper's figures
     Reproduce(reproduce::ReproduceArgs),
+    /// Write the crate of a plugin to begin with
+    New(new::NewArgs),
 }
 
 fn main() {
@@ -95,5 +97,6 @@ fn run(command: Command) -> Result<i32> {
         Command::Purify(args) => purify::run(args),
         Command::Reproduce(args) => reproduce::run(args),
         Command::Train(args) => train::run(&args),
+        Command::New(args) => new::run(args),
     }
 }

@@ -12,7 +12,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("core/data", &[]),
     ("core/sdk", &["advae-abi", "advae-nn"]),
     ("plugins/models/", &["advae-sdk"]),
-    ("plugins/classifiers/", &["advae-sdk", "mnist_models", "cifar10_models"]),
+    (
+        "plugins/classifiers/",
+        &["advae-sdk", "mnist_models", "cifar10_models", "onnx_models"],
+    ),
     ("plugins/purifiers/", &["advae-sdk", "mnist_models", "cifar10_models"]),
     ("plugins/attacks/", &["advae-sdk"]),
     ("plugins/threat_models/", &["advae-sdk"]),

@@ -100,3 +100,48 @@ fn the_doctor_finds_nothing_wrong_with_them() {
         assert!(output.status.success() && said.contains("0 warned, 0 failed"), "{said}");
     }
 }
+
+#[test]
+fn a_new_crate_builds_passes_its_tests_and_the_doctor() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = |args: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_advae-host"))
+            .args(args)
+            .current_dir(dir.path())
+            .output()
+            .unwrap()
+    };
+    let sdk = examples::workspace().to_str().unwrap();
+    for (kind, tests) in [("classifier", 1), ("purifier", 1), ("attack", 2), ("threat-model", 1)] {
+        let name = format!("own_{}", kind.replace('-', "_"));
+        let output = host(&["new", kind, &name, "--sdk", sdk]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success() && said.contains("cargo test && cargo build --release"),
+            "{said}"
+        );
+        let (said, library) = examples::tested(&dir.path().join(&name), &name);
+        assert!(said.contains(&format!("{tests} passed; 0 failed")), "{said}");
+        let examined = host(&["doctor", library.to_str().unwrap()]);
+        let said = String::from_utf8_lossy(&examined.stdout);
+        assert!(
+            examined.status.success() && said.contains("0 warned, 0 failed"),
+            "{said}"
+        );
+        let again = host(&["new", kind, &name]);
+        let said = String::from_utf8_lossy(&again.stderr);
+        assert!(
+            said.contains("is there already: choose another name, or --dir"),
+            "{said}"
+        );
+    }
+    for name in ["My_attack", "2fast", "a-b", "", "self"] {
+        let output = host(&["new", "attack", name]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{name}");
+        assert!(
+            said.contains("cannot be the name of a plugin") || said.contains("value is required"),
+            "{said}"
+        );
+    }
+}

@@ -109,11 +109,12 @@ impl Testbed {
         self.asked.load(Ordering::Relaxed)
     }
 
-    /// Runs an attack against samples with these ids.
+    /// Runs an attack against samples with these ids; labels come to it as the host gives them, int64.
     ///
     /// # Errors
     /// The attack's.
     pub fn attack<A: Attack>(&self, attack: &A, ids: &[u64], x: &Tensor, y: &[u32]) -> Result<Perturbed> {
+        let y: Vec<i64> = y.iter().map(|label| i64::from(*label)).collect();
         self.with_oracle(ids, |oracle| attack.perturb(oracle, x, &Tensor::new(y, &Device::Cpu)?))
     }
 

@@ -47,3 +47,6 @@ impl Attack for Noise {
 }
 
 export_plugin! { attack: Noise }
+
+#[cfg(test)]
+mod tests;

@@ -34,3 +34,6 @@ impl Classifier for SoftmaxRegression {
 
 // Without weights, it starts from random ones, to be trained with `advae-host train`.
 export_plugin! { classifier: SoftmaxRegression, weights: { "mnist" => include_bytes!("mnist.safetensors") } }
+
+#[cfg(test)]
+mod tests;

@@ -35,3 +35,6 @@ impl Purifier for Squeezer {
 }
 
 export_plugin! { purifier: Squeezer }
+
+#[cfg(test)]
+mod tests;

@@ -34,3 +34,6 @@ impl ThreatModel for ScoreBased {
 }
 
 export_plugin! { threat_model: ScoreBased }
+
+#[cfg(test)]
+mod tests;

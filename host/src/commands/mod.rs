@@ -5,6 +5,7 @@ mod complain;
 pub mod data;
 pub mod doctor;
 pub mod eval;
+pub mod new;
 pub mod plugins;
 pub mod purify;
 pub mod report;

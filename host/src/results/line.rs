@@ -4,11 +4,6 @@ use super::record::{CellHeader, Check, Picture, Row, Run, Substitute};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-/// Format that this host writes.
-pub const FORMAT: u32 = 4;
-/// The oldest that it reads: each later one only adds to it.
-pub const OLDEST: u32 = 3;
-
 /// One line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]

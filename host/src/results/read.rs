@@ -1,7 +1,7 @@
 //! A results file read back: whole, in order, and believed only as far as its checksums go.
 
-use super::line::{FORMAT, Line, OLDEST};
-use super::record::{Cell, Run};
+use super::line::Line;
+use super::record::{Cell, FORMAT, OLDEST, Run};
 use crate::plugin::hex;
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
@@ -126,7 +126,7 @@ impl std::fmt::Display for OtherFormat {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "it has format {}, this host writes format {FORMAT}: choose another file",
+            "it has format {}, this host reads formats {OLDEST} to {FORMAT}: choose another file",
             self.0
         )
     }

@@ -1,6 +1,5 @@
 //! What is kept of an experiment: everything that a figure or a warning of the report needs, and how to repeat it.
 
-use super::line::FORMAT;
 use crate::plugin::{PluginSpec, hex, quoted_path};
 use crate::terminal::version;
 use advae_abi::info::{Access, AttackInfo, NormKind, Target, WeightSource};
@@ -8,6 +7,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Format of results files that this host writes.
+pub const FORMAT: u32 = 4;
+/// The oldest that it reads: each later one only adds to it.
+pub const OLDEST: u32 = 3;
 
 /// A plugin file and its settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -26,7 +26,8 @@ fn target() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("examples")
 }
 
-fn workspace() -> &'static Path {
+/// Folder of the workspace.
+pub fn workspace() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
@@ -40,6 +41,33 @@ pub fn candle_fixture(name: &str) -> PathBuf {
     let _building = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
     build(&Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures")).join(name));
     target().join("debug").join(format!("lib{name}.so"))
+}
+
+/// Runs the tests of a crate that was written elsewhere, with the versions of the workspace's lock file, and builds it: what cargo said,
+/// and the library.
+pub fn tested(crate_dir: &Path, name: &str) -> (String, PathBuf) {
+    std::fs::copy(workspace().join("Cargo.lock"), crate_dir.join("Cargo.lock")).expect("a file can be copied");
+    let mut said = String::new();
+    for command in ["test", "build"] {
+        let output = cargo(command, crate_dir);
+        said += &String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success(),
+            "{said}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    (said, target().join("debug").join(format!("lib{name}.so")))
+}
+
+fn cargo(command: &str, dir: &Path) -> std::process::Output {
+    Command::new(env!("CARGO"))
+        .args([command, "--target-dir"])
+        .arg(target())
+        .current_dir(dir)
+        .env("CARGO_PROFILE_DEV_DEBUG", "false")
+        .output()
+        .expect("cargo does not start")
 }
 
 /// Builds a copy of a crate with the versions of the workspace's lock file.
@@ -59,13 +87,7 @@ fn build(from: &Path) {
     manifest["dependencies"]["advae-sdk"]["path"] = sdk.display().to_string().into();
     std::fs::write(to.join("Cargo.toml"), manifest.to_string()).expect("a manifest can be written");
     std::fs::copy(workspace().join("Cargo.lock"), to.join("Cargo.lock")).expect("a file can be copied");
-    let output = Command::new(env!("CARGO"))
-        .args(["build", "--target-dir"])
-        .arg(target())
-        .current_dir(&to)
-        .env("CARGO_PROFILE_DEV_DEBUG", "false")
-        .output()
-        .expect("cargo does not start");
+    let output = cargo("build", &to);
     assert!(
         output.status.success(),
         "{}: {}",

@@ -1,6 +1,6 @@
 //! Networks of ONNX files as classifiers and purifiers with gradients.
 //!
-//! A file is read ([`Graph`](graph::Graph)), what does not depend on the images is computed once, and the rest runs fused, as a
+//! A file is read, what does not depend on the images is computed once, and the rest runs fused, as a
 //! [`Net`](advae_sdk::nn::Net), where every operator is a node of one, else operator by operator. Floating-point constants of layers
 //! are parameters under their names in the file, so that a network of a file can be trained on.
 

@@ -95,15 +95,15 @@ fn raw(tensor: &TensorProto) -> Result<Elements> {
     let bytes = &tensor.raw_data;
     macro_rules! numbers {
         ($type:ty, $width:literal, $as:expr) => {{
-            if bytes.len() % $width != 0 {
+            let (chunks, rest) = bytes.as_chunks::<$width>();
+            if !rest.is_empty() {
                 bail!(
                     "'{}' has {} bytes, which are no whole number of elements: the file is damaged",
                     tensor.name,
                     bytes.len()
                 )
             }
-            let chunks = bytes.as_chunks::<$width>().0.iter();
-            chunks.map(|chunk| $as(<$type>::from_le_bytes(*chunk))).collect()
+            chunks.iter().map(|chunk| $as(<$type>::from_le_bytes(*chunk))).collect()
         }};
     }
     Ok(match tensor.data_type {

@@ -213,7 +213,9 @@ fn one(op: &str, inputs: &str, attributes: &[(&str, A)]) -> File {
 #[test]
 fn gradients_of_every_operator_are_its_differences() {
     use A::{F, I, Is, S};
-    let cases: &[(&str, &str, &[(&str, A)])] = &[
+    /// Operator, inputs, attributes.
+    type Case = (&'static str, &'static str, &'static [(&'static str, A)]);
+    let cases: &[Case] = &[
         ("Conv", "x w33 b6", &[("pads", Is(&[1, 1, 1, 1]))]),
         (
             "Conv",

@@ -2,7 +2,6 @@
 
 use crate::report::contents::Report;
 use crate::report::figures::Summary;
-use crate::report::format::parts::percent;
 use advae_abi::info::Target;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -130,7 +129,7 @@ fn transfer(title: &str, cells: &[&Summary]) -> Matrix {
             // The most harmful of several threat models or backward rules.
             match here.map(|cell| cell.robust()).reduce(f64::min) {
                 Some(robust) => Cell {
-                    text: percent(robust),
+                    text: format!("{:.1}", 100. * robust),
                     share: shade(1. - robust),
                 },
                 None => Cell {

@@ -162,7 +162,7 @@ fn apart(x: &Tensor, axis: usize, stride: usize) -> Result<Tensor> {
 fn turned(weight: &Tensor, groups: i64) -> Result<Tensor> {
     let dims = weight.dims();
     let groups = usize::try_from(groups).unwrap_or(0);
-    if groups == 0 || dims[0] % groups != 0 {
+    if groups == 0 || !dims[0].is_multiple_of(groups) {
         bail!("a weight {dims:?} in {groups} groups: these do not fit")
     }
     let (inputs, outputs) = (dims[0] / groups, dims[1]);

@@ -1,0 +1,257 @@
+//! `new`: a crate of a plugin to begin with, from the templates of `examples/`.
+
+use crate::terminal::console;
+use anyhow::{Context, Result, ensure};
+use clap::{Args, ValueEnum};
+use std::path::{Path, PathBuf};
+
+/// Flags of `new`.
+#[derive(Args, Clone, Debug)]
+pub struct NewArgs {
+    /// What the plugin brings
+    #[arg(value_enum)]
+    kind: Kind,
+    /// Its name: small letters, digits and `_`
+    name: String,
+    /// Folder of the crate, which is made [default: NAME in the current folder]
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Depend on the sdk of this checkout of advae [default: its published version]
+    #[arg(long, value_name = "CHECKOUT")]
+    sdk: Option<PathBuf>,
+}
+
+/// Kinds of plugins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    /// Images to logits
+    Classifier,
+    /// Images to images, in front of a classifier
+    Purifier,
+    /// Looks for adversarial images
+    Attack,
+    /// Says what an attacker is granted
+    ThreatModel,
+}
+
+/// The files of a template, and how its plugin is used.
+struct Template {
+    manifest: &'static str,
+    code: &'static str,
+    tests: &'static str,
+    /// Files of another kind than text.
+    others: &'static [(&'static str, &'static [u8])],
+    /// The command that tries it, with `NAME` for its file.
+    command: &'static str,
+}
+
+macro_rules! template {
+    ($folder:literal, $command:literal $(, $other:literal)*) => {
+        Template {
+            manifest: include_str!(concat!("../../../examples/", $folder, "/Cargo.toml")),
+            code: include_str!(concat!("../../../examples/", $folder, "/src/lib.rs")),
+            tests: include_str!(concat!("../../../examples/", $folder, "/src/tests.rs")),
+            others: &[$(($other, include_bytes!(concat!("../../../examples/", $folder, "/src/", $other))),)*],
+            command: $command,
+        }
+    };
+}
+
+impl Kind {
+    fn template(self) -> Template {
+        match self {
+            Self::Classifier => template!("classifier", "--classifier NAME", "mnist.safetensors"),
+            Self::Purifier => template!("purifier", "--classifier model_d --purifier NAME"),
+            Self::Attack => template!("attack", "--classifier model_d --attack NAME"),
+            Self::ThreatModel => template!(
+                "threat_model",
+                "--classifier model_d --threat-model NAME --attack square"
+            ),
+        }
+    }
+
+    /// What the template calls itself.
+    fn placeholder(self) -> &'static str {
+        match self {
+            Self::Classifier => "my_classifier",
+            Self::Purifier => "my_purifier",
+            Self::Attack => "my_attack",
+            Self::ThreatModel => "my_threat_model",
+        }
+    }
+
+    fn with_article(self) -> &'static str {
+        match self {
+            Self::Classifier => "a classifier",
+            Self::Purifier => "a purifier",
+            Self::Attack => "an attack",
+            Self::ThreatModel => "a threat model",
+        }
+    }
+}
+
+/// The line by which templates find the sdk, and what it says in a repository of its own.
+const SDK_LINE: &str = "advae-sdk = { path = \"../../core/sdk\" }";
+const PUBLISHED: &str = "# In a repository of your own: ";
+
+/// Words that no crate can be named.
+const RESERVED: [&str; 12] = [
+    "as", "core", "crate", "fn", "impl", "mod", "std", "self", "struct", "test", "type", "use",
+];
+
+/// Writes a crate. Returns the exit code.
+///
+/// # Errors
+/// Where the name is none of a crate, the folder is there already, or cannot be written.
+pub fn run(args: NewArgs) -> Result<i32> {
+    let name = args.name.as_str();
+    let letters = name
+        .bytes()
+        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+    ensure!(
+        letters && name.bytes().next().is_some_and(|b| b.is_ascii_lowercase()) && !RESERVED.contains(&name),
+        "'{name}' cannot be the name of a plugin: use small letters, digits and '_', beginning with a letter, such as {}",
+        args.kind.placeholder()
+    );
+    let dir = args.dir.unwrap_or_else(|| PathBuf::from(name));
+    let shown = dir.display();
+    ensure!(
+        dir.symlink_metadata().is_err(),
+        "'{shown}' is there already: choose another name, or --dir"
+    );
+    let sdk = args.sdk.as_deref().map(sdk_of).transpose()?;
+    let template = args.kind.template();
+    for (file, text) in files(args.kind, name, &template, sdk.as_deref()) {
+        write(&dir.join(file), text.as_bytes())?;
+    }
+    for (file, bytes) in template.others {
+        write(&dir.join("src").join(file), bytes)?;
+    }
+    console::say(&format!(
+        "'{shown}' is {} '{name}'. Try it:\n  cd {shown}\n  cargo test && cargo build --release\n  \
+         advae-host doctor target/release/lib{name}.so\n  advae-host eval {}",
+        args.kind.with_article(),
+        command(&template, name)
+    ));
+    Ok(0)
+}
+
+/// The sdk's folder in a checkout.
+fn sdk_of(checkout: &Path) -> Result<PathBuf> {
+    let sdk = checkout.join("core/sdk");
+    sdk.canonicalize().with_context(|| {
+        format!(
+            "--sdk '{}' is no checkout of advae: there is no core/sdk",
+            checkout.display()
+        )
+    })
+}
+
+fn command(template: &Template, name: &str) -> String {
+    template
+        .command
+        .replace("NAME", &format!("target/release/lib{name}.so"))
+}
+
+/// Paths and texts.
+fn files(kind: Kind, name: &str, template: &Template, sdk: Option<&Path>) -> Vec<(&'static str, String)> {
+    let named = |text: &str| text.replace(kind.placeholder(), name);
+    let published = (template.manifest.lines().find_map(|line| line.strip_prefix(PUBLISHED))).unwrap_or(SDK_LINE);
+    let sdk = match sdk {
+        Some(sdk) => format!("advae-sdk = {{ path = {:?} }}", sdk.display().to_string()),
+        None => published.into(),
+    };
+    let manifest: String = (named(template.manifest).lines())
+        .filter(|line| !line.starts_with(PUBLISHED))
+        .map(|line| {
+            if line == SDK_LINE {
+                format!("{sdk}\n")
+            } else {
+                format!("{line}\n")
+            }
+        })
+        .collect();
+    // The template's own head says what the template is.
+    let code = template.code.split_once("\n\n").map_or(template.code, |(_, code)| code);
+    let head = format!(
+        "//! {} as a plugin of advae.\n//!\n//! cargo build --release && advae-host eval {}\n",
+        name,
+        command(template, name)
+    );
+    let doctor = format!("advae-host doctor target/release/lib{name}.so");
+    vec![
+        ("Cargo.toml", manifest),
+        ("src/lib.rs", format!("{head}\n{}", named(code))),
+        ("src/tests.rs", named(template.tests)),
+        (".gitignore", "/target\n".into()),
+        (
+            "check.sh",
+            format!(
+                "#!/bin/sh\n# What has to hold before this plugin is used.\nset -e\ncargo fmt --check\ncargo test\ncargo build --release\n{doctor}\n"
+            ),
+        ),
+        (".github/workflows/ci.yml", CI.into()),
+    ]
+}
+
+/// Continuous integration: the same as by hand.
+const CI: &str = "name: check
+on: [push, pull_request]
+jobs:
+  check:
+    runs-on: ubuntu-latest
+    steps:
+      - uses: actions/checkout@v4
+      - uses: dtolnay/rust-toolchain@stable
+        with:
+          components: rustfmt
+      - run: cargo install --locked --git https://github.com/advae/advae advae-host
+      - run: sh check.sh
+";
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let shown = path.display();
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot make the folder '{}'", folder.display()))?;
+    }
+    std::fs::write(path, bytes).with_context(|| format!("cannot write '{shown}'"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(kind: Kind, sdk: Option<&Path>, file: &str) -> String {
+        let files = files(kind, "mine", &kind.template(), sdk);
+        files.into_iter().find(|(name, _)| *name == file).unwrap().1
+    }
+
+    #[test]
+    fn a_manifest_names_the_published_sdk_or_a_checkout() {
+        let published = text(Kind::Attack, None, "Cargo.toml");
+        assert!(published.contains("name = \"mine\""), "{published}");
+        assert!(published.contains("\nadvae-sdk = { git = "), "{published}");
+        let local = text(Kind::Attack, Some(Path::new("/a/core/sdk")), "Cargo.toml");
+        assert!(local.contains("\nadvae-sdk = { path = \"/a/core/sdk\" }\n"), "{local}");
+        for manifest in [published, local] {
+            assert!(
+                !manifest.contains("my_attack") && !manifest.contains("../.."),
+                "{manifest}"
+            );
+            manifest.parse::<toml::Table>().unwrap();
+        }
+    }
+
+    #[test]
+    fn the_code_is_the_templates_under_its_own_name() {
+        for kind in [Kind::Classifier, Kind::Purifier, Kind::Attack, Kind::ThreatModel] {
+            let code = text(kind, None, "src/lib.rs");
+            assert!(code.starts_with("//! mine as a plugin of advae.\n"), "{code}");
+            assert!(
+                code.contains("use advae_sdk::") && code.contains("export_plugin! { "),
+                "{code}"
+            );
+            assert!(!code.contains("my_"), "{code}");
+        }
+    }
+}
