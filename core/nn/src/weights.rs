@@ -1,8 +1,10 @@
 //! Where a model's parameters come from.
 
 use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use candle_core::pickle::PthTensors;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use rand::Rng;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
@@ -99,6 +101,57 @@ impl Weights {
             let values = read_values(name, &view)?;
             let shape = view.shape().to_vec();
             entries.insert(name.to_string(), Entry { shape, values });
+        }
+        counters.sort();
+        Ok(Weights::new(Source::File(File { entries, counters })))
+    }
+
+    /// Parameters from a state dict that `torch.save` wrote, of PyTorch 1.6 or newer: a dictionary of tensors, or one that holds it as
+    /// `state_dict`, `model_state_dict` or `model`. Its pickle is read and never executed.
+    ///
+    /// # Errors
+    /// When the file is none, and as for [`from_safetensors`](Self::from_safetensors); when a tensor is a view into a larger one.
+    pub fn from_pth(path: &Path) -> Result<Weights> {
+        // A dictionary without the key is refused without a word; one read as a whole complains of everything that is no tensor.
+        let keys = ["state_dict", "model_state_dict", "model"]
+            .map(Some)
+            .into_iter()
+            .chain([None]);
+        let mut failure = None;
+        let found = keys.into_iter().find_map(|key| match PthTensors::new(path, key) {
+            Ok(tensors) => Some(tensors).filter(|tensors| !tensors.tensor_infos().is_empty()),
+            Err(e) => {
+                failure = Some(e);
+                None
+            }
+        });
+        let Some(tensors) = found else {
+            let why = failure.map_or_else(|| "it holds no tensors".into(), |e| first_line(&e));
+            bail!("not a state dict ({why}): save it with torch.save(model.state_dict(), FILE), or as safetensors")
+        };
+        let (mut entries, mut counters) = (HashMap::new(), vec![]);
+        for (name, info) in tensors.tensor_infos() {
+            let shape = info.layout.dims().to_vec();
+            if is_counter(name, &shape) {
+                counters.push(name.clone());
+                continue;
+            }
+            // candle 0.11 counts the elements before a view as bytes.
+            if info.layout.start_offset() > 0 {
+                bail!(
+                    "'{name}' is a view into a larger tensor: save {{k: v.clone() for k, v in model.state_dict().items()}}"
+                );
+            }
+            if !info.dtype.is_float() {
+                bail!(
+                    "'{name}' has type {:?} in the weight file: save it as float32 or float16",
+                    info.dtype
+                );
+            }
+            let Some(tensor) = tensors.get(name)? else { continue };
+            let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+            all_finite(name, &values)?;
+            entries.insert(name.clone(), Entry { shape, values });
         }
         counters.sort();
         Ok(Weights::new(Source::File(File { entries, counters })))
@@ -322,7 +375,19 @@ fn name_rng(seed: u64, name: &str) -> rand_chacha::ChaCha8Rng {
 
 fn from_entry(entries: &HashMap<String, Entry>, name: &str, shape: &[usize]) -> Result<Tensor> {
     let Some(entry) = entries.get(name) else {
-        bail!("the weight file has no '{name}': is it another model's file?");
+        let mut alike: Vec<&str> = (entries.iter())
+            .filter(|(_, entry)| entry.shape == shape)
+            .map(|(name, _)| name.as_str())
+            .collect();
+        alike.sort_unstable();
+        let more = alike.len().saturating_sub(ALIKE);
+        alike.truncate(ALIKE);
+        let alike = match (alike.is_empty(), more) {
+            (true, _) => String::new(),
+            (false, 0) => format!(" (of its shape {shape:?} it has {})", alike.join(", ")),
+            (false, more) => format!(" (of its shape {shape:?} it has {} and {more} more)", alike.join(", ")),
+        };
+        bail!("the weight file has no '{name}'{alike}: is it another model's file?");
     };
     if entry.shape != shape {
         bail!(
@@ -331,6 +396,14 @@ fn from_entry(entries: &HashMap<String, Entry>, name: &str, shape: &[usize]) -> 
         );
     }
     Tensor::from_slice(&entry.values, shape, &Device::Cpu)
+}
+
+/// Names of a file that are shown beside one that is missing.
+const ALIKE: usize = 3;
+
+/// An error without the places in candle's code that it went through.
+fn first_line(error: &candle_core::Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_string()
 }
 
 /// Whether a tensor of a file is the one number in which PyTorch's batch norm counts its training batches.
@@ -350,8 +423,13 @@ fn read_values(name: &str, view: &TensorView) -> Result<Vec<f32>> {
     let values = Tensor::from_raw_buffer(view.data(), dtype, &[count], &Device::Cpu)?
         .to_dtype(DType::F32)?
         .to_vec1::<f32>()?;
+    all_finite(name, &values)?;
+    Ok(values)
+}
+
+fn all_finite(name: &str, values: &[f32]) -> Result<()> {
     match values.iter().find(|v| !v.is_finite()) {
         Some(v) => bail!("'{name}' holds {v} in the weight file: the file is damaged or training diverged"),
-        None => Ok(values),
+        None => Ok(()),
     }
 }

@@ -264,3 +264,58 @@ fn adam_leaves_what_it_should() {
     assert!(adam.step(&params, &[grad()], 0.1).is_err());
     assert!(adam.step(&params, &[Some(random_f32(1, &[3])), None], 0.1).is_err());
 }
+
+/// A file beside this test.
+fn data(name: &str) -> std::path::PathBuf {
+    std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data")).join(name)
+}
+
+/// A convolution, a norm and a linear layer, as `small.pth` has them.
+fn small(weights: &Weights) -> Result<Vec<Param>> {
+    Conv2d::new(&weights.pp("conv"), 1, 2, 3, 1, Padding::Valid)?;
+    BatchNorm2d::new(&weights.pp("bn"), 2)?;
+    Linear::new(&weights.pp("fc"), 4, 3)?;
+    weights.finish()?;
+    Ok(weights.params())
+}
+
+#[test]
+fn a_state_dict_of_pytorch_is_read_alone_and_inside_a_checkpoint() {
+    // torch.manual_seed(0); {"small": float32, "nested": {"epoch": 3, "state_dict": float16}}
+    for (name, within) in [("small.pth", 1e-3), ("nested.pth", 0.)] {
+        let weights = Weights::from_pth(&data(name)).unwrap();
+        let params = small(&weights).unwrap();
+        let first = |name: &str| values(params.iter().find(|p| p.name() == name).unwrap().var())[..2].to_vec();
+        for (name, expected) in [
+            ("conv.weight", [-0.00249481201171875, 0.1788330078125]),
+            ("bn.running_mean", [0.5, -0.25]),
+            ("fc.weight", [0.181640625, 0.415283203125]),
+            ("fc.bias", [-0.323974609375, -0.230224609375]),
+        ] {
+            let close = first(name).iter().zip(expected).all(|(a, b)| (a - b).abs() <= within);
+            assert!(close, "{name}: {:?}", first(name));
+        }
+        assert_eq!(weights.counters(), ["bn.num_batches_tracked"]);
+    }
+}
+
+#[test]
+fn what_is_no_state_dict_is_refused_with_what_to_do() {
+    for name in ["legacy.pth", "../weights.rs"] {
+        let error = error_of(Weights::from_pth(&data(name)));
+        assert!(
+            error.contains("not a state dict") && error.contains("torch.save(model.state_dict(), FILE)"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_missing_name_is_told_with_those_of_its_shape() {
+    let weights = Weights::from_pth(&data("small.pth")).unwrap();
+    let error = error_of(Linear::new(&weights.pp("head"), 4, 3).map(|_| ()));
+    assert!(
+        error.contains("no 'head.weight' (of its shape [3, 4] it has fc.weight)"),
+        "{error}"
+    );
+}

@@ -13,6 +13,7 @@ use advae_abi::{
 use advae_nn::{Param, Pass, Weights};
 use candle_core::{Device, Result, Tensor};
 use serde_json::{Map, Value};
+use std::path::Path;
 use std::sync::Arc;
 
 /// What a classifier and a purifier have in common.
@@ -119,7 +120,14 @@ fn find_weights(source: &WeightSource, sets: WeightSets) -> std::result::Result<
         },
         WeightSource::Path(path) => {
             let bytes = std::fs::read(path).map_err(|e| bad(format!("cannot read the weights '{path}': {e}")))?;
-            Ok((parse(path, &bytes)?, path.clone()))
+            // What torch.save writes is a zip archive.
+            let weights = match bytes.starts_with(b"PK") {
+                true => {
+                    Weights::from_pth(Path::new(path)).map_err(|e| bad(format!("weights '{path}': {}", to_abi(e))))?
+                }
+                false => parse(path, &bytes)?,
+            };
+            Ok((weights, path.clone()))
         }
         WeightSource::Init(seed) => Ok((Weights::init(*seed), format!("init:{seed}"))),
     }

@@ -26,7 +26,7 @@ impl PluginSpec {
     /// - The name ends at the first `:` or `@`, the weights end at the first `:`. A path that holds such characters is taken whole
     ///   where the file exists: of all ways to cut the text, the one with the longest existing file wins. Or it is quoted, as a
     ///   JSON string: `"a:b/libnet.so"@"w@2.safetensors":key=value`.
-    /// - Weights are a set of the plugin, a file (with a `/`, or `.safetensors` at the end), or `init:SEED`, a seeded initialisation.
+    /// - Weights are a set of the plugin, a file (with a `/`, or `.safetensors`, `.pth` or `.pt` at the end), or `init:SEED`, a seeded initialisation.
     /// - `step-size` is the same key as `step_size`.
     /// - Values are JSON scalars, fractions such as `8/255` or `[lists]`; what is none of them is a string, and so is what stands in `"`.
     ///
@@ -201,7 +201,7 @@ fn is_file(text: &str) -> bool {
 }
 
 fn is_path(weights: &str) -> bool {
-    weights.contains('/') || weights.ends_with(".safetensors")
+    weights.contains('/') || [".safetensors", ".pth", ".pt"].iter().any(|end| weights.ends_with(end))
 }
 
 /// Quoted where it could be cut elsewhere.
