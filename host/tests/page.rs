@@ -115,3 +115,29 @@ fn names_from_outside_cannot_become_part_of_the_page() {
     assert!(page.contains("onerror=alert(1)&gt;"), "the name is shown");
     assert!(!page.contains("<img src=x"), "and is text alone");
 }
+
+#[test]
+fn pdflatex_accepts_the_tables_where_it_is_installed() {
+    if let Err(error) = Command::new("pdflatex").arg("--version").output() {
+        eprintln!("not tried: pdflatex cannot be started ({error})");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let output = eval(dir.path(), &["--pictures", "0"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let results = dir.path().join("results.jsonl");
+    let tables = host(&["report", results.to_str().unwrap(), "--format", "latex"]);
+    let tables = String::from_utf8(tables.stdout).unwrap();
+    let document = format!(
+        "\\documentclass{{article}}\n\\usepackage{{booktabs}}\n\\begin{{document}}\n{tables}\\end{{document}}\n"
+    );
+    std::fs::write(dir.path().join("tables.tex"), document).unwrap();
+    let typeset = Command::new("pdflatex")
+        .args(["-interaction=nonstopmode", "-halt-on-error", "tables.tex"])
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&typeset.stdout);
+    assert!(typeset.status.success(), "{said}");
+    assert!(dir.path().join("tables.pdf").is_file());
+}

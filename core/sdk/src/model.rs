@@ -319,3 +319,18 @@ impl<N: Network> Recorded<N> {
         self.model.training.add(&self.model.params, &gradients)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_weight_file_may_be_a_state_dict_of_pytorch() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../nn/tests/data/small.pth");
+        let (weights, name) = find_weights(&WeightSource::Path(file.into()), &[]).unwrap();
+        assert_eq!((weights.shape("fc.weight"), name.as_str()), (Some(&[3, 4][..]), file));
+        let other = concat!(env!("CARGO_MANIFEST_DIR"), "/../nn/tests/data/legacy.pth");
+        let error = find_weights(&WeightSource::Path(other.into()), &[]).err().unwrap();
+        assert!(error.to_string().contains("not a safetensors file"), "{error}");
+    }
+}

@@ -11,8 +11,8 @@ const CELLS: [&str; 8] = [
     "Threat model",
     "Attack",
     "Budget",
-    "Clean (%)",
-    "Robust (%)",
+    "Clean (\\%)",
+    "Robust (\\%)",
     "$L_2$ median",
 ];
 const WORST: [&str; 6] = [
@@ -21,7 +21,7 @@ const WORST: [&str; 6] = [
     "Threat model",
     "Worst case of",
     "Budget",
-    "Robust (%)",
+    "Robust (\\%)",
 ];
 
 /// The format.
