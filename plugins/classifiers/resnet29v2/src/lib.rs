@@ -2,4 +2,5 @@
 
 advae_sdk::export_plugin! {
     classifier: cifar10_models::ResNet29,
+    weights: { "clean" => include_bytes!("../weights/clean.safetensors") },
 }
