@@ -120,14 +120,20 @@ fn a_new_crate_builds_passes_its_tests_and_the_doctor() {
             output.status.success() && said.contains("cargo test && cargo build --release"),
             "{said}"
         );
-        let (said, library) = examples::tested(&dir.path().join(&name), &name);
+        let made = dir.path().join(&name);
+        let said = examples::done("test", &made);
         assert!(said.contains(&format!("{tests} passed; 0 failed")), "{said}");
-        let examined = host(&["doctor", library.to_str().unwrap()]);
-        let said = String::from_utf8_lossy(&examined.stdout);
-        assert!(
-            examined.status.success() && said.contains("0 warned, 0 failed"),
-            "{said}"
-        );
+        // The templates themselves are built and examined above; one shows that it is the same with what is written.
+        if kind == "attack" {
+            examples::done("build", &made);
+            let library = examples::library(&name);
+            let examined = host(&["doctor", library.to_str().unwrap()]);
+            let said = String::from_utf8_lossy(&examined.stdout);
+            assert!(
+                examined.status.success() && said.contains("0 warned, 0 failed"),
+                "{said}"
+            );
+        }
         let again = host(&["new", kind, &name]);
         let said = String::from_utf8_lossy(&again.stderr);
         assert!(

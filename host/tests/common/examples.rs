@@ -43,21 +43,22 @@ pub fn candle_fixture(name: &str) -> PathBuf {
     target().join("debug").join(format!("lib{name}.so"))
 }
 
-/// Runs the tests of a crate that was written elsewhere, with the versions of the workspace's lock file, and builds it: what cargo said,
-/// and the library.
-pub fn tested(crate_dir: &Path, name: &str) -> (String, PathBuf) {
+/// What cargo says where it succeeds with a crate that was written elsewhere, with the versions of the workspace's lock file.
+pub fn done(command: &str, crate_dir: &Path) -> String {
     std::fs::copy(workspace().join("Cargo.lock"), crate_dir.join("Cargo.lock")).expect("a file can be copied");
-    let mut said = String::new();
-    for command in ["test", "build"] {
-        let output = cargo(command, crate_dir);
-        said += &String::from_utf8_lossy(&output.stdout);
-        assert!(
-            output.status.success(),
-            "{said}{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-    (said, target().join("debug").join(format!("lib{name}.so")))
+    let output = cargo(command, crate_dir);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    said
+}
+
+/// The library of a crate that was built so.
+pub fn library(name: &str) -> PathBuf {
+    target().join("debug").join(format!("lib{name}.so"))
 }
 
 fn cargo(command: &str, dir: &Path) -> std::process::Output {
