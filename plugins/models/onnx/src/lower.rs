@@ -91,7 +91,7 @@ impl<'a> Lowering<'a> {
             bail!("it has several outputs")
         }
         // What is computed from shapes shows in the shapes; who reads it otherwise finds nothing here.
-        if !self.graph_is_images(output) {
+        if !self.is_images(output) {
             return Ok(());
         }
         let low = match node.op.as_str() {
@@ -121,7 +121,7 @@ impl<'a> Lowering<'a> {
     }
 
     /// Whether a value has a row an image: its first axis alone depends on how many there are.
-    fn graph_is_images(&self, value: usize) -> bool {
+    fn is_images(&self, value: usize) -> bool {
         let [two, three] = self.shapes.each_ref().map(|shapes| shapes.get(&value));
         match (two, three) {
             (Some(two), Some(three)) => two.first() == Some(&2) && three.first() == Some(&3) && two[1..] == three[1..],
@@ -202,7 +202,7 @@ impl<'a> Lowering<'a> {
         self.graph.constants.get(&value)
     }
 
-    /// A parameter that begins as `arranged`, under the name of the constant that it is made of.
+    /// A parameter that begins as the constant that it is named after, arranged as its layer has it.
     fn param(&mut self, node: &Node, i: usize, arrange: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Param> {
         let Some(constant) = self.constant(node, i) else {
             bail!("input number {i} is no constant")
@@ -498,7 +498,6 @@ impl<'a> Lowering<'a> {
             }
             inputs.push(constant);
         }
-        // Sizes that were asked for two images.
         let factor = repeats(&Call::new(node, inputs), &[1, c, h, w])?;
         let Some(factor) = factor else {
             bail!("it does not repeat rows and columns alone")

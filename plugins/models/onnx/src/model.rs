@@ -8,7 +8,6 @@ use advae_sdk::serde::{Deserialize, Serialize};
 use crate::graph::Graph;
 use crate::layers::Layers;
 use crate::lower::{Entry, lower};
-use crate::ops;
 
 settings! {
     /// What a file does not say of itself.
@@ -278,7 +277,7 @@ impl Network {
                 graph.names[graph.output]
             ),
         };
-        independent(&trial, &arrangement, graph.output)?;
+        let (x, expected) = independent(&trial, &arrangement, graph.output)?;
         let [scale, shift] = arrangement.affine();
         let entry = Entry {
             image: arrangement.image,
@@ -286,8 +285,15 @@ impl Network {
             normalise: (!arrangement.plain()).then_some([&scale, &shift]),
         };
         let mut notes = std::mem::take(&mut graph.notes);
-        let runner = match lower(&graph, &shapes, &entry, &Weights::own(), &asked) {
-            Ok(_) => Runner::Fused(lower(&graph, &shapes, &entry, weights, &asked)?),
+        let fused = lower(&graph, &shapes, &entry, &Weights::own(), &asked).and_then(|nets| {
+            let y = nets[0].forward(&Pass::eval(), &x)?.flatten_all()?.to_vec1()?;
+            match apart(&y, &expected) {
+                None => Ok(()),
+                Some(by) => bail!("a fused net that gives something else (by {by}): please report this file"),
+            }
+        });
+        let runner = match fused {
+            Ok(()) => Runner::Fused(lower(&graph, &shapes, &entry, weights, &asked)?),
             Err(reason) => {
                 notes.push(format!(
                     "it runs operator by operator, not fused, because of {}",
@@ -341,8 +347,9 @@ pub(crate) fn plain(error: &Error) -> String {
     }
 }
 
-/// That images of a batch do not depend on each other, as they do where a file's fixed batch is part of its arithmetic.
-fn independent(layers: &Layers, arrangement: &Arrangement, output: usize) -> Result<()> {
+/// Three images, and the outputs for them, if images of a batch do not depend on each other, as they do where a file's fixed batch is part
+/// of its arithmetic.
+fn independent(layers: &Layers, arrangement: &Arrangement, output: usize) -> Result<(Tensor, Vec<f32>)> {
     let [c, h, w] = arrangement.image;
     let size = c * h * w;
     // Three different images without a generator: the golden ratio's multiples are spread evenly.
@@ -357,15 +364,28 @@ fn independent(layers: &Layers, arrangement: &Arrangement, output: usize) -> Res
     for i in 0..3 {
         alone.extend(run(&x.narrow(0, i, 1)?)?);
     }
-    let largest = together.iter().fold(1e-6f32, |m, v| m.max(v.abs()));
-    let apart = together.iter().zip(&alone).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
-    if together.iter().all(|v| v.is_finite()) && (alone.len() != together.len() || apart > 1e-3 * largest) {
-        bail!(
-            "an image's output depends on the other images of its batch (by {apart:.2e} of {largest:.2e}): export the model \
-             in evaluation mode and with a free batch axis"
-        )
+    match apart(&alone, &together) {
+        None => Ok((x, together)),
+        Some(by) => bail!(
+            "an image's output depends on the other images of its batch (by {by}): export the model in evaluation mode and with a \
+             free batch axis"
+        ),
     }
-    Ok(())
+}
+
+/// By how much two outputs differ, where that is more than rounding; numbers that are not finite are not compared.
+fn apart(values: &[f32], expected: &[f32]) -> Option<String> {
+    if values.len() != expected.len() {
+        return Some(format!("{} numbers in place of {}", values.len(), expected.len()));
+    }
+    let finite = values
+        .iter()
+        .zip(expected)
+        .filter(|(a, b)| a.is_finite() && b.is_finite());
+    let (largest, apart) = finite.fold((1e-6f32, 0f32), |(largest, apart), (a, b)| {
+        (largest.max(b.abs()), apart.max((a - b).abs()))
+    });
+    (apart > 1e-3 * largest).then(|| format!("{apart:.2e} of {largest:.2e}"))
 }
 
 impl Graph {
@@ -500,9 +520,4 @@ impl Purifier for OnnxPurifier {
     fn purify(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
         self.0.arrangement.restore(&self.0.forward(pass, x, 0)?)
     }
-}
-
-/// The operators that files may hold.
-pub fn operators() -> &'static [&'static str] {
-    ops::SUPPORTED
 }

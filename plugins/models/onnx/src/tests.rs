@@ -638,3 +638,9 @@ fn what_a_file_leaves_open_is_asked_for() {
     let error = model(&[0, 3, 4, 4], Some(vec![1, 4, 4])).unwrap_err();
     assert!(error.contains("do not fit the file's input [N,3,4,4]"), "{error}");
 }
+
+#[test]
+fn the_documentation_lists_every_operator() {
+    let page = include_str!("../../../../docs/onnx.md").replace('\n', " ");
+    assert!(page.contains(&format!("Known operators: {}.", crate::ops::SUPPORTED.join(", "))));
+}

@@ -65,27 +65,14 @@ fn budgets(report: &Report, norm: NormKind) -> Vec<Series> {
         .iter()
         .filter(|cell| cell.norm == norm && cell.epsilon.is_some())
     {
-        let mut settings = cell.cell.header.config.attack.config.clone();
-        settings.remove("epsilon");
-        let stage = cell
-            .stage
-            .as_ref()
-            .map_or(String::new(), |stage| format!(" {}/{}", stage.number, stage.of));
-        let settings = serde_json::Value::Object(settings);
-        let key = [
-            &cell.classifier,
-            &cell.purifier,
-            &cell.threat_model,
-            &cell.attack_and_rule(),
-            &settings.to_string(),
-            &stage,
-        ];
-        // Labels may hold the budget where nothing else differs.
-        let key = key.map(String::as_str).join("\n");
-        let key = match cell.epsilon {
-            Some(epsilon) => key.replace(&format!("epsilon={epsilon}"), ""),
-            None => key,
-        };
+        // The same cell but for its budget.
+        let mut config = cell.cell.header.config.clone();
+        config.epsilon = None;
+        config.attack.config.remove("epsilon");
+        if let Some(stage) = &mut config.stage {
+            stage.after = None;
+        }
+        let key = config.key();
         match groups.iter_mut().find(|(known, _)| *known == key) {
             Some((_, cells)) => cells.push(cell),
             None => groups.push((key, vec![cell])),

@@ -128,7 +128,7 @@ fn lead(report: &Report) -> String {
     datasets.into_iter().collect::<Vec<_>>().join("; ")
 }
 
-/// The worst case of every defence, or its lowest figure where there is none.
+/// The worst case of every defence, and the cells of budgets without one.
 fn cards(report: &Report) -> Vec<Card> {
     let card = |cell: &Summary, what: &str, robust_share: Share, under: String, over: String| Card {
         defence: cell.defence(),
@@ -147,15 +147,11 @@ fn cards(report: &Report) -> Vec<Card> {
         Some(card(cell, "worst case", worst.robust_accuracy?, under, attacks(worst)))
     };
     let mut cards: Vec<Card> = report.worst_cases.iter().filter_map(of_worst).collect();
+    let is_first = |cell: &&Summary| report.worst_cases.iter().any(|worst| worst.first == cell.key);
+    let firsts: Vec<&Summary> = report.cells.iter().filter(is_first).collect();
     let in_worst = |cell: &Summary| {
-        report.worst_cases.iter().any(|worst| {
-            (
-                &worst.classifier,
-                &worst.purifier,
-                &worst.threat_model,
-                worst.budget.as_str(),
-            ) == (&cell.classifier, &cell.purifier, &cell.threat_model, &cell.budget())
-        })
+        let budget = |other: &Summary| cell.cell.header.config.same_budget(&other.cell.header.config);
+        firsts.iter().any(|first| cell.same_defence(first) && budget(first))
     };
     for cell in report
         .cells
