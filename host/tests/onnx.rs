@@ -154,7 +154,7 @@ fn what_cannot_be_read_is_one_line() {
         ),
         (
             format!("onnx:model={ADVAE},std=0"),
-            "std holds 0: expected finite numbers, std above 0",
+            "std is 0.0: expected numbers between 1e-6 and 1000000.0",
         ),
         (
             format!("onnx:model={ADVAE},mean=[1,2]"),
@@ -162,7 +162,7 @@ fn what_cannot_be_read_is_one_line() {
         ),
         (
             format!("onnx:model={ADVAE},output=y"),
-            "no such output: those of the file are output",
+            "no such output 'y': expected one of the file's, output",
         ),
     ] {
         let output = host(&["eval", "--classifier", &spec, "--attack", "fgsm", "--samples", "2"]);

@@ -21,6 +21,25 @@ NETWORKS = {
 }
 
 
+def load(name):
+    """One of them with its weights, for inference."""
+    network, weights, _ = NETWORKS[name]
+    return models.load(network, ROOT / weights).eval()
+
+
+# What the plugin `python` makes models of: python:file=export.py,class=model_x.
+def model_x():
+    return load("model_x")
+
+
+def resnet29v2():
+    return load("resnet29v2")
+
+
+def advae():
+    return load("advae")
+
+
 def export(model, shape, path):
     """Writes one file that holds its weights, with a free batch axis."""
     # Two images: an exporter takes an axis of one for fixed.
@@ -41,6 +60,6 @@ def export(model, shape, path):
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
-    for name, (network, weights, shape) in NETWORKS.items():
-        export(models.load(network, ROOT / weights), shape, folder / f"{name}.onnx")
+    for name, (_, _, shape) in NETWORKS.items():
+        export(load(name), shape, folder / f"{name}.onnx")
         print(folder / f"{name}.onnx")

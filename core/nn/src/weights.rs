@@ -183,6 +183,11 @@ impl Weights {
         !matches!(*self.source, Source::File(_))
     }
 
+    /// Whether a seeded initialisation was asked for: a model that has values of its own is to begin anew.
+    pub fn is_seeded(&self) -> bool {
+        matches!(*self.source, Source::Seed(_))
+    }
+
     /// Whether every parameter made so far has the value that the model [gave](Self::given), and there is one.
     pub fn all_given(&self) -> bool {
         let created = self.created();

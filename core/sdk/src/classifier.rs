@@ -36,6 +36,11 @@ pub trait Classifier: Sized + Send + Sync + 'static {
     /// Where an operation fails. Images of another shape than [`input`](Self::input) do not come here: the sdk refuses them.
     fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor>;
 
+    /// Whether the output is random. All randomness comes from [`Pass::rng`].
+    fn random(&self) -> bool {
+        false
+    }
+
     /// [`THREADING`](Self::THREADING) where it depends on settings.
     fn threading(&self) -> Threading {
         Self::THREADING
@@ -86,7 +91,7 @@ impl<C: Classifier> Network for ClassifierNetwork<C> {
             classes: Some(self.0.classes()),
             bounds: [0., 1.],
             backward_rules: vec![BackwardRule::Exact],
-            random: false,
+            random: self.0.random(),
             threading: self.0.threading(),
             batch: self.0.batch(),
             parameters: 0,

@@ -94,6 +94,7 @@ mod export;
 mod goal;
 mod model;
 mod norm;
+mod normalisation;
 mod oracle;
 mod purifier;
 mod range;
@@ -122,6 +123,7 @@ pub use energy::energy_gradient;
 pub use goal::{Goal, Objective, select_rows};
 pub use nn::{Pass, Weights};
 pub use norm::Ball;
+pub use normalisation::{Normalisation, PerChannel};
 pub use oracle::{Gradient, Oracle};
 pub use purifier::Purifier;
 pub use range::in_range;
@@ -135,9 +137,9 @@ pub use unroll::{unrolled, unrolled_by};
 pub mod prelude {
     pub use crate::{
         Access, Attack, AttackInfo, BackwardRule, Ball, Classifier, Goal, Gradient, InputFile, Label, Learner, Lesson,
-        NoSettings, Norm, Objective, Oracle, Pass, Perturbed, Purifier, RemoteModel, Result, Services, Settings,
-        Target, Teacher, Tensor, Threading, ThreatModel, Weights, energy_gradient, export_plugin, in_range, nn,
-        select_rows, settings, unrolled, unrolled_by,
+        NoSettings, Norm, Normalisation, Objective, Oracle, Pass, PerChannel, Perturbed, Purifier, RemoteModel, Result,
+        Services, Settings, Target, Teacher, Tensor, Threading, ThreatModel, Weights, energy_gradient, export_plugin,
+        in_range, nn, select_rows, settings, unrolled, unrolled_by,
     };
 }
 

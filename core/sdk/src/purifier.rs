@@ -45,6 +45,11 @@ pub trait Purifier: Sized + Send + Sync + 'static {
         candle_core::bail!("this purifier lists the backward rule custom but does not implement custom_backward")
     }
 
+    /// [`BACKWARD`](Self::BACKWARD) where it depends on settings.
+    fn backward(&self) -> Vec<BackwardRule> {
+        Self::BACKWARD.to_vec()
+    }
+
     /// [`RANDOM`](Self::RANDOM) where it depends on settings.
     fn random(&self) -> bool {
         Self::RANDOM
@@ -110,7 +115,7 @@ impl<P: Purifier> Network for PurifierNetwork<P> {
             input: self.0.input(),
             classes: None,
             bounds: [0., 1.],
-            backward_rules: P::BACKWARD.to_vec(),
+            backward_rules: self.0.backward(),
             random: self.0.random(),
             threading: self.0.threading(),
             batch: self.0.batch(),

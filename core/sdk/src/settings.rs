@@ -22,18 +22,54 @@ pub trait Settings: Default + Clone + Serialize + DeserializeOwned + Send + Sync
 /// The path of a file that a plugin reads, as a setting. The host hashes the file, so that results say which one it was, and hands
 /// on a copy that does not change while it runs. Read it by its [`path`](Self::path).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct InputFile(String);
+#[serde(from = "FileForm", into = "FileForm")]
+pub struct InputFile {
+    path: String,
+    name: String,
+}
 
 impl InputFile {
     /// Where it is; empty where none was named.
     pub fn path(&self) -> &str {
-        &self.0
+        &self.path
+    }
+
+    /// What the user calls it: the path that the copy was made from.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// The file at a path.
     pub fn at(path: impl Into<String>) -> Self {
-        Self(path.into())
+        FileForm::Path(path.into()).into()
+    }
+}
+
+/// How a setting says a file: a user by its path, the host by a copy and the user's path.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged, expecting = "expected the path of a file")]
+enum FileForm {
+    Path(String),
+    Copy { path: String, name: String },
+}
+
+impl From<FileForm> for InputFile {
+    fn from(form: FileForm) -> Self {
+        let (path, name) = match form {
+            FileForm::Path(path) => (path.clone(), path),
+            FileForm::Copy { path, name } => (path, name),
+        };
+        Self { path, name }
+    }
+}
+
+impl From<InputFile> for FileForm {
+    fn from(file: InputFile) -> Self {
+        let InputFile { path, name } = file;
+        match path == name {
+            true => FileForm::Path(path),
+            false => FileForm::Copy { path, name },
+        }
     }
 }
 
@@ -146,9 +182,15 @@ fn named(config: &Map<String, Value>, known: &[&str]) -> Result<Map<String, Valu
     Ok(named)
 }
 
-/// Fractions as numbers, where the setting takes a number that need not be whole and no text.
+/// Fractions as numbers, where the setting takes a number that need not be whole and no text; and numbers as texts, where it takes
+/// a text, such as a name that consists of digits.
 fn numbers<S: Settings>(config: Map<String, Value>) -> Result<Map<String, Value>, String> {
     let number = |(key, value): (String, Value)| {
+        if value.is_number() && alone::<S>(&key, value.clone()).is_err() {
+            let text = Value::from(value.to_string());
+            let taken = alone::<S>(&key, text.clone()).is_ok();
+            return Ok((key, if taken { text } else { value }));
+        }
         let Some((above, below)) = value.as_str().and_then(fraction) else {
             return Ok((key, value));
         };
@@ -225,6 +267,9 @@ fn plain(message: &str) -> String {
         ("expected f64", "expected a number, such as 0.3 or 8/255"),
         ("expected f32", "expected a number, such as 0.3 or 8/255"),
         ("expected a boolean", "expected true or false"),
+        ("expected a string", "expected a text"),
+        ("expected string or map", "expected a word"),
+        ("expected a sequence", "expected a list, such as [1,2]"),
     ];
     names
         .iter()
@@ -300,6 +345,12 @@ mod tests {
         }
         let error = refused(r#"{"kappa": 1}"#);
         assert!(!error.contains("did you mean"), "it has no confidence: {error}");
+    }
+
+    #[test]
+    fn a_name_of_digits_is_a_text() {
+        let some: Some = parse(&object(r#"{"kind": 1207, "steps": 3}"#)).unwrap();
+        assert_eq!((some.kind.as_str(), some.steps), ("1207", 3));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::{Plugin, hex, sealed};
 use anyhow::{Context, Result};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -32,14 +32,23 @@ static READ: LazyLock<Mutex<HashMap<String, Known>>> = LazyLock::new(Mutex::defa
 pub fn given(plugin: &Plugin, config: &Map<String, Value>) -> Result<Given> {
     let (mut config, mut hashes) = (config.clone(), BTreeMap::new());
     for setting in plugin.description.settings.iter().filter(|setting| setting.file) {
-        let Some(Value::String(path)) = config.get(&setting.name) else {
-            continue;
+        let path = match config.get(&setting.name) {
+            Some(Value::String(path)) => path.clone(),
+            // A file whose name is a number.
+            Some(Value::Number(path)) => path.to_string(),
+            _ => continue,
         };
-        let known = read(path).with_context(|| format!("setting '{}' of '{}'", setting.name, plugin.manifest.name))?;
+        let known = read(&path).with_context(|| format!("setting '{}' of '{}'", setting.name, plugin.manifest.name))?;
         hashes.insert(setting.name.clone(), known.sha256);
-        config.insert(setting.name.clone(), known.path.into());
+        let copy = json!({"path": known.path, "name": path});
+        config.insert(setting.name.clone(), copy);
     }
     Ok(Given { config, hashes })
+}
+
+/// A setting's value as the user gave it: a copy by the name of its file.
+pub fn as_given(value: &Value) -> &Value {
+    value.get("name").unwrap_or(value)
 }
 
 fn read(path: &str) -> Result<Known> {
@@ -47,7 +56,8 @@ fn read(path: &str) -> Result<Known> {
     if let Some(known) = all.get(path) {
         return Ok(known.clone());
     }
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read the file '{path}'"))?;
+    let bytes = std::fs::read(path)
+        .with_context(|| format!("cannot read the file '{path}': expected the path of a file that exists"))?;
     let sha256 = hex(&Sha256::digest(&bytes));
     let known = Known {
         path: sealed::or_itself(path, &sha256, &bytes),

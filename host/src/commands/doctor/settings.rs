@@ -2,6 +2,7 @@
 
 use super::checklist::{Checklist, Finding};
 use super::patient::Patient;
+use crate::plugin::files;
 use crate::terminal::console;
 use crate::wire::attack::Attack;
 use crate::wire::model::Model;
@@ -17,7 +18,7 @@ pub fn examine(list: &mut Checklist, patient: &Patient) -> Result<()> {
     list.check("construction", || {
         construct(patient, &patient.request)?;
         let settings = &patient.plugin.description.settings;
-        let value = |s: &Setting| patient.request.config.get(&s.name).unwrap_or(&s.default).clone();
+        let value = |s: &Setting| files::as_given(patient.request.config.get(&s.name).unwrap_or(&s.default)).clone();
         let listed = settings.iter().map(|s| format!("{} = {}", s.name, value(s)));
         let listed = listed.collect::<Vec<_>>().join(", ");
         let settings = if listed.is_empty() {

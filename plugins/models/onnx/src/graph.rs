@@ -144,15 +144,19 @@ impl Graph {
         let nodes: Vec<Node> = (proto.node.iter())
             .map(|node| reader.node(node, opset))
             .collect::<Result<_>>()?;
-        let output = match output {
+        let found = match output {
             None => proto.output.first(),
             Some(name) => proto.output.iter().find(|o| o.name == name),
         };
-        let Some(output) = output else {
+        let Some(found) = found else {
             let known: Vec<&str> = proto.output.iter().map(|o| o.name.as_str()).collect();
-            bail!("no such output: those of the file are {}", known.join(", "))
+            bail!(
+                "no such output '{}': expected one of the file's, {}",
+                output.unwrap_or_default(),
+                known.join(", ")
+            )
         };
-        let output = reader.value(&output.name);
+        let output = reader.value(&found.name);
         let mut graph = Graph {
             nodes,
             names: reader.names,

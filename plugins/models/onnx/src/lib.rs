@@ -16,7 +16,7 @@ mod ops;
 mod proto;
 mod tensor;
 
-pub use model::{Layout, Numbers, OnnxClassifier, OnnxPurifier, OnnxSettings};
+pub use model::{Layout, OnnxClassifier, OnnxPurifier, OnnxSettings};
 
 #[cfg(test)]
 mod tests;

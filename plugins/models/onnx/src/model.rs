@@ -17,40 +17,13 @@ settings! {
         /// Shape of an image, [channels,rows,columns], where the file leaves it open: shape=[3,32,32].
         shape: Option<Vec<usize>> = None,
         /// Mean that is subtracted from the pixels in [0,1], one number or one a channel: mean=[0.49,0.48,0.45].
-        mean: Numbers = Numbers::One(0.),
+        mean: PerChannel = PerChannel::One(0.),
         /// What they are divided by then, one number or one a channel; std=1/255 gives a network its pixels from 0 to 255.
-        std: Numbers = Numbers::One(1.),
+        std: PerChannel = PerChannel::One(1.),
         /// Whether the file takes images as channels,rows,columns (nchw) or rows,columns,channels (nhwc); auto looks at its input.
         layout: Layout = Layout::Auto,
         /// Which of the file's outputs are meant, by name; empty: the first.
         output: String = String::new(),
-    }
-}
-
-/// One number for all channels, or one for each.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(crate = "advae_sdk::serde", untagged)]
-pub enum Numbers {
-    One(f64),
-    Each(Vec<f64>),
-}
-
-impl Numbers {
-    fn of(&self, name: &str, channels: usize) -> Result<Vec<f64>> {
-        let numbers = match self {
-            Numbers::One(v) => vec![*v; channels],
-            Numbers::Each(v) => v.clone(),
-        };
-        if numbers.len() != channels {
-            bail!(
-                "{name} has {} numbers for images of {channels} channels: give one, or one a channel",
-                numbers.len()
-            )
-        }
-        match numbers.iter().find(|v| !v.is_finite() || (name == "std" && **v <= 0.)) {
-            Some(wrong) => bail!("{name} holds {wrong}: expected finite numbers, std above 0"),
-            None => Ok(numbers),
-        }
     }
 }
 
@@ -89,8 +62,7 @@ struct Arrangement {
     channels_last: bool,
     /// Axes behind the batch's, where they are others than those of an image.
     axes: Option<Vec<usize>>,
-    mean: Vec<f64>,
-    std: Vec<f64>,
+    normalisation: Normalisation,
 }
 
 impl Arrangement {
@@ -174,30 +146,13 @@ impl Arrangement {
             image,
             channels_last,
             axes,
-            mean: settings.mean.of("mean", c)?,
-            std: settings.std.of("std", c)?,
+            normalisation: Normalisation::new(&settings.mean, &settings.std, c)?,
         })
-    }
-
-    /// Factor and term of each channel.
-    fn affine(&self) -> [Vec<f64>; 2] {
-        let scale: Vec<f64> = self.std.iter().map(|s| 1. / s).collect();
-        let shift = self.mean.iter().zip(&scale).map(|(m, s)| -m * s).collect();
-        [scale, shift]
-    }
-
-    /// Whether pixels go in as they are.
-    fn plain(&self) -> bool {
-        self.mean.iter().all(|m| *m == 0.) && self.std.iter().all(|s| *s == 1.)
     }
 
     /// Images `[N, C, H, W]` as the file takes them.
     fn arrange(&self, x: &Tensor) -> Result<Tensor> {
-        let mut x = x.clone();
-        if !self.plain() {
-            let [scale, shift] = self.affine();
-            x = by_channel(&x, &scale, &shift)?;
-        }
+        let mut x = self.normalisation.apply(x)?;
         if self.channels_last {
             x = x.permute((0, 2, 3, 1))?.contiguous()?;
         }
@@ -222,21 +177,8 @@ impl Arrangement {
                 .contiguous()?,
             false => y.contiguous()?.reshape((n, c, h, w))?,
         };
-        match self.plain() {
-            true => Ok(y),
-            false => by_channel(&y, &self.std, &self.mean),
-        }
+        self.normalisation.undo(&y)
     }
-}
-
-/// `scale[c] x + shift[c]` of images.
-fn by_channel(x: &Tensor, scale: &[f64], shift: &[f64]) -> Result<Tensor> {
-    let constant = |v: &[f64]| {
-        Tensor::new(v, x.device())?
-            .to_dtype(x.dtype())?
-            .reshape((1, v.len(), 1, 1))
-    };
-    x.broadcast_mul(&constant(scale)?)?.broadcast_add(&constant(shift)?)
 }
 
 impl Network {
@@ -278,11 +220,11 @@ impl Network {
             ),
         };
         let (x, expected) = independent(&trial, &arrangement, graph.output)?;
-        let [scale, shift] = arrangement.affine();
+        let [scale, shift] = arrangement.normalisation.affine();
         let entry = Entry {
             image: arrangement.image,
             channels_last: arrangement.channels_last,
-            normalise: (!arrangement.plain()).then_some([&scale, &shift]),
+            normalise: (!arrangement.normalisation.is_identity()).then_some([&scale, &shift]),
         };
         let mut notes = std::mem::take(&mut graph.notes);
         let fused = lower(&graph, &shapes, &entry, &Weights::own(), &asked).and_then(|nets| {

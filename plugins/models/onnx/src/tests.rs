@@ -9,7 +9,7 @@ use crate::graph::Graph;
 use crate::layers::Layers;
 use crate::proto::*;
 use crate::tensor::types;
-use crate::{Layout, Numbers, OnnxClassifier, OnnxPurifier, OnnxSettings};
+use crate::{Layout, OnnxClassifier, OnnxPurifier, OnnxSettings};
 
 /// A file under construction.
 struct File(GraphProto, i64);
@@ -504,8 +504,8 @@ fn channels_last_and_normalised_pixels_are_inside_the_network() {
         .node("GlobalAveragePool", "t", "y", &[]);
     let (_kept, settings) = file.saved();
     let settings = OnnxSettings {
-        mean: Numbers::Each(vec![0.1, 0.2, 0.3]),
-        std: Numbers::Each(vec![1., 2., 4.]),
+        mean: PerChannel::Each(vec![0.1, 0.2, 0.3]),
+        std: PerChannel::Each(vec![1., 2., 4.]),
         ..settings
     };
     let model = OnnxClassifier::new(settings.clone(), &Weights::own().with_dtype(DType::F64)).unwrap();
@@ -531,8 +531,8 @@ fn channels_last_and_normalised_pixels_are_inside_the_network() {
     for (layout, refused) in [(Layout::Nhwc, false), (Layout::Nchw, true)] {
         let settings = OnnxSettings {
             layout,
-            mean: Numbers::One(0.),
-            std: Numbers::One(1.),
+            mean: PerChannel::One(0.),
+            std: PerChannel::One(1.),
             ..settings.clone()
         };
         let read = OnnxClassifier::new(settings, &Weights::own()).map(|model| model.input());
@@ -547,8 +547,8 @@ fn a_purifier_gives_pixels_again() {
         .floats("two", &[1], &[2.]);
     let (_kept, settings) = file.saved();
     let settings = OnnxSettings {
-        mean: Numbers::One(0.5),
-        std: Numbers::One(0.25),
+        mean: PerChannel::One(0.5),
+        std: PerChannel::One(0.25),
         ..settings
     };
     let model = OnnxPurifier::new(settings, &Weights::own()).unwrap();

@@ -1,0 +1,3 @@
+#!/bin/sh
+# A process that never answers.
+exec sleep 600
