@@ -1,13 +1,13 @@
 //! `advae-host`: evaluates defences of image classifiers against adversarial examples.
 
-use advae_host::commands::{audit, data, doctor, eval, new, plugins, purify, report, reproduce, score, train};
+use advae_host::commands::{audit, data, doctor, eval, new, plugins, purify, report, reproduce, score, shell, train};
 use advae_host::experiment::on_large_stack;
 use advae_host::plugin::owner;
 use advae_host::terminal::exit::{EXIT_FAILED, end, watch};
 use advae_host::terminal::{console, version};
 use advae_host::training::memory;
 use anyhow::Result;
-use clap::{ArgAction, Parser, Subcommand};
+use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 
 /// Evaluates defences of image classifiers against adversarial examples.
 ///
@@ -46,6 +46,10 @@ enum Command {
     Reproduce(reproduce::ReproduceArgs),
     /// Write the crate of a plugin to begin with
     New(new::NewArgs),
+    /// Print the completions of a shell
+    Completions(shell::CompletionsArgs),
+    /// Write the man pages
+    Man(shell::ManArgs),
 }
 
 fn main() {
@@ -63,7 +67,7 @@ fn main() {
     // A panic comes out of the worker as an error of one line.
     std::panic::set_hook(Box::new(|info| tracing::debug!("{info}")));
     let code = on_large_stack(|| run(cli.command)).unwrap_or_else(|error| {
-        eprintln!("error: {}", console::one_line(&error));
+        eprintln!("error: {}", console::with_list(&error));
         EXIT_FAILED
     });
     end(code);
@@ -98,5 +102,7 @@ fn run(command: Command) -> Result<i32> {
         Command::Reproduce(args) => reproduce::run(args),
         Command::Train(args) => train::run(&args),
         Command::New(args) => new::run(args),
+        Command::Completions(args) => shell::completions(&args, Cli::command()),
+        Command::Man(args) => shell::man(&args, Cli::command()),
     }
 }

@@ -14,7 +14,13 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("plugins/models/", &["advae-sdk"]),
     (
         "plugins/classifiers/",
-        &["advae-sdk", "mnist_models", "cifar10_models", "onnx_models"],
+        &[
+            "advae-sdk",
+            "mnist_models",
+            "cifar10_models",
+            "onnx_models",
+            "python_models",
+        ],
     ),
     ("plugins/purifiers/", &["advae-sdk", "mnist_models", "cifar10_models"]),
     ("plugins/attacks/", &["advae-sdk"]),

@@ -140,7 +140,6 @@ fn doctor_finds_it_well() {
     let output = run.host(&["doctor", &run.spec()]);
     let said = text(&output);
     assert!(output.status.success() && said.contains(" 0 failed"), "{said}");
-    assert!(said.contains("runs in Python 3."), "{said}");
 }
 
 #[test]

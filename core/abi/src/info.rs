@@ -155,11 +155,15 @@ pub enum WeightSource {
     Default,
     /// A named set inside the plugin.
     Set(String),
-    /// A safetensors file.
+    /// A weight file: safetensors, or a state dict of PyTorch. `FILE?map=MAP` ([`MAP`]) is read by a map of names, a JSON object of
+    /// parameters and the tensors that they are in the file.
     Path(String),
     /// A seeded initialisation, to be trained.
     Init(u64),
 }
+
+/// What lies between the path of a weight file and that of a map of its names.
+pub const MAP: &str = "?map=";
 
 /// How a purifier's gradient is formed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -20,6 +20,7 @@
 pub mod adam;
 pub mod gradcheck;
 mod kernels;
+mod key_map;
 pub mod layers;
 #[doc(hidden)]
 pub mod measure;
@@ -34,6 +35,7 @@ pub mod weights;
 pub use adam::Adam;
 pub use gradcheck::{GradcheckOptions, GradcheckReport, gradcheck};
 pub use kernels::vector::{Kernels, kernels, with_kernels};
+pub use key_map::{KeyMap, Rule};
 pub use layers::{BatchNorm2d, Conv2d, ConvTranspose2d, Dropout, Linear};
 pub use net::{Net, NetBuilder};
 pub use ops::*;

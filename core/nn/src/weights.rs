@@ -9,6 +9,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use rand::Rng;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
+use crate::key_map::{KeyMap, reorder, reordered, usual_axes};
 use crate::{Param, key_rng};
 
 /// How a parameter starts when no file gives its value.
@@ -71,14 +72,38 @@ enum Source {
     File(File),
 }
 
+#[derive(Default)]
 struct File {
     entries: HashMap<String, Entry>,
     counters: Vec<String>,
+    /// What a map let be done.
+    reading: Mutex<Reading>,
 }
 
 struct Entry {
     shape: Vec<usize>,
     values: Vec<f32>,
+    /// Whether a map named it, and left the order of its axes open.
+    open: bool,
+}
+
+impl Entry {
+    fn new(shape: Vec<usize>, values: Vec<f32>) -> Self {
+        Self {
+            shape,
+            values,
+            open: false,
+        }
+    }
+}
+
+/// Parameters of tensors whose axes a map left open.
+#[derive(Default)]
+struct Reading {
+    /// Those that fit transposed only.
+    transposed: Vec<String>,
+    /// Those that fit both ways, and were read as they are.
+    either: Vec<String>,
 }
 
 impl Weights {
@@ -100,10 +125,10 @@ impl Weights {
             }
             let values = read_values(name, &view)?;
             let shape = view.shape().to_vec();
-            entries.insert(name.to_string(), Entry { shape, values });
+            entries.insert(name.to_string(), Entry::new(shape, values));
         }
         counters.sort();
-        Ok(Weights::new(Source::File(File { entries, counters })))
+        Ok(Weights::of_file(entries, counters))
     }
 
     /// Parameters from a state dict that `torch.save` wrote, of PyTorch 1.6 or newer: a dictionary of tensors, or one that holds it as
@@ -151,10 +176,10 @@ impl Weights {
             let Some(tensor) = tensors.get(name)? else { continue };
             let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
             all_finite(name, &values)?;
-            entries.insert(name.clone(), Entry { shape, values });
+            entries.insert(name.clone(), Entry::new(shape, values));
         }
         counters.sort();
-        Ok(Weights::new(Source::File(File { entries, counters })))
+        Ok(Weights::of_file(entries, counters))
     }
 
     /// Parameters initialised at random from `seed`.
@@ -166,6 +191,14 @@ impl Weights {
     /// initialisation from seed 0.
     pub fn own() -> Weights {
         Weights::new(Source::Own)
+    }
+
+    fn of_file(entries: HashMap<String, Entry>, counters: Vec<String>) -> Weights {
+        Weights::new(Source::File(File {
+            entries,
+            counters,
+            ..File::default()
+        }))
     }
 
     fn new(source: Source) -> Weights {
@@ -224,19 +257,141 @@ impl Weights {
             let tensor = Tensor::from_slice(&entry.values, entry.shape.as_slice(), &Device::Cpu)?;
             let tensor = change(name, tensor)?;
             let entry = Entry {
-                shape: tensor.dims().to_vec(),
-                values: tensor.flatten_all()?.to_vec1()?,
+                open: entry.open,
+                ..Entry::new(tensor.dims().to_vec(), tensor.flatten_all()?.to_vec1()?)
             };
             Ok((name.clone(), entry))
         });
         let mapped = File {
             entries: mapped.collect::<Result<_>>()?,
             counters: file.counters.clone(),
+            ..File::default()
         };
         Ok(Weights {
             source: Arc::new(Source::File(mapped)),
             ..self.clone()
         })
+    }
+
+    /// The tensors of the file under the names that a map gives them. A tensor that it names may be transposed as its parameter's shape
+    /// asks: `[in, out]` to `[out, in]`, and `[rows, columns, in, out]` to `[out, in, rows, columns]`.
+    ///
+    /// # Errors
+    /// Where the map names a tensor that is not there, gives two tensors one name, or an order of axes does not fit; where there is no
+    /// file.
+    pub fn renamed(&self, map: &KeyMap) -> Result<Weights> {
+        let Source::File(file) = &*self.source else {
+            bail!("a map of names needs a weight file")
+        };
+        for rule in map.exact() {
+            if !file.entries.contains_key(&rule.tensor) {
+                let mut names: Vec<&str> = file.entries.keys().map(String::as_str).collect();
+                names.sort_unstable();
+                bail!(
+                    "the map names '{}', which the weight file does not have: expected one of {}",
+                    rule.tensor,
+                    names.join(", ")
+                )
+            }
+        }
+        let mut entries = HashMap::new();
+        for (name, entry) in &file.entries {
+            let (parameter, renamed) = match map.parameter(name) {
+                None => (name.clone(), Entry::new(entry.shape.clone(), entry.values.clone())),
+                Some((parameter, rule)) => {
+                    let renamed = match &rule.axes {
+                        None => Entry {
+                            open: true,
+                            ..Entry::new(entry.shape.clone(), entry.values.clone())
+                        },
+                        Some(axes) => {
+                            let Some(shape) = reordered(&entry.shape, axes) else {
+                                bail!(
+                                    "axes = {axes:?} for '{name}' of shape {:?}: expected every axis from 0 on once",
+                                    entry.shape
+                                )
+                            };
+                            Entry::new(shape, reorder(&entry.values, &entry.shape, axes)?)
+                        }
+                    };
+                    (parameter, renamed)
+                }
+            };
+            if entries.insert(parameter.clone(), renamed).is_some() {
+                bail!("the map gives two tensors of the weight file the name '{parameter}': choose one")
+            }
+        }
+        Ok(Weights {
+            source: Arc::new(Source::File(File {
+                entries,
+                counters: file.counters.clone(),
+                ..File::default()
+            })),
+            created: Arc::default(),
+            ..self.clone()
+        })
+    }
+
+    /// Parameters that were read transposed, as a [map](Self::renamed) lets them be, sorted.
+    pub fn transposed(&self) -> Vec<String> {
+        let Source::File(file) = &*self.source else {
+            return vec![];
+        };
+        let mut names = file.reading().transposed.clone();
+        names.sort();
+        names
+    }
+
+    /// For a file that does not fit a network with these parameters: what of it does, and for the rest a guess by shapes in the order of
+    /// names, as lines of a map. None where the shapes have too little in common for one.
+    pub fn guess(&self, params: &[Param]) -> Option<String> {
+        let Source::File(file) = &*self.source else {
+            return None;
+        };
+        let fits = |param: &&Param| {
+            let own = file.entries.get(param.name());
+            own.is_some_and(|entry| entry.fits(param.var().dims(), entry.open).is_some())
+        };
+        let (fitting, others): (Vec<_>, Vec<_>) = params.iter().partition(fits);
+        let taken: BTreeSet<&str> = fitting.iter().map(|param| param.name()).collect();
+        let mut free: Vec<(&String, &Entry)> = (file.entries.iter())
+            .filter(|(name, _)| !taken.contains(name.as_str()))
+            .collect();
+        free.sort_by_cached_key(|(name, _)| natural(name));
+        let pairs: Vec<_> = (others.iter())
+            .map(|param| {
+                let shape = param.var().dims();
+                let place = (free.iter().position(|(_, entry)| entry.shape == shape))
+                    .or_else(|| free.iter().position(|(_, entry)| entry.fits(shape, true).is_some()));
+                (param, place.map(|place| free.remove(place)))
+            })
+            .collect();
+        let fit = |param: &Param, entry: &Entry| entry.fits(param.var().dims(), true);
+        let found = pairs.iter().filter_map(|(param, entry)| fit(param, entry.as_ref()?.1));
+        let found: Vec<Fit> = found.collect();
+        // A square one is most likely what the others are.
+        let transposed = found.iter().any(|fit| matches!(fit, Fit::Transposed(_)));
+        let line = |(param, pair): &(&&Param, Option<(&String, &Entry)>)| {
+            let (own, shape) = (param.name(), param.var().dims());
+            let Some((name, entry)) = pair else {
+                return format!("# {own} {shape:?}: nothing of this shape");
+            };
+            match fit(param, entry) {
+                Some(Fit::Transposed(_)) => {
+                    format!("\"{own}\" = \"{name}\"  # {shape:?}, transposed from {:?}", entry.shape)
+                }
+                Some(Fit::Either(axes)) if transposed => {
+                    format!("\"{own}\" = {{ tensor = \"{name}\", axes = {axes:?} }}  # {shape:?}")
+                }
+                _ => format!("\"{own}\" = \"{name}\"  # {shape:?}"),
+            }
+        };
+        let mut lines: Vec<String> = pairs.iter().map(line).collect();
+        let unused = free
+            .iter()
+            .map(|(name, entry)| format!("# of no use: {name} {:?}", entry.shape));
+        lines.extend(unused);
+        (2 * found.len() >= others.len() && !found.is_empty()).then(|| lines.join("\n"))
     }
 
     /// The same source under a prefix: `pp("conv1")` names `conv1.weight`.
@@ -316,6 +471,14 @@ impl Weights {
                 unused.join(", ")
             );
         }
+        let reading = file.reading();
+        if let (Some(name), false) = (reading.either.first(), reading.transposed.is_empty()) {
+            bail!(
+                "'{name}' fits as it is and transposed, while others fit transposed only ({}): say which in the map, \
+                 \"{name}\" = {{ tensor = \"...\", axes = [1, 0] }} or [0, 1]",
+                reading.transposed.join(", ")
+            )
+        }
         Ok(())
     }
 
@@ -326,7 +489,7 @@ impl Weights {
             (Source::Own, Some(value)) => (value.clone(), true),
             (Source::Own, None) => (initial(0)?, false),
             (Source::Seed(seed), _) => (initial(*seed)?, false),
-            (Source::File(file), _) => (from_entry(&file.entries, &name, shape)?, false),
+            (Source::File(file), _) => (file.tensor(&name, shape)?, false),
         };
         let value = value.to_dtype(self.dtype)?.to_device(&self.device)?;
         let mut created = self.created();
@@ -378,29 +541,78 @@ fn name_rng(seed: u64, name: &str) -> rand_chacha::ChaCha8Rng {
     key_rng(&words)
 }
 
-fn from_entry(entries: &HashMap<String, Entry>, name: &str, shape: &[usize]) -> Result<Tensor> {
-    let Some(entry) = entries.get(name) else {
-        let mut alike: Vec<&str> = (entries.iter())
-            .filter(|(_, entry)| entry.shape == shape)
-            .map(|(name, _)| name.as_str())
-            .collect();
-        alike.sort_unstable();
-        let more = alike.len().saturating_sub(ALIKE);
-        alike.truncate(ALIKE);
-        let alike = match (alike.is_empty(), more) {
-            (true, _) => String::new(),
-            (false, 0) => format!(" (of its shape {shape:?} it has {})", alike.join(", ")),
-            (false, more) => format!(" (of its shape {shape:?} it has {} and {more} more)", alike.join(", ")),
-        };
-        bail!("the weight file has no '{name}'{alike}: is it another model's file?");
-    };
-    if entry.shape != shape {
-        bail!(
-            "'{name}' has shape {:?} in the weight file, this model needs {shape:?}",
-            entry.shape
-        );
+impl File {
+    fn reading(&self) -> MutexGuard<'_, Reading> {
+        self.reading.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    Tensor::from_slice(&entry.values, shape, &Device::Cpu)
+
+    /// The value of a parameter.
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let Some(entry) = self.entries.get(name) else {
+            let mut alike: Vec<&str> = (self.entries.iter())
+                .filter(|(_, entry)| entry.shape == shape)
+                .map(|(name, _)| name.as_str())
+                .collect();
+            alike.sort_unstable();
+            let more = alike.len().saturating_sub(ALIKE);
+            alike.truncate(ALIKE);
+            let alike = match (alike.is_empty(), more) {
+                (true, _) => String::new(),
+                (false, 0) => format!(" (of its shape {shape:?} it has {})", alike.join(", ")),
+                (false, more) => format!(" (of its shape {shape:?} it has {} and {more} more)", alike.join(", ")),
+            };
+            bail!("the weight file has no '{name}'{alike}: is it another model's file?");
+        };
+        let Some(fits) = entry.fits(shape, entry.open) else {
+            bail!(
+                "'{name}' has shape {:?} in the weight file, this model needs {shape:?}",
+                entry.shape
+            );
+        };
+        match fits {
+            Fit::AsItIs => {}
+            Fit::Either(_) => self.reading().either.push(name.into()),
+            Fit::Transposed(axes) => {
+                self.reading().transposed.push(name.into());
+                let values = reorder(&entry.values, &entry.shape, axes)?;
+                return Tensor::from_vec(values, shape, &Device::Cpu);
+            }
+        }
+        Tensor::from_slice(&entry.values, shape, &Device::Cpu)
+    }
+}
+
+/// How a tensor of a file fits a parameter.
+enum Fit {
+    AsItIs,
+    Transposed(&'static [usize]),
+    /// As it is, and transposed as well.
+    Either(&'static [usize]),
+}
+
+impl Entry {
+    /// How it fits a parameter of this shape, where its axes may be `open`.
+    fn fits(&self, shape: &[usize], open: bool) -> Option<Fit> {
+        let axes = usual_axes(shape.len()).filter(|_| open && self.shape.len() == shape.len());
+        let transposed = axes.filter(|axes| reordered(&self.shape, axes).as_deref() == Some(shape));
+        match (self.shape == shape, transposed) {
+            (true, Some(axes)) => Some(Fit::Either(axes)),
+            (true, None) => Some(Fit::AsItIs),
+            (false, Some(axes)) => Some(Fit::Transposed(axes)),
+            (false, None) => None,
+        }
+    }
+}
+
+/// A name by which `layer.10` comes after `layer.9`.
+fn natural(name: &str) -> Vec<(String, u64)> {
+    let parts = name.split_inclusive(|c: char| !c.is_ascii_digit());
+    parts
+        .map(|part| {
+            let digits = part.trim_end_matches(|c: char| !c.is_ascii_digit());
+            (part[digits.len()..].to_string(), digits.parse().unwrap_or(0))
+        })
+        .collect()
 }
 
 /// Names of a file that are shown beside one that is missing.

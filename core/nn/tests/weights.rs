@@ -319,3 +319,136 @@ fn a_missing_name_is_told_with_those_of_its_shape() {
         "{error}"
     );
 }
+
+/// A file whose tensors are called otherwise, and whose weights lie as TensorFlow has them, and what is in it by our names.
+fn foreign() -> (Weights, Vec<Param>) {
+    let params = model(&Weights::init(5)).unwrap();
+    let foreign = Weights::init(0);
+    for param in &params {
+        let (name, value) = (
+            format!("net/{}", param.name().replace("fc", "dense")),
+            param.var().as_tensor(),
+        );
+        let value = match value.rank() {
+            2 => value.t().unwrap().contiguous().unwrap(),
+            4 => value.permute((2, 3, 1, 0)).unwrap().contiguous().unwrap(),
+            _ => value.clone(),
+        };
+        let made = foreign.given(&name, &value, Init::Zeros, param.trainable()).unwrap();
+        made.var().set(&value).unwrap();
+    }
+    let bytes = save_safetensors(&foreign.params()).unwrap();
+    (Weights::from_safetensors(&bytes).unwrap(), params)
+}
+
+fn map(rules: &[(&str, &str)]) -> KeyMap {
+    let rule = |(parameter, tensor): &(&str, &str)| Rule {
+        parameter: parameter.to_string(),
+        tensor: tensor.to_string(),
+        axes: None,
+    };
+    KeyMap::new(rules.iter().map(rule).collect()).unwrap()
+}
+
+#[test]
+fn a_map_renames_and_transposes() {
+    let (file, params) = foreign();
+    let renamed = file
+        .renamed(&map(&[
+            ("*", "net/*"),
+            ("fc.weight", "net/dense.weight"),
+            ("fc.bias", "net/dense.bias"),
+        ]))
+        .unwrap();
+    let read = model(&renamed).unwrap();
+    for (own, read) in params.iter().zip(&read) {
+        assert_eq!((own.name(), values(own.var())), (read.name(), values(read.var())));
+    }
+    assert_eq!(renamed.transposed(), ["block.conv1.weight", "fc.weight"]);
+    // Without a map a shape is a fault.
+    assert!(error_of(model(&file)).contains("has no 'block.conv1.weight'"));
+}
+
+#[test]
+fn a_square_tensor_beside_transposed_ones_is_not_guessed() {
+    let square = |weights: &Weights| {
+        Linear::new(&weights.pp("a"), 3, 2)?;
+        Linear::new(&weights.pp("b"), 3, 3)?;
+        weights.finish()?;
+        Ok::<_, candle_core::Error>(weights.params())
+    };
+    let own = square(&Weights::init(3)).unwrap();
+    let foreign = Weights::init(0);
+    for param in &own {
+        let value = match param.var().rank() {
+            2 => param.var().t().unwrap().contiguous().unwrap(),
+            _ => param.var().as_tensor().clone(),
+        };
+        let made = foreign
+            .given(&format!("x.{}", param.name()), &value, Init::Zeros, true)
+            .unwrap();
+        made.var().set(&value).unwrap();
+    }
+    let file = Weights::from_safetensors(&save_safetensors(&foreign.params()).unwrap()).unwrap();
+    let error = error_of(square(&file.renamed(&map(&[("*", "x.*")])).unwrap()));
+    assert!(
+        error.starts_with("'b.weight' fits as it is and transposed, while others fit transposed only (a.weight)"),
+        "{error}"
+    );
+    let said = Rule {
+        parameter: "b.weight".into(),
+        tensor: "x.b.weight".into(),
+        axes: Some(vec![1, 0]),
+    };
+    let any = Rule {
+        parameter: "*".into(),
+        tensor: "x.*".into(),
+        axes: None,
+    };
+    let read = square(&file.renamed(&KeyMap::new(vec![any, said]).unwrap()).unwrap()).unwrap();
+    for (own, read) in own.iter().zip(&read) {
+        assert_eq!(values(own.var()), values(read.var()), "{}", own.name());
+    }
+}
+
+#[test]
+fn each_fault_of_a_map_is_named() {
+    let (file, _) = foreign();
+    let error = error_of(file.renamed(&map(&[("fc.weight", "dense")])));
+    assert!(
+        error.starts_with("the map names 'dense', which the weight file does not have: expected one of net/block"),
+        "{error}"
+    );
+    let error = error_of(file.renamed(&map(&[("a", "net/dense.bias"), ("a", "net/norm.bias")])));
+    assert!(error.contains("two tensors of the weight file the name 'a'"), "{error}");
+    let rule = |tensor: &str, axes| Rule {
+        parameter: "fc.weight".into(),
+        tensor: tensor.into(),
+        axes,
+    };
+    let error = error_of(KeyMap::new(vec![rule("*", None)]));
+    assert!(error.contains("a '*' stands once on both sides or on none"), "{error}");
+    let wrong = KeyMap::new(vec![rule("net/dense.weight", Some(vec![0, 0]))]).unwrap();
+    assert!(error_of(file.renamed(&wrong)).contains("expected every axis from 0 on once"));
+}
+
+#[test]
+fn a_map_is_guessed_from_shapes() {
+    let (file, params) = foreign();
+    let guess = file.guess(&params).unwrap();
+    let lines: Vec<&str> = guess.lines().collect();
+    assert_eq!(
+        lines[0],
+        "\"block.conv1.weight\" = \"net/block.conv1.weight\"  # [3, 2, 3, 3], transposed from [3, 3, 2, 3]"
+    );
+    assert!(
+        lines.contains(&"\"fc.weight\" = \"net/dense.weight\"  # [2, 3], transposed from [3, 2]"),
+        "{guess}"
+    );
+    assert_eq!(lines.len(), params.len());
+    // It is a map that fits.
+    assert!(file.guess(&model(&Weights::init(0)).unwrap()[..1]).is_some());
+    let other = Weights::init(0);
+    Linear::new(&other, 7, 5).unwrap();
+    assert_eq!(file.guess(&other.params()), None);
+}

@@ -149,9 +149,9 @@ pub fn either<C: Classifier, P: Purifier<Settings = C::Settings>>(
 /// `Config` for a request, settings or weights that do not fit, `Device` for a device it does not run on, `Panic`.
 pub fn classifier<C: Classifier>(request: RStr<'_>, sets: WeightSets) -> AbiResult<ModelBox> {
     construct(request, |request| {
-        let settings = crate::settings::parse(&request.config)?;
+        let settings: C::Settings = crate::settings::parse(&request.config)?;
         crate::model::boxed(request, sets, |weights| {
-            C::new(settings, weights).map(crate::classifier::ClassifierNetwork)
+            C::new(settings.clone(), weights).map(crate::classifier::ClassifierNetwork)
         })
     })
 }
@@ -162,9 +162,9 @@ pub fn classifier<C: Classifier>(request: RStr<'_>, sets: WeightSets) -> AbiResu
 /// As for [`classifier`].
 pub fn purifier<P: Purifier>(request: RStr<'_>, sets: WeightSets) -> AbiResult<ModelBox> {
     construct(request, |request| {
-        let settings = crate::settings::parse(&request.config)?;
+        let settings: P::Settings = crate::settings::parse(&request.config)?;
         crate::model::boxed(request, sets, |weights| {
-            P::new(settings, weights).map(crate::purifier::PurifierNetwork)
+            P::new(settings.clone(), weights).map(crate::purifier::PurifierNetwork)
         })
     })
 }

@@ -5,12 +5,12 @@ use crate::teacher::Teacher;
 use crate::train::Training;
 use advae_abi::abi_stable::sabi_trait::TD_Opaque;
 use advae_abi::abi_stable::std_types::{RNone, ROption, RSome, RStr, RString};
-use advae_abi::info::{BackwardRule, Construct, ModelInfo, Threading, TrainSettings, WeightSource};
+use advae_abi::info::{BackwardRule, Construct, MAP, ModelInfo, Threading, TrainSettings, WeightSource};
 use advae_abi::{
     AbiError, AbiModel, AbiModel_TO, AbiResult, AbiTape, AbiTape_TO, AbiTensor, AbiTensorRef, AbiTrainable_TO, CtxRef,
     DLDataType, ErrorCode, Guarded, ModelBox, Taped, TrainableBox, flags, guard,
 };
-use advae_nn::{Param, Pass, Weights};
+use advae_nn::{KeyMap, Param, Pass, Rule, Weights};
 use candle_core::{Device, Result, Tensor};
 use serde_json::{Map, Value};
 use std::path::Path;
@@ -38,7 +38,7 @@ pub type WeightSets = &'static [(&'static str, &'static [u8])];
 pub(crate) fn boxed<N: Network>(
     request: &Construct,
     sets: WeightSets,
-    build: impl FnOnce(&Weights) -> Result<N>,
+    build: impl Fn(&Weights) -> Result<N>,
 ) -> std::result::Result<ModelBox, AbiError> {
     let device = crate::convert::device(&request.device)?;
     let (weights, source) = find_weights(&request.weights, sets)?;
@@ -49,14 +49,18 @@ pub(crate) fn boxed<N: Network>(
             WeightSource::Default if sets.is_empty() => "cannot be built".into(),
             _ => format!("cannot build with weights '{source}'"),
         };
-        AbiError::new(ErrorCode::Config, format!("{with}: {error}"))
+        let guess = match request.weights {
+            WeightSource::Path(_) => guess(&weights, &build),
+            _ => String::new(),
+        };
+        AbiError::new(ErrorCode::Config, format!("{with}: {error}{guess}"))
     };
-    let network = Guarded::new(build(&weights).map_err(config)?);
-    weights.finish().map_err(config)?;
+    let built = build(&weights).and_then(|network| weights.finish().map(|()| network));
+    let network = Guarded::new(built.map_err(config)?);
     let mut info = network.info();
     let rule = backward_rule(request.backward, &info.backward_rules)?;
     info.parameters = weights.parameter_count();
-    info.note = noted(info.note, weights.counters());
+    info.note = noted(info.note, &weights);
     // A network's own values are no initialisation.
     info.weights = match weights.all_given() {
         true => "its own".into(),
@@ -77,20 +81,32 @@ pub(crate) fn boxed<N: Network>(
     Ok(AbiModel_TO::from_value(Model(Arc::new(shared)), TD_Opaque))
 }
 
-/// A model's note, and what of its weight file was not read.
-fn noted(note: String, counters: &[String]) -> String {
-    if counters.is_empty() {
-        return note;
+/// A map that would let a weight file fit, for a file that does not.
+fn guess<N>(weights: &Weights, build: impl Fn(&Weights) -> Result<N>) -> String {
+    let anew = Weights::init(0);
+    let Ok(_) = build(&anew) else { return String::new() };
+    match weights.guess(&anew.params()) {
+        Some(map) => {
+            let lines = map.lines().map(|line| format!("\n  {line}"));
+            format!(
+                "; by shapes this map could be right, a file for @FILE?map=MAP.toml (check it):{}",
+                lines.collect::<String>()
+            )
+        }
+        None => String::new(),
     }
-    let ignored = format!(
-        "ignored in the weight file, where PyTorch's batch norm counts its batches: {}",
-        counters.join(", ")
-    );
-    if note.is_empty() {
-        ignored
-    } else {
-        format!("{note}; {ignored}")
-    }
+}
+
+/// A model's note, and how its weight file was read.
+fn noted(note: String, weights: &Weights) -> String {
+    let listed = |what: &str, names: &[String]| (!names.is_empty()).then(|| format!("{what}: {}", names.join(", ")));
+    let counters = "ignored in the weight file, where PyTorch's batch norm counts its batches";
+    let all = [
+        Some(note).filter(|note| !note.is_empty()),
+        listed(counters, weights.counters()),
+        listed("transposed, as their shapes ask", &weights.transposed()),
+    ];
+    all.into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 
 /// Weights and a name for them.
@@ -118,19 +134,62 @@ fn find_weights(source: &WeightSource, sets: WeightSets) -> std::result::Result<
                 )))
             }
         },
-        WeightSource::Path(path) => {
-            let bytes = std::fs::read(path).map_err(|e| bad(format!("cannot read the weights '{path}': {e}")))?;
-            // What torch.save writes is a zip archive.
-            let weights = match bytes.starts_with(b"PK") {
-                true => {
-                    Weights::from_pth(Path::new(path)).map_err(|e| bad(format!("weights '{path}': {}", to_abi(e))))?
-                }
-                false => parse(path, &bytes)?,
-            };
-            Ok((weights, path.clone()))
-        }
+        WeightSource::Path(path) => Ok((weight_file(path)?, path.clone())),
         WeightSource::Init(seed) => Ok((Weights::init(*seed), format!("init:{seed}"))),
     }
+}
+
+/// Weights of `FILE`, or of `FILE?map=MAP`.
+fn weight_file(path: &str) -> std::result::Result<Weights, AbiError> {
+    let bad = |text: String| AbiError::new(ErrorCode::Config, text);
+    let read = |path: &str| std::fs::read(path).map_err(|e| bad(format!("cannot read the weights '{path}': {e}")));
+    let (file, map) = match path.split_once(MAP) {
+        Some((file, map)) => (file, Some(map)),
+        None => (path, None),
+    };
+    let bytes = read(file)?;
+    // What torch.save writes is a zip archive.
+    let weights = match bytes.starts_with(b"PK") {
+        true => Weights::from_pth(Path::new(file)),
+        false => Weights::from_safetensors(&bytes),
+    };
+    let weights = weights.map_err(|e| bad(format!("weights '{file}': {}", to_abi(e))))?;
+    let Some(map) = map else { return Ok(weights) };
+    let refused = |e: &dyn std::fmt::Display| bad(format!("the map '{map}': {e}"));
+    let rules: Map<String, Value> = serde_json::from_slice(&read(map)?).map_err(|e| refused(&e))?;
+    let rules = rules.into_iter().map(rule).collect::<std::result::Result<_, _>>();
+    let map = rules
+        .and_then(|rules| KeyMap::new(rules).map_err(|e| e.to_string()))
+        .map_err(|e| refused(&e))?;
+    weights
+        .renamed(&map)
+        .map_err(|e| bad(format!("weights '{path}': {}", to_abi(e))))
+}
+
+/// `"parameter" = "tensor"`, or `{ tensor = "...", axes = [1, 0] }`.
+fn rule((parameter, value): (String, Value)) -> std::result::Result<Rule, String> {
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Long {
+        tensor: String,
+        axes: Option<Vec<usize>>,
+    }
+    let (tensor, axes) = match value {
+        Value::String(tensor) => (tensor, None),
+        other => match serde_json::from_value::<Long>(other.clone()) {
+            Ok(Long { tensor, axes }) => (tensor, axes),
+            Err(_) => {
+                return Err(format!(
+                    "'{parameter}' is {other}: expected the name of a tensor, or {{ tensor = \"NAME\", axes = [1, 0] }}"
+                ));
+            }
+        },
+    };
+    Ok(Rule {
+        parameter,
+        tensor,
+        axes,
+    })
 }
 
 /// The evaluator may always replace a gradient by the identity or by nothing: an adaptive attacker may.

@@ -11,4 +11,5 @@ pub mod purify;
 pub mod report;
 pub mod reproduce;
 pub mod score;
+pub mod shell;
 pub mod train;

@@ -1,7 +1,7 @@
 //! A plugin as it is named on the command line: `name[@weights][:key=value,...]`.
 
 use super::number::fraction;
-use advae_abi::info::WeightSource;
+use advae_abi::info::{MAP, WeightSource};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value};
 use std::fmt::{self, Display};
@@ -96,7 +96,10 @@ impl PluginSpec {
         match &self.weights {
             WeightSource::Default => {}
             WeightSource::Set(set) => label += &format!("@{set}"),
-            WeightSource::Path(path) => label += &format!("@{}", path.rsplit('/').next().unwrap_or(path)),
+            WeightSource::Path(path) => {
+                let files = path.split(MAP).map(|path| path.rsplit('/').next().unwrap_or(path));
+                label += &format!("@{}", files.collect::<Vec<_>>().join(MAP));
+            }
             WeightSource::Init(seed) => label += &format!("@init:{seed}"),
         }
         let colon = if self.written.is_empty() { "" } else { ":" };
@@ -196,11 +199,13 @@ fn ends(text: &str, separators: [char; 2]) -> impl DoubleEndedIterator<Item = us
 }
 
 fn is_file(text: &str) -> bool {
+    let text = text.split(MAP).next().unwrap_or(text);
     // Anything but a folder: a pipe of the shell holds weights as well.
     Path::new(text).metadata().is_ok_and(|found| !found.is_dir())
 }
 
 fn is_path(weights: &str) -> bool {
+    let weights = weights.split(MAP).next().unwrap_or(weights);
     weights.contains('/') || [".safetensors", ".pth", ".pt"].iter().any(|end| weights.ends_with(end))
 }
 

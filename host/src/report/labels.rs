@@ -1,6 +1,7 @@
 //! Names in tables. A cell is identified by its key; labels are for eyes, and no two that look alike mean two things.
 
-use crate::results::{CellHeader, ModelConfig, Named};
+use crate::results::{CellHeader, ModelConfig, Named, PluginConfig};
+use advae_abi::info::MAP;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Label of a classifier without a purifier.
@@ -58,7 +59,7 @@ fn purifier(header: &CellHeader) -> Option<Thing> {
 fn model(named: Named, config: &ModelConfig) -> Thing {
     Thing {
         named,
-        identity: format!("{} {} {}", config.plugin.sha256, config.weights, config.device),
+        identity: format!("{} {} {}", contents(&config.plugin), config.weights, config.device),
         apart: String::new(),
     }
 }
@@ -70,7 +71,7 @@ fn threat_model(header: &CellHeader) -> Option<Thing> {
         // Of a transfer all that matters is from where.
         identity: match &header.crafted_on {
             Some(origin) => origin.clone(),
-            None => header.config.threat_model.sha256.clone(),
+            None => contents(&header.config.threat_model),
         },
         apart: origin,
     })
@@ -80,9 +81,18 @@ fn attack(header: &CellHeader) -> Option<Thing> {
     let images = header.config.images_sha256.clone().unwrap_or_default();
     Some(Thing {
         named: header.attack.clone(),
-        identity: format!("{} {images}", header.config.attack.sha256),
+        identity: format!("{} {images}", contents(&header.config.attack)),
         apart: String::new(),
     })
+}
+
+/// Hashes of a plugin's file and of those that its settings name.
+fn contents(plugin: &PluginConfig) -> String {
+    let files = plugin
+        .files
+        .iter()
+        .map(|(setting, sha256)| format!(" {setting} {sha256}"));
+    plugin.sha256.clone() + &files.collect::<String>()
 }
 
 /// A label for each thing.
@@ -124,19 +134,44 @@ fn told_apart(group: &[&Thing]) -> Vec<String> {
 
 fn depth(named: &Named) -> usize {
     let parts = |path: &str| path.split('/').count();
-    parts(&named.plugin).max(named.weights.as_deref().map_or(1, parts))
+    let settings = named
+        .settings
+        .iter()
+        .filter_map(|setting| path_of(setting))
+        .map(|(_, path)| parts(path));
+    (settings.max().unwrap_or(1))
+        .max(parts(&named.plugin))
+        .max(named.weights.as_deref().map_or(1, parts))
 }
 
 /// `advae@plus:key=value`, with that many last parts of each path.
 fn label(named: &Named, parts: usize) -> String {
     let mut label = library(&last(&named.plugin, parts));
     if let Some(weights) = &named.weights {
-        label += &format!("@{}", last(weights, parts));
+        let files: Vec<String> = weights.split(MAP).map(|path| last(path, parts)).collect();
+        label += &format!("@{}", files.join(MAP));
     }
     if !named.settings.is_empty() {
-        label += &format!(":{}", named.settings.join(","));
+        let settings: Vec<String> = named.settings.iter().map(|setting| short(setting, parts)).collect();
+        label += &format!(":{}", settings.join(","));
     }
     label
+}
+
+/// `model=a/b/net.onnx` with that many last parts of the path.
+fn short(setting: &str, parts: usize) -> String {
+    match path_of(setting) {
+        Some((key, path)) => format!("{key}={}", last(path, parts)),
+        None => setting.into(),
+    }
+}
+
+/// The key and the path of a setting that is one; `epsilon=8/255` and lists are none.
+fn path_of(setting: &str) -> Option<(&str, &str)> {
+    let (key, value) = setting.split_once('=')?;
+    let number = |part: &str| part.trim().parse::<f64>().is_ok();
+    let path = value.contains('/') && !value.starts_with('[') && !value.split('/').all(number);
+    path.then(|| (key, value.trim_matches('"')))
 }
 
 fn last(path: &str, parts: usize) -> String {
@@ -187,6 +222,33 @@ mod tests {
         assert_eq!(
             shown(&[thing("advae.so", Some("w/plus.safetensors"), "1")]),
             ["advae@plus.safetensors"]
+        );
+    }
+
+    #[test]
+    fn paths_in_settings_are_shortened_as_those_of_weights_are() {
+        let onnx = |settings: &[&str], identity: &str| {
+            let mut thing = thing("onnx", None, identity);
+            thing.named.settings = settings.iter().map(|s| s.to_string()).collect();
+            thing
+        };
+        let all = ["model=/long/way/net.onnx", "std=1/255", "mean=[1/2,1/3]"];
+        assert_eq!(
+            shown(&[onnx(&all, "1")]),
+            ["onnx:model=net.onnx,std=1/255,mean=[1/2,1/3]"]
+        );
+        assert_eq!(
+            shown(&[onnx(&["model=/a/net.onnx"], "1"), onnx(&["model=\"/b/net.onnx\""], "2")]),
+            ["onnx:model=a/net.onnx", "onnx:model=b/net.onnx"]
+        );
+        let same = onnx(&["model=/a/net.onnx"], "1");
+        let changed = Thing {
+            identity: "2".into(),
+            ..same.clone()
+        };
+        assert_eq!(
+            shown(&[same, changed]),
+            ["onnx:model=a/net.onnx #1", "onnx:model=a/net.onnx #2"]
         );
     }
 

@@ -81,6 +81,15 @@ fn escaped(text: &str, kept: &[char]) -> String {
     out
 }
 
+/// An error and its causes on one printable line, and below it what it lists, indented.
+pub fn with_list(error: &anyhow::Error) -> String {
+    let text = format!("{error:#}");
+    let (list, rest): (Vec<&str>, Vec<&str>) = text.split('\n').partition(|line| line.starts_with("  "));
+    let line = one_line(&anyhow::Error::msg(rest.join("\n")));
+    let list = list.into_iter().map(|line| format!("\n{}", printable(line)));
+    line + &list.collect::<String>()
+}
+
 /// An error and its causes on one printable line.
 pub fn one_line(error: &anyhow::Error) -> String {
     let text = format!("{error:#}");

@@ -4,7 +4,7 @@
 
 use crate::plugin::{Plugin, PluginSpec, files, hex, sealed};
 use crate::wire::model::{Model, ask};
-use advae_abi::info::{BackwardRule, Construct, Kind, WeightSource};
+use advae_abi::info::{BackwardRule, Construct, Kind, MAP, WeightSource};
 use advae_abi::{AbiError, ErrorCode, ModelBox};
 use anyhow::{Context, Result};
 use serde_json::{Map, Value};
@@ -102,9 +102,24 @@ pub fn fresh(plugin: &Plugin, config: Map<String, Value>, device: &str, seed: u6
     ask(plugin, &request)
 }
 
+/// The sealed file, with its map where there is one, and their hashes.
 fn read_weights(path: &str) -> Result<(WeightSource, String)> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read the weights '{path}'"))?;
-    let sha256 = hex(&Sha256::digest(&bytes));
-    let given = sealed::or_itself(path, &sha256, &bytes);
-    Ok((WeightSource::Path(given), format!("file:{sha256}")))
+    let read = |path: &str| std::fs::read(path).with_context(|| format!("cannot read the weights '{path}'"));
+    let seal = |path: &str, bytes: &[u8]| {
+        let sha256 = hex(&Sha256::digest(bytes));
+        (sealed::or_itself(path, &sha256, bytes), sha256)
+    };
+    let Some((file, map)) = path.split_once(MAP) else {
+        let (copy, sha256) = seal(path, &read(path)?);
+        return Ok((WeightSource::Path(copy), format!("file:{sha256}")));
+    };
+    let text = std::fs::read_to_string(map).with_context(|| format!("cannot read the map '{map}'"))?;
+    let rules: Map<String, Value> = toml::from_str(&text).with_context(|| {
+        format!("the map '{map}' is no TOML: expected lines \"parameter\" = \"name in the weight file\"")
+    })?;
+    let (copy, sha256) = seal(file, &read(file)?);
+    // Plugins read it as JSON.
+    let (map, map_sha256) = seal(map, Value::from(rules).to_string().as_bytes());
+    let source = WeightSource::Path(format!("{copy}{MAP}{map}"));
+    Ok((source, format!("file:{sha256}{MAP}{map_sha256}")))
 }
