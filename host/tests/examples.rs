@@ -112,9 +112,16 @@ fn a_new_crate_builds_passes_its_tests_and_the_doctor() {
             .unwrap()
     };
     let sdk = examples::workspace().to_str().unwrap();
-    for (kind, tests) in [("classifier", 1), ("purifier", 1), ("attack", 2), ("threat-model", 1)] {
-        let name = format!("own_{}", kind.replace('-', "_"));
-        let output = host(&["new", kind, &name, "--sdk", sdk]);
+    let against = |base: &'static str, tests: [usize; 4]| {
+        let kinds = ["classifier", "purifier", "attack", "threat-model"];
+        kinds
+            .into_iter()
+            .zip(tests)
+            .map(move |(kind, tests)| (base, kind, tests))
+    };
+    for (base, kind, tests) in against("--candle", [1, 1, 2, 1]).chain(against("--abi", [1, 2, 2, 1])) {
+        let name = format!("own{}_{}", base.replace('-', "_"), kind.replace('-', "_"));
+        let output = host(&["new", kind, &name, base, "--sdk", sdk]);
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(
             output.status.success() && said.contains("cargo test && cargo build --release"),
@@ -124,7 +131,7 @@ fn a_new_crate_builds_passes_its_tests_and_the_doctor() {
         let said = examples::done("test", &made);
         assert!(said.contains(&format!("{tests} passed; 0 failed")), "{said}");
         // The templates themselves are built and examined above; one shows that it is the same with what is written.
-        if kind == "attack" {
+        if kind == "attack" || base == "--abi" {
             examples::done("build", &made);
             let library = examples::library(&name);
             let examined = host(&["doctor", library.to_str().unwrap()]);

@@ -16,7 +16,13 @@ pub struct NewArgs {
     /// Folder of the crate, which is made [default: NAME in the current folder]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// Depend on the sdk of this checkout of advae [default: its published version]
+    /// Against the sdk and candle: short code, tapes and training come with it (the default)
+    #[arg(long)]
+    candle: bool,
+    /// Against the contract alone, without candle: longer code, built in seconds, in any way of computing
+    #[arg(long, conflicts_with = "candle")]
+    abi: bool,
+    /// Depend on the sdk, or the contract, of this checkout of advae [default: its published version]
     #[arg(long, value_name = "CHECKOUT")]
     sdk: Option<PathBuf>,
 }
@@ -46,7 +52,7 @@ struct Template {
 }
 
 macro_rules! template {
-    ($folder:literal, $command:literal $(, $other:literal)*) => {
+    ($folder:literal, $command:expr $(, $other:literal)*) => {
         Template {
             manifest: include_str!(concat!("../../../examples/", $folder, "/Cargo.toml")),
             code: include_str!(concat!("../../../examples/", $folder, "/src/lib.rs")),
@@ -58,15 +64,19 @@ macro_rules! template {
 }
 
 impl Kind {
-    fn template(self) -> Template {
-        match self {
-            Self::Classifier => template!("classifier", "--classifier NAME", "mnist.safetensors"),
-            Self::Purifier => template!("purifier", "--classifier model_d --purifier NAME"),
-            Self::Attack => template!("attack", "--classifier model_d --attack NAME"),
-            Self::ThreatModel => template!(
-                "threat_model",
-                "--classifier model_d --threat-model NAME --attack square"
-            ),
+    fn template(self, base: &Base) -> Template {
+        const PURIFIER: &str = "--classifier model_d --purifier NAME";
+        const ATTACK: &str = "--classifier model_d --attack NAME";
+        const THREAT_MODEL: &str = "--classifier model_d --threat-model NAME --attack square";
+        match (self, base.package) {
+            (Self::Classifier, "advae-abi") => template!("abi/classifier", "--classifier NAME", "mnist.f32"),
+            (Self::Purifier, "advae-abi") => template!("abi/purifier", PURIFIER),
+            (Self::Attack, "advae-abi") => template!("abi/attack", ATTACK),
+            (Self::ThreatModel, "advae-abi") => template!("abi/threat_model", THREAT_MODEL),
+            (Self::Classifier, _) => template!("classifier", "--classifier NAME", "mnist.safetensors"),
+            (Self::Purifier, _) => template!("purifier", PURIFIER),
+            (Self::Attack, _) => template!("attack", ATTACK),
+            (Self::ThreatModel, _) => template!("threat_model", THREAT_MODEL),
         }
     }
 
@@ -90,8 +100,27 @@ impl Kind {
     }
 }
 
-/// The line by which templates find the sdk, and what it says in a repository of its own.
-const SDK_LINE: &str = "advae-sdk = { path = \"../../core/sdk\" }";
+/// What a plugin is written against.
+struct Base {
+    package: &'static str,
+    /// Its folder in a checkout.
+    folder: &'static str,
+    /// The line by which templates find it.
+    line: &'static str,
+}
+
+const SDK: Base = Base {
+    package: "advae-sdk",
+    folder: "core/sdk",
+    line: "advae-sdk = { path = \"../../core/sdk\" }",
+};
+const ABI: Base = Base {
+    package: "advae-abi",
+    folder: "core/abi",
+    line: "advae-abi = { path = \"../../../core/abi\" }",
+};
+
+/// What follows it is the line for a repository of its own.
 const PUBLISHED: &str = "# In a repository of your own: ";
 
 /// Words that no crate can be named.
@@ -119,9 +148,15 @@ pub fn run(args: NewArgs) -> Result<i32> {
         dir.symlink_metadata().is_err(),
         "'{shown}' is there already: choose another name, or --dir"
     );
-    let sdk = args.sdk.as_deref().map(sdk_of).transpose()?;
-    let template = args.kind.template();
-    for (file, text) in files(args.kind, name, &template, sdk.as_deref()) {
+    let base = if args.abi { ABI } else { SDK };
+    let found = args.sdk.as_deref().map(|checkout| base.of(checkout)).transpose()?;
+    let template = args.kind.template(&base);
+    for (file, text) in files(
+        args.kind,
+        name,
+        &template,
+        &base.dependency(&template, found.as_deref()),
+    ) {
         write(&dir.join(file), text.as_bytes())?;
     }
     for (file, bytes) in template.others {
@@ -136,15 +171,27 @@ pub fn run(args: NewArgs) -> Result<i32> {
     Ok(0)
 }
 
-/// The sdk's folder in a checkout.
-fn sdk_of(checkout: &Path) -> Result<PathBuf> {
-    let sdk = checkout.join("core/sdk");
-    sdk.canonicalize().with_context(|| {
-        format!(
-            "--sdk '{}' is no checkout of advae: there is no core/sdk",
-            checkout.display()
-        )
-    })
+impl Base {
+    /// Its folder in a checkout.
+    fn of(&self, checkout: &Path) -> Result<PathBuf> {
+        checkout.join(self.folder).canonicalize().with_context(|| {
+            format!(
+                "--sdk '{}' is no checkout of advae: there is no {}",
+                checkout.display(),
+                self.folder
+            )
+        })
+    }
+
+    /// The line of a manifest: a checkout's, else what the template says of a repository of its own.
+    fn dependency(&self, template: &Template, found: Option<&Path>) -> (&'static str, String) {
+        let published = template.manifest.lines().find_map(|line| line.strip_prefix(PUBLISHED));
+        let line = match found {
+            Some(found) => format!("{} = {{ path = {:?} }}", self.package, found.display().to_string()),
+            None => published.unwrap_or(self.line).into(),
+        };
+        (self.line, line)
+    }
 }
 
 fn command(template: &Template, name: &str) -> String {
@@ -153,19 +200,14 @@ fn command(template: &Template, name: &str) -> String {
         .replace("NAME", &format!("target/release/lib{name}.so"))
 }
 
-/// Paths and texts.
-fn files(kind: Kind, name: &str, template: &Template, sdk: Option<&Path>) -> Vec<(&'static str, String)> {
+/// Paths and texts; `dependency` is a line of the template's manifest, and what stands in its place.
+fn files(kind: Kind, name: &str, template: &Template, dependency: &(&str, String)) -> Vec<(&'static str, String)> {
     let named = |text: &str| text.replace(kind.placeholder(), name);
-    let published = (template.manifest.lines().find_map(|line| line.strip_prefix(PUBLISHED))).unwrap_or(SDK_LINE);
-    let sdk = match sdk {
-        Some(sdk) => format!("advae-sdk = {{ path = {:?} }}", sdk.display().to_string()),
-        None => published.into(),
-    };
     let manifest: String = (named(template.manifest).lines())
         .filter(|line| !line.starts_with(PUBLISHED))
         .map(|line| {
-            if line == SDK_LINE {
-                format!("{sdk}\n")
+            if line == dependency.0 {
+                format!("{}\n", dependency.1)
             } else {
                 format!("{line}\n")
             }
@@ -221,19 +263,23 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 mod tests {
     use super::*;
 
-    fn text(kind: Kind, sdk: Option<&Path>, file: &str) -> String {
-        let files = files(kind, "mine", &kind.template(), sdk);
+    fn text(kind: Kind, base: &Base, found: Option<&str>, file: &str) -> String {
+        let template = kind.template(base);
+        let dependency = base.dependency(&template, found.map(Path::new));
+        let files = files(kind, "mine", &template, &dependency);
         files.into_iter().find(|(name, _)| *name == file).unwrap().1
     }
 
     #[test]
     fn a_manifest_names_the_published_sdk_or_a_checkout() {
-        let published = text(Kind::Attack, None, "Cargo.toml");
+        let published = text(Kind::Attack, &SDK, None, "Cargo.toml");
         assert!(published.contains("name = \"mine\""), "{published}");
         assert!(published.contains("\nadvae-sdk = { git = "), "{published}");
-        let local = text(Kind::Attack, Some(Path::new("/a/core/sdk")), "Cargo.toml");
+        let local = text(Kind::Attack, &SDK, Some("/a/core/sdk"), "Cargo.toml");
         assert!(local.contains("\nadvae-sdk = { path = \"/a/core/sdk\" }\n"), "{local}");
-        for manifest in [published, local] {
+        let contract = text(Kind::Attack, &ABI, None, "Cargo.toml");
+        assert!(contract.contains("\nadvae-abi = { git = "), "{contract}");
+        for manifest in [published, local, contract] {
             assert!(
                 !manifest.contains("my_attack") && !manifest.contains("../.."),
                 "{manifest}"
@@ -245,13 +291,15 @@ mod tests {
     #[test]
     fn the_code_is_the_templates_under_its_own_name() {
         for kind in [Kind::Classifier, Kind::Purifier, Kind::Attack, Kind::ThreatModel] {
-            let code = text(kind, None, "src/lib.rs");
-            assert!(code.starts_with("//! mine as a plugin of advae.\n"), "{code}");
-            assert!(
-                code.contains("use advae_sdk::") && code.contains("export_plugin! { "),
-                "{code}"
-            );
-            assert!(!code.contains("my_"), "{code}");
+            for (base, marks) in [
+                (&SDK, ["use advae_sdk::", "export_plugin! { "]),
+                (&ABI, ["use advae_abi::", "advae_abi::export_root! {"]),
+            ] {
+                let code = text(kind, base, None, "src/lib.rs");
+                assert!(code.starts_with("//! mine as a plugin of advae.\n"), "{code}");
+                assert!(marks.iter().all(|mark| code.contains(mark)), "{code}");
+                assert!(!code.contains("my_"), "{code}");
+            }
         }
     }
 }
