@@ -1,6 +1,8 @@
 //! `advae-host`: evaluates defences of image classifiers against adversarial examples.
 
-use advae_host::commands::{audit, data, doctor, eval, new, plugins, purify, report, reproduce, score, shell, train};
+use advae_host::commands::{
+    audit, data, doctor, eval, merge, new, plugins, purify, report, reproduce, run, score, shell, train,
+};
 use advae_host::experiment::on_large_stack;
 use advae_host::plugin::owner;
 use advae_host::terminal::exit::{EXIT_FAILED, end, watch};
@@ -11,11 +13,11 @@ use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 
 /// Evaluates defences of image classifiers against adversarial examples.
 ///
-/// Classifiers, purifiers, attacks and threat models are plugins; the host measures what they return.
+/// Classifiers, purifiers, attacks and threat models are plugins. The host re-measures whatever they return.
 #[derive(Parser)]
 #[command(name = "advae-host", version = version::LINE)]
 struct Cli {
-    /// Say what is being done (-v), and how (-vv)
+    /// Print what is being done (-v), and how it is done (-vv)
     #[arg(short, long, action = ArgAction::Count, global = true)]
     verbose: u8,
     #[command(subcommand)]
@@ -26,27 +28,33 @@ struct Cli {
 enum Command {
     /// Attack classifiers behind purifiers and print a table
     Eval(Box<eval::EvalArgs>),
-    /// Judge a stated robust accuracy: the strongest attack, and whether any attack says something here
+    /// Judge a claimed robust accuracy: run the strongest attacks, and check that their results are meaningful
     Audit(Box<audit::AuditArgs>),
     /// Print the report of a results file again
     Report(report::ReportArgs),
+    /// Run an experiment file: matrices of evaluations, in one process or several
+    Run(run::RunArgs),
+    /// Join the results files of several processes
+    Merge(merge::MergeArgs),
+    /// Print the JSON schema of experiment files, for editors
+    Schema,
     /// Measure and classify saved adversarial images again
     Score(score::ScoreArgs),
-    /// List every plugin that is found, or the settings of those that are named
+    /// List all plugins that are found, or show the settings of the named ones
     Plugins(plugins::PluginsArgs),
-    /// List the datasets that are found, with counts and hashes, or check those that are named
+    /// List the datasets that are found, with counts and hashes, or check the named ones
     Data(data::DataArgs),
-    /// Measure whether a plugin keeps the contract
+    /// Test whether a plugin follows the contract
     Doctor(doctor::DoctorArgs),
-    /// Purify images and draw what comes out
+    /// Purify images and draw the results
     Purify(purify::PurifyArgs),
     /// Train a classifier or a purifier
     Train(Box<train::TrainArgs>),
     /// Measure a table of the AdvAE paper and print it beside the paper's figures
     Reproduce(reproduce::ReproduceArgs),
-    /// Write the crate of a plugin to begin with
+    /// Write the crate of a new plugin from a template
     New(new::NewArgs),
-    /// Print the completions of a shell
+    /// Print the completion script for a shell
     Completions(shell::CompletionsArgs),
     /// Write the man pages
     Man(shell::ManArgs),
@@ -94,6 +102,9 @@ fn run(command: Command) -> Result<i32> {
         Command::Eval(args) => eval::run(*args),
         Command::Audit(args) => audit::run(*args),
         Command::Report(args) => report::run(args),
+        Command::Run(args) => run::run(args),
+        Command::Merge(args) => merge::run(&args),
+        Command::Schema => run::print_schema(),
         Command::Score(args) => score::run(args),
         Command::Plugins(args) => plugins::run(args),
         Command::Data(args) => data::run(args),

@@ -359,3 +359,59 @@ fn no_name_or_shape_of_a_dataset_stands_where_a_dataset_is_measured() {
         }
     }
 }
+
+/// The licences that `deny.toml` allows, and nothing but the registry: what `cargo deny` asks, of every build.
+#[test]
+fn every_dependency_is_licensed_as_allowed_and_comes_from_the_registry() {
+    let deny = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../deny.toml")).unwrap();
+    let deny: toml::Table = deny.parse().unwrap();
+    let allowed: Vec<&str> = (deny["licenses"]["allow"].as_array().unwrap().iter())
+        .map(|licence| licence.as_str().unwrap())
+        .collect();
+    let rustc = Command::new("rustc").arg("-vV").output().unwrap();
+    let rustc = String::from_utf8(rustc.stdout).unwrap();
+    let host = rustc
+        .lines()
+        .find_map(|line| line.strip_prefix("host: "))
+        .unwrap()
+        .to_string();
+    let metadata: Value = serde_json::from_str(&cargo(&[
+        "metadata",
+        "--format-version",
+        "1",
+        "--locked",
+        "--filter-platform",
+        &host,
+    ]))
+    .unwrap();
+    let packages = metadata["packages"].as_array().unwrap();
+    assert!(packages.len() > 100, "{} packages", packages.len());
+    for package in packages {
+        let (name, licence) = (&package["name"], package["license"].as_str().unwrap_or_default());
+        assert!(
+            fits(licence, &allowed),
+            "{name} is licensed as '{licence}': not in deny.toml"
+        );
+        let source = package["source"].as_str();
+        assert!(
+            source.is_none_or(|source| source.starts_with("registry+")),
+            "{name} comes from {source:?}"
+        );
+    }
+}
+
+/// Whether every part of an SPDX expression that is joined by AND has an allowed choice.
+fn fits(licence: &str, allowed: &[&str]) -> bool {
+    let plain = licence.replace(['(', ')'], "").replace('/', " OR ");
+    let choice = |part: &str| part.split(" OR ").any(|one| allowed.contains(&one.trim()));
+    plain.split(" AND ").all(choice)
+}
+
+#[test]
+fn expressions_of_licences_are_read() {
+    let fits = |licence| fits(licence, &["MIT", "Unicode-3.0"]);
+    assert!(
+        fits("MIT") && fits("GPL-3.0 OR MIT") && fits("(MIT OR Apache-2.0) AND Unicode-3.0") && fits("Apache-2.0/MIT")
+    );
+    assert!(!fits("GPL-3.0") && !fits("MIT AND GPL-3.0") && !fits(""));
+}

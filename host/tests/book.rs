@@ -45,6 +45,19 @@ fn commands(page: &str) -> Vec<String> {
     blocks
 }
 
+/// Files that a page shows: blocks of TOML whose first line is their name, `# sweep.toml`.
+fn shown(page: &str) -> Vec<(String, String)> {
+    let blocks = page
+        .split("```toml\n")
+        .skip(1)
+        .filter_map(|rest| rest.split("```").next());
+    let named = |block: &str| {
+        let name = block.lines().next()?.strip_prefix("# ")?;
+        name.ends_with(".toml").then(|| (name.to_string(), block.to_string()))
+    };
+    blocks.filter_map(named).collect()
+}
+
 /// Images of ten classes: a folder of a user's.
 fn photos(dir: &Path) {
     for class in 0..10u8 {
@@ -62,8 +75,12 @@ fn photos(dir: &Path) {
 
 /// Runs a page's commands. Gives what went wrong.
 fn run(page: &Path) -> Option<String> {
-    let blocks = commands(&std::fs::read_to_string(page).unwrap());
+    let text = std::fs::read_to_string(page).unwrap();
+    let blocks = commands(&text);
     let dir = tempfile::tempdir().unwrap();
+    for (name, block) in shown(&text) {
+        std::fs::write(dir.path().join(name), block).unwrap();
+    }
     for (name, file) in FILES {
         std::fs::copy(Path::new(DATA).join("../../..").join(file), dir.path().join(name)).unwrap();
     }

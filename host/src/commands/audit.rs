@@ -22,13 +22,13 @@ pub enum Norm {
     L2,
 }
 
-/// How an audit is printed.
+/// Format of a printed audit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum AuditFormat {
-    /// For a reader
+    /// For a person to read
     #[default]
     Markdown,
-    /// For a program
+    /// For a program to read
     Json,
 }
 
@@ -38,10 +38,10 @@ pub struct AuditArgs {
     /// Classifier
     #[arg(long, value_name = "PLUGIN")]
     classifier: String,
-    /// Purifier in front of it, or `none`
+    /// Purifier in front of the classifier, or `none`
     #[arg(long, value_name = "PLUGIN", default_value = "none")]
     purifier: String,
-    /// Robust accuracy that is claimed, as a share (`0.92`)
+    /// Claimed robust accuracy, as a fraction (`0.92`)
     #[arg(long, value_name = "SHARE")]
     claim: String,
     /// Norm of the claim
@@ -50,28 +50,28 @@ pub struct AuditArgs {
     /// Budget of the claim (`0.3`, `8/255`)
     #[arg(long, value_name = "VALUE")]
     epsilon: String,
-    /// Attack that the claim rests on, within a ball; its search is examined
+    /// Attack with a budget that the claim is based on; the audit also examines its search
     #[arg(long, value_name = "PLUGIN", default_value = DEFAULT_ATTACK)]
     attack: String,
-    /// Threat model that the claim rests on
+    /// Threat model that the claim is based on
     #[arg(long, value_name = "PLUGIN", default_value = "white_box")]
     threat_model: String,
-    /// Backward rule of the purifier that the claim rests on [default: the purifier's own]
+    /// Backward rule of the purifier that the claim is based on [default: the purifier's own]
     #[arg(long, value_name = "RULE")]
     backward: Option<Rule>,
-    /// Points by which the strongest attack may lower the claim, as a share
+    /// Allowed difference between the claim and the result of the strongest attack, as a fraction
     #[arg(long, value_name = "SHARE", default_value = "0.02")]
     tolerance: String,
-    /// Draws that the claimed attack averages gradients of a random defence over
+    /// Number of draws over which the claimed attack averages the gradients of a random defence
     #[arg(long, value_name = "K", default_value_t = 1)]
     eot: u64,
-    /// Scoring draws of a random defence
+    /// Number of draws that score a random defence
     #[arg(long, value_name = "N", default_value_t = 10)]
     draws: u64,
-    /// Fewer samples for single questions, and short searches: minutes, not an hour
+    /// Use fewer samples for single checks, and shorter searches: minutes instead of an hour
     #[arg(long)]
     quick: bool,
-    /// Dataset, or the path of images of your own [default: the embedded sample that the classifier takes]
+    /// Dataset, or a path to your own images [default: the embedded sample that the classifier takes]
     #[arg(long, value_name = "NAME|PATH")]
     dataset: Option<String>,
     /// Folder of the datasets that are not embedded [default: $ADVAE_DATA_DIR]
@@ -83,25 +83,25 @@ pub struct AuditArgs {
     /// Seed of all randomness
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Where models run: `cpu` or `cuda:N`
+    /// Device that runs the models: `cpu` or `cuda:N`
     #[arg(long, default_value = "cpu")]
     device: String,
-    /// Threads [default: all cores]
+    /// Number of threads [default: all cores]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// Write one JSON line a sample and attack, as they come
+    /// Write one JSON line per sample and attack, as soon as it is measured
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Go on where the file of --out ends
+    /// Continue an interrupted run from the file of --out
     #[arg(long, requires = "out")]
     resume: bool,
     /// With --resume: drop damaged lines of the file and measure them again
     #[arg(long, requires = "resume")]
     repair: bool,
-    /// Write the audit as a page, too: one HTML file that needs nothing beside it
+    /// Also write the audit as a page: one self-contained HTML file
     #[arg(long, value_name = "FILE.html")]
     report: Option<PathBuf>,
-    /// How the audit is printed
+    /// Format of the printed audit
     #[arg(long, value_name = "FORMAT", default_value = "markdown")]
     format: AuditFormat,
 }

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 /// Flags of `data`.
 #[derive(Args, Clone, Debug, Default)]
 pub struct DataArgs {
-    /// Datasets to read and check: names, or paths of images of your own. Without any, all known ones are looked for
+    /// Datasets to read and check: names, or paths to your own images; if none is given, all known datasets are looked for
     #[arg(value_name = "NAME|PATH")]
     datasets: Vec<String>,
     /// Folder of the datasets that are not embedded [default: $ADVAE_DATA_DIR]

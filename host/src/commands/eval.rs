@@ -19,13 +19,13 @@ use std::path::PathBuf;
 pub enum Rule {
     /// The true derivative
     Exact,
-    /// Backward as identity (BPDA)
+    /// The identity in the backward pass (BPDA)
     Identity,
-    /// The purifier's own surrogate
+    /// The purifier's own surrogate gradient
     Custom,
     /// No gradient
     None,
-    /// Every rule a purifier offers, and the identity: a row each, and the worst case over them
+    /// Every rule that a purifier offers, and the identity: one row per rule, and the worst case over all
     All,
 }
 
@@ -44,8 +44,8 @@ impl From<Rule> for Backward {
 /// Samples that a page shows of every cell.
 pub const PICTURES: usize = 8;
 
-/// Flags of `eval`. A plugin is `NAME[@WEIGHTS][:key=value,...]`, where NAME is a path or is looked for in
-/// $ADVAE_PLUGIN_PATH, then beside the executable.
+/// Flags of `eval`. A plugin is `NAME[@WEIGHTS][:key=value,...]`. NAME is a path, or a name that is searched for in
+/// $ADVAE_PLUGIN_PATH and then beside the executable.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct EvalArgs {
@@ -53,7 +53,7 @@ pub struct EvalArgs {
     #[arg(long, value_name = "PLUGIN")]
     #[serde(deserialize_with = "crate::plugin::lists::one_or_many")]
     classifier: Vec<String>,
-    /// Purifier in front of it, or `none`; repeatable [default: none]
+    /// Purifier in front of the classifier, or `none`; repeatable [default: none]
     #[arg(long, value_name = "PLUGIN")]
     #[serde(deserialize_with = "crate::plugin::lists::one_or_many")]
     purifier: Vec<String>,
@@ -65,7 +65,7 @@ pub struct EvalArgs {
     #[arg(long, value_name = "PLUGIN")]
     #[serde(deserialize_with = "crate::plugin::lists::one_or_many")]
     threat_model: Vec<String>,
-    /// Dataset, or the path of images of your own: a folder (`./DIR`, with a subfolder a class), FILE.npz or FILE.parquet
+    /// Dataset, or a path to your own images: a folder (`./DIR`, with one subfolder per class), FILE.npz or FILE.parquet
     /// [default: the embedded sample that the first classifier takes, mnist-1k or cifar10-1k]
     #[arg(long, value_name = "NAME|PATH")]
     dataset: Option<String>,
@@ -78,63 +78,63 @@ pub struct EvalArgs {
     /// Seed of all randomness [default: 0]
     #[arg(long)]
     seed: Option<u64>,
-    /// Budget, of all norms or of one (`l2=2`), or a range of budgets `first:last:step` (`0:0.4:0.05`); repeatable [default: the
+    /// Budget for all norms or for one (`l2=2`), or a range of budgets `first:last:step` (`0:0.4:0.05`); repeatable [default: the
     /// dataset's; MNIST Linf 0.3, L2 2; CIFAR-10 Linf 8/255, L2 0.5]
     #[arg(long, value_name = "[NORM=]VALUE", allow_hyphen_values = true)]
     #[serde(deserialize_with = "crate::plugin::lists::one_or_many")]
     epsilon: Vec<String>,
-    /// Where models run: `cpu` or `cuda:N` [default: cpu]
+    /// Device that runs the models: `cpu` or `cuda:N` [default: cpu]
     #[arg(long)]
     device: Option<String>,
-    /// Threads [default: all cores]
+    /// Number of threads [default: all cores]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// Samples a micro-batch; changes the speed, not the results [default: what the models prefer]
+    /// Samples per micro-batch; affects the speed, not the results [default: what the models prefer]
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
-    /// Draws that gradients through a random defence are averaged over [default: 1]
+    /// Number of draws over which gradients through a random defence are averaged [default: 1]
     #[arg(long, value_name = "K")]
     eot: Option<u64>,
-    /// Scoring draws of a random defence [default: 10]
+    /// Number of draws that score a random defence [default: 10]
     #[arg(long, value_name = "N")]
     draws: Option<u64>,
-    /// Attack random defences a second time with the attacker knowing the draw that scores (fixed randomness)
+    /// Attack random defences a second time, with an attacker who knows the draw that scores (fixed randomness)
     #[arg(long)]
     known_draw: bool,
-    /// Attack every classifier without a purifier, too, and with its weights of adversarial training (`it_adv`) where it has some
+    /// Also attack every classifier without a purifier, and with its adversarially trained weights (`it_adv`) if it has any
     #[arg(long)]
     baseline: bool,
-    /// Round images to that many bits a pixel before they are scored, as a file would hold them
+    /// Round images to this number of bits per pixel before scoring, as an image file would store them
     #[arg(long, value_name = "BITS")]
     quantize: Option<u32>,
     /// Backward rule of the purifiers [default: each purifier's own]
     #[arg(long, value_name = "RULE")]
     backward: Option<Rule>,
-    /// Go on attacking samples that are decided already
+    /// Continue to attack samples that are already misclassified
     #[arg(long)]
     no_early_stop: bool,
-    /// Write one JSON line a sample and cell, as they come
+    /// Write one JSON line per sample and cell, as soon as it is measured
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Go on where the file of --out ends
+    /// Continue an interrupted run from the file of --out
     #[arg(long)]
     resume: bool,
-    /// With --resume: drop damaged lines of the file and measure them again; the file as it was is kept beside it
+    /// With --resume: drop damaged lines of the file and measure them again; the original file is kept beside it
     #[arg(long)]
     repair: bool,
-    /// Save the adversarial images, one npz file a cell
+    /// Save the adversarial images, one npz file per cell
     #[arg(long, value_name = "DIR")]
     save_adversarial: Option<PathBuf>,
-    /// Keep N samples of every cell as pictures in the results, for pages [default: 8 with --report]
+    /// Keep pictures of N samples per cell in the results, for HTML pages [default: 8 with --report]
     #[arg(long, value_name = "N")]
     pictures: Option<usize>,
-    /// Write the report as a page, too: one HTML file that needs nothing beside it
+    /// Also write the report as a page: one self-contained HTML file
     #[arg(long, value_name = "FILE.html")]
     report: Option<PathBuf>,
-    /// How the report is printed [default: table]
+    /// Format of the printed report [default: table]
     #[arg(long)]
     format: Option<Format>,
-    /// Read flags from a TOML file with the same keys; flags win
+    /// Read flags from a TOML file with the same keys; flags on the command line override it
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     config: Option<PathBuf>,
@@ -225,7 +225,11 @@ impl EvalArgs {
         }
     }
 
-    fn fill(self) -> Result<Settings> {
+    /// What is asked for, with every default filled in.
+    ///
+    /// # Errors
+    /// Where something is missing or impossible.
+    pub fn fill(self) -> Result<Settings> {
         ensure!(
             !self.classifier.is_empty(),
             "no classifier to attack: give --classifier model_x.so"
@@ -282,6 +286,7 @@ impl EvalArgs {
                 .pictures
                 .unwrap_or(if self.report.is_some() { PICTURES } else { 0 }),
             keep_seeds_out: false,
+            shard: None,
         })
     }
 }

@@ -8,21 +8,21 @@ use std::path::{Path, PathBuf};
 /// Flags of `new`.
 #[derive(Args, Clone, Debug)]
 pub struct NewArgs {
-    /// What the plugin brings
+    /// Kind of the plugin
     #[arg(value_enum)]
     kind: Kind,
-    /// Its name: small letters, digits and `_`
+    /// Name of the plugin: lower-case letters, digits and `_`
     name: String,
-    /// Folder of the crate, which is made [default: NAME in the current folder]
+    /// Folder of the crate, which is created [default: NAME in the current folder]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// Against the sdk and candle: short code, tapes and training come with it (the default)
+    /// Write the plugin against the sdk and candle: short code, tapes and training included (the default)
     #[arg(long)]
     candle: bool,
-    /// Against the contract alone, without candle: longer code, built in seconds, in any way of computing
+    /// Write the plugin against the contract alone, without candle: longer code, fast to build, any way to compute
     #[arg(long, conflicts_with = "candle")]
     abi: bool,
-    /// Depend on the sdk, or the contract, of this checkout of advae [default: its published version]
+    /// Use the sdk or the contract of this checkout of advae [default: its published version]
     #[arg(long, value_name = "CHECKOUT")]
     sdk: Option<PathBuf>,
 }
@@ -30,13 +30,13 @@ pub struct NewArgs {
 /// Kinds of plugins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Kind {
-    /// Images to logits
+    /// Turns images into logits
     Classifier,
-    /// Images to images, in front of a classifier
+    /// Turns images into images, in front of a classifier
     Purifier,
-    /// Looks for adversarial images
+    /// Searches for adversarial images
     Attack,
-    /// Says what an attacker is granted
+    /// Defines what an attacker may know and use
     ThreatModel,
 }
 

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 /// Flags of `plugins`.
 #[derive(Args, Clone, Debug, Default)]
 pub struct PluginsArgs {
-    /// Plugins to load, to show their settings: names or paths. Without any, all that are found are listed by what their files
-    /// say of themselves, and none is loaded
+    /// Plugins to load and show with their settings: names or paths; if none is given, all plugins that are found are listed from
+    /// the information in their files, and none is loaded
     #[arg(value_name = "PLUGIN")]
     plugins: Vec<String>,
 }

@@ -25,13 +25,13 @@ const NONE: &str = "none";
 /// Flags of `purify`.
 #[derive(Args, Clone, Debug)]
 pub struct PurifyArgs {
-    /// Images that `eval --save-adversarial` wrote, one file [default: clean ones of --dataset]
+    /// One file of images that `eval --save-adversarial` wrote [default: clean ones of --dataset]
     #[arg(value_name = "FILE.npz")]
     file: Vec<PathBuf>,
-    /// Purifier, or `none`: the images as they are; repeatable, a row of the picture each
+    /// Purifier, or `none` for the unchanged images; repeatable, one row of the picture per purifier
     #[arg(long, required = true, value_name = "PLUGIN")]
     purifier: Vec<String>,
-    /// Purify noise: what comes out shows what the purifier can draw at all
+    /// Purify noise: the output shows what the purifier can draw at all
     #[arg(long, value_enum, value_name = "KIND", conflicts_with = "file", num_args = 0..=1, require_equals = true,
           default_missing_value = "uniform")]
     noise: Option<Noise>,
@@ -41,25 +41,25 @@ pub struct PurifyArgs {
     /// Folder of the datasets that are not embedded [default: $ADVAE_DATA_DIR]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Number of images, a column of the picture each
+    /// Number of images, one column of the picture per image
     #[arg(long, value_name = "N", default_value_t = 10)]
     samples: usize,
     /// Seed of all randomness
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Where purifiers run: `cpu` or `cuda:N`
+    /// Device that runs the purifiers: `cpu` or `cuda:N`
     #[arg(long, default_value = "cpu")]
     device: String,
-    /// Threads [default: all cores]
+    /// Number of threads [default: all cores]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// Side of the square in the picture that shows one pixel of an image
+    /// Zoom: side of the square in the picture that shows one pixel of an image
     #[arg(long, value_name = "N", default_value_t = 3)]
     zoom: usize,
-    /// The picture
+    /// Picture to write
     #[arg(long, value_name = "FILE.png")]
     out: PathBuf,
-    /// Replace a picture that is there already
+    /// Replace the picture if it already exists
     #[arg(long)]
     overwrite: bool,
 }
@@ -128,9 +128,9 @@ impl PurifyArgs {
 /// Images without an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Noise {
-    /// Every pixel uniform in [0, 1).
+    /// Every pixel is uniform in [0, 1)
     Uniform,
-    /// One pixel in eight is 1, the others 0: about the ink of a digit.
+    /// One pixel in eight is 1, the others are 0: about as many white pixels as in a digit
     Sparse,
 }
 

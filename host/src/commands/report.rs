@@ -10,10 +10,10 @@ use std::path::PathBuf;
 /// Flags of `report`.
 #[derive(Args, Clone, Debug)]
 pub struct ReportArgs {
-    /// Files that `eval --out` or `reproduce` wrote; several are shown as one
+    /// Files that `eval --out` or `reproduce` wrote; several files are shown as one report
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// How the report is printed
+    /// Format of the printed report
     #[arg(long, default_value = "table")]
     format: Format,
 }

@@ -15,13 +15,13 @@ use std::path::{Path, PathBuf};
 /// Flags of `score`.
 #[derive(Args, Clone, Debug)]
 pub struct ScoreArgs {
-    /// Files that `eval --save-adversarial` wrote, or with the same arrays
+    /// Files that `eval --save-adversarial` wrote, or files with the same arrays
     #[arg(required = true, value_name = "FILE.npz")]
     files: Vec<PathBuf>,
     /// Classifier [default: the one the file names]
     #[arg(long, value_name = "PLUGIN")]
     classifier: Option<String>,
-    /// Purifier in front of it, or `none` [default: the one the file names]
+    /// Purifier in front of the classifier, or `none` [default: the one the file names]
     #[arg(long, value_name = "PLUGIN")]
     purifier: Option<String>,
     /// Budget, `linf=0.3` or `l2=2` [default: the one the file names]
@@ -30,19 +30,19 @@ pub struct ScoreArgs {
     /// Seed of a random defence [default: the one the file names]
     #[arg(long)]
     seed: Option<u64>,
-    /// Scoring draws of a random defence
+    /// Number of draws that score a random defence
     #[arg(long, value_name = "N", default_value_t = 10)]
     draws: u64,
-    /// Where models run: `cpu` or `cuda:N`
+    /// Device that runs the models: `cpu` or `cuda:N`
     #[arg(long, default_value = "cpu")]
     device: String,
-    /// Threads [default: all cores]
+    /// Number of threads [default: all cores]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// Write the logits of every file's clean and adversarial images, as `NAME.logits.npz`
+    /// Write the logits of the clean and adversarial images of every file, as `NAME.logits.npz`
     #[arg(long, value_name = "DIR")]
     logits: Option<PathBuf>,
-    /// How the report is printed
+    /// Format of the printed report
     #[arg(long, default_value = "table")]
     format: Format,
 }

@@ -23,49 +23,49 @@ const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// Train a classifier or a purifier.
 #[derive(Args, Clone, Debug)]
 pub struct TrainArgs {
-    /// Recipe (TOML); the flags below win over it.
+    /// Recipe (TOML); the flags below override it
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Classifier: what is trained, or what stands frozen behind the purifier; several for a purifier that serves them all
+    /// Classifier to train, or frozen classifier behind the purifier; repeatable, to train one purifier for several
     #[arg(long, value_name = "PLUGIN")]
     pub classifier: Vec<String>,
-    /// Purifier to train in front of the frozen classifier.
+    /// Purifier to train in front of the frozen classifier
     #[arg(long, value_name = "PLUGIN")]
     pub purifier: Option<String>,
-    /// Attack that crafts the examples; none for clean training.
+    /// Attack that crafts the adversarial examples; without one, training is clean
     #[arg(long, value_name = "PLUGIN[:KEY=VALUE,..]")]
     pub attack: Option<String>,
-    /// Radius of the attack's ball: 0.3, or a fraction such as 8/255.
+    /// Radius of the attack's ball: 0.3, or a fraction such as 8/255
     #[arg(long, value_parser = number)]
     pub epsilon: Option<f64>,
-    /// Dataset to train on: a name, or a path as for eval.
+    /// Dataset to train on: a name, or a path as for eval
     #[arg(long, value_name = "NAME|PATH")]
     pub dataset: Option<String>,
     /// Folder of the datasets [default: $ADVAE_DATA_DIR]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
-    /// Largest number of epochs.
+    /// Maximum number of epochs
     #[arg(long)]
     pub epochs: Option<usize>,
-    /// Images a step.
+    /// Images per step
     #[arg(long)]
     pub batch_size: Option<usize>,
-    /// Adam's rate at the start.
+    /// Initial learning rate of Adam
     #[arg(long)]
     pub learning_rate: Option<f64>,
-    /// Use only that many training images.
+    /// Use only this number of training images
     #[arg(long)]
     pub samples: Option<usize>,
-    /// Seed of initialisation, order and random starts.
+    /// Seed of the initialisation, the order of images and random starts
     #[arg(long)]
     pub seed: Option<u64>,
-    /// Threads; all cores by default.
+    /// Number of threads; all cores by default
     #[arg(long)]
     pub threads: Option<usize>,
-    /// Folder for weights, log and checkpoints.
+    /// Folder for weights, log and checkpoints
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Go on from the folder's checkpoint.
+    /// Continue from the checkpoint in the folder of --out
     #[arg(long)]
     pub resume: bool,
 }

@@ -12,6 +12,7 @@ mod rescore;
 mod run;
 mod score;
 mod settings;
+mod shard;
 mod suite;
 mod workers;
 
@@ -24,6 +25,7 @@ pub use rescore::{Rescored, Rescoring};
 pub use run::Outcome;
 pub use score::{Batch, Distances, Limits, Scorer, Verdict};
 pub use settings::{Backward, Settings, check_device};
+pub use shard::Shard;
 pub use workers::{Layout, STACK_BYTES, for_each, for_each_batch, on_large_stack, threads};
 
 use crate::results::Cell;

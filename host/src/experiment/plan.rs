@@ -120,8 +120,13 @@ pub fn plan(settings: &Settings) -> Result<Plan> {
             "note: no defence here is random under a threat model that attacks it whole: --known-draw adds nothing",
         );
     }
+    let groups = once_each(groups);
+    let (groups, dataset) = match settings.shard {
+        Some(shard) => shard.cut(groups, dataset),
+        None => (groups, dataset),
+    };
     Ok(Plan {
-        groups: once_each(groups),
+        groups,
         attacker_images,
         dataset,
         dataset_sha256,

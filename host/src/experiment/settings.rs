@@ -1,6 +1,7 @@
 //! What an evaluation does, with every default filled in.
 
 use super::budgets::Budgets;
+use super::shard::Shard;
 use advae_abi::info::BackwardRule;
 use anyhow::{Result, ensure};
 use std::path::PathBuf;
@@ -67,6 +68,8 @@ pub struct Settings {
     pub pictures: usize,
     /// Leave the black-box attacker's seeds out of scoring even where no threat model uses them, for one subset in all runs.
     pub keep_seeds_out: bool,
+    /// The part that this process measures; absent: all of it.
+    pub shard: Option<Shard>,
 }
 
 impl Default for Settings {
@@ -97,6 +100,7 @@ impl Default for Settings {
             save_adversarial: None,
             pictures: 0,
             keep_seeds_out: false,
+            shard: None,
         }
     }
 }

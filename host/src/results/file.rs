@@ -198,6 +198,33 @@ impl Results {
         }])
     }
 
+    /// Writes the records of other files, as they are. Cells that are not whole stay open.
+    ///
+    /// # Errors
+    /// Where they cannot be serialised.
+    pub fn copy(&mut self, records: &Records) -> Result<()> {
+        self.write(records.runs.iter().cloned().map(Line::Run))?;
+        for cell in &records.cells {
+            let key = &cell.header.key;
+            self.begin(&cell.header)?;
+            if let Some(substitute) = cell.substitute {
+                self.prepared(key, substitute)?;
+            }
+            let rows: Vec<Row> = cell.rows.values().cloned().collect();
+            self.append(key, &rows, cell.check)?;
+            for sha256 in &cell.images {
+                self.images(key, sha256.clone())?;
+            }
+            if !cell.pictures.is_empty() {
+                self.pictures(key, &cell.pictures.values().cloned().collect::<Vec<_>>())?;
+            }
+            if cell.is_whole() {
+                self.end(cell)?;
+            }
+        }
+        Ok(())
+    }
+
     fn write(&mut self, lines: impl IntoIterator<Item = Line>) -> Result<()> {
         let Some(file) = &mut self.file else { return Ok(()) };
         let mut text = String::new();

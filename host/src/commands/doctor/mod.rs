@@ -31,15 +31,15 @@ use patient::Patient;
 pub struct DoctorArgs {
     /// Plugin as FILE[@WEIGHTS][:key=value,...]
     plugin: String,
-    /// Where models run: `cpu` or `cuda:N`
+    /// Device that runs the models: `cpu` or `cuda:N`
     #[arg(long, default_value = "cpu")]
     device: String,
-    /// As what a plugin is examined that is a classifier and a purifier; absent: the first of them
+    /// Kind to examine if the plugin is both a classifier and a purifier; if left out, the plugin's first kind
     #[arg(long)]
     kind: Option<Examined>,
 }
 
-/// What a file that holds both is examined as.
+/// Kind to examine if a file holds both.
 #[derive(clap::ValueEnum, Clone, Copy, Debug)]
 enum Examined {
     Classifier,

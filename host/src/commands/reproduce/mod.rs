@@ -24,45 +24,45 @@ const ROWS: &str = "rows.jsonl";
 /// Flags of `reproduce`.
 #[derive(Args, Clone, Debug)]
 pub struct ReproduceArgs {
-    /// Which table
+    /// Table to measure
     #[arg(value_enum)]
     table: Name,
-    /// Folder that holds the dataset; without one its embedded sample is used [default: $ADVAE_DATA_DIR]
+    /// Folder of the dataset; without it, the embedded sample is used [default: $ADVAE_DATA_DIR]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Number of test images, the same ones for every cell; costly columns take fewer, the first of them
+    /// Number of test images, the same ones for every cell; costly columns use only the first of them
     #[arg(long, value_name = "N", default_value_t = 1000)]
     samples: usize,
-    /// Only the column of this title, or those whose title has this in it; repeatable
+    /// Measure only the column with this title, or all columns whose titles contain this text; repeatable
     #[arg(long, value_name = "TEXT")]
     column: Vec<String>,
     /// Seed of all randomness
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Threads [default: all cores]
+    /// Number of threads [default: all cores]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// Where the networks compute: cpu, or cuda:N with plugins built for it [default: cpu]
+    /// Device that runs the networks: cpu, or cuda:N if the plugins were built for it [default: cpu]
     #[arg(long, value_name = "DEVICE", default_value = "cpu", hide_default_value = true)]
     device: String,
-    /// Folder for the table (md) and the rows of all tables (rows.jsonl); what is there already is not run again
+    /// Folder for the table (md) and the rows of all tables (rows.jsonl); existing measurements are not repeated
     #[arg(long, value_name = "DIR", default_value = "results")]
     out: PathBuf,
-    /// Write a page of all cells, too: one HTML file that needs nothing beside it
+    /// Also write a page of all cells: one self-contained HTML file
     #[arg(long, value_name = "FILE.html")]
     report: Option<PathBuf>,
 }
 
-/// The tables there are.
+/// The available tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Name {
-    /// Table 1 on MNIST: attacks and threat models against the defences of classifier X.
+    /// Table 1 on MNIST: attacks and threat models against the defences of classifier X
     Table1,
-    /// Table 3: the purifier trained on X, or on X, A and B, in front of X, A, B, C and D.
+    /// Table 3: the purifier trained on X, or on X, A and B, in front of X, A, B, C and D
     Table3,
-    /// Table 4 on CIFAR-10: attacks and threat models against the defences of ResNetV2-29.
+    /// Table 4 on CIFAR-10: attacks and threat models against the defences of ResNetV2-29
     Table4,
-    /// All purifiers side by side in front of X, oblivious and white box.
+    /// All purifiers side by side in front of X, oblivious and white box
     Purifiers,
 }
 

@@ -15,14 +15,14 @@ settings! {
         epsilon: f64 = 0.3,
         /// Number of steps of one search.
         steps: u64 = 100,
-        /// Number of searches, each from a random point of the ball; with dlr_targeted, for every target.
+        /// Number of searches, each from a random point of the ball. With dlr_targeted, this is the number per target.
         restarts: u64 = 1,
-        /// What is ascended: ce (cross-entropy), dlr (difference of logits ratio, needs 3 classes), or dlr_targeted (the same towards
-        /// the likeliest other classes, one after the other, needs 4).
+        /// Loss that is maximised: ce (cross-entropy), dlr (difference of logits ratio, needs 3 classes), or dlr_targeted (the same
+        /// towards the likeliest other classes, one after the other; needs 4 classes).
         loss: Loss = Loss::Ce,
-        /// Number of classes that dlr_targeted aims at, as far as there are so many others.
+        /// Number of classes that dlr_targeted aims at, at most all other classes.
         n_target_classes: usize = 9,
-        /// The step is halved where no more than this share of the steps since the last checkpoint raised the loss.
+        /// The step is halved if at most this share of the steps since the last checkpoint raised the loss.
         rho: f64 = 0.75,
     }
 }

@@ -8,25 +8,25 @@ use advae_sdk::serde::{Deserialize, Serialize};
 pub(crate) const LARGEST_CONSTANT: f64 = 1e10;
 
 settings! {
-    /// A preset, and what departs from it.
+    /// A preset, and the settings that differ from it.
     pub struct CwSettings {
-        /// Where the other settings come from: paper (Li et al. 2019: c 10, 1 search, rate 0.2, 1000 iterations, abort),
-        /// strong (c 0.001, 9 searches, rate 0.01, 1000 iterations, no abort) or authors_bpda (paper, but 30 iterations without
-        /// the distance's gradient: what the authors' code runs against DefenseGAN, weaker than what their text says).
+        /// Defaults of the other settings: paper (Li et al. 2019: c 10, 1 search, rate 0.2, 1000 iterations, abort), strong (c 0.001,
+        /// 9 searches, rate 0.01, 1000 iterations, no abort) or authors_bpda (paper, but 30 iterations without the gradient of the
+        /// distance). The authors' code runs authors_bpda against DefenseGAN. It is weaker than the attack that their text describes.
         preset: Preset = Preset::Paper,
         /// Weight of the classification term in the first search, 1e-10 to 1e10.
         initial_constant: Option<f64> = None,
-        /// Number of searches, each with a weight of its own: a binary search for the smallest that succeeds.
+        /// Number of searches, each with its own weight: a binary search for the smallest weight that succeeds.
         search_steps: Option<usize> = None,
         /// Learning rate of Adam in tanh space.
         learning_rate: Option<f64> = None,
         /// Iterations of each search.
         iterations: Option<usize> = None,
-        /// By how much the logit of another class must lead (untargeted), or the target's (targeted).
+        /// Required lead of the logit of another class (untargeted) or of the target (targeted).
         confidence: f64 = 0.,
-        /// End a search once its loss fell by less than 0.01 % over a tenth of the iterations.
+        /// End a search if its loss fell by less than 0.01 % over a tenth of the iterations.
         abort: Option<bool> = None,
-        /// Whether the distance takes part in the descent; without it any success counts, however far.
+        /// Whether the loss includes the distance. Without it, any success counts, however far from the clean image.
         distance_gradient: Option<bool> = None,
         /// Target: null (untargeted), next, random, least_likely or a class.
         target: Goal = Goal::Untargeted,

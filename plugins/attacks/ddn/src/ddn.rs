@@ -5,7 +5,7 @@ use advae_sdk::attack::{Best, choose, column, cosine, farthest};
 use advae_sdk::prelude::*;
 
 settings! {
-    /// The paper's, with its longest search. The attack minimises the L2 distance; there is no budget.
+    /// Defaults of the paper, with its longest search. The attack minimises the L2 distance. There is no budget.
     pub struct DdnSettings {
         /// Number of steps.
         steps: u64 = 1000,

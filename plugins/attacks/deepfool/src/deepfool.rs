@@ -5,13 +5,13 @@ use advae_sdk::attack::{Active, Best, Boundary, column, others};
 use advae_sdk::prelude::*;
 
 settings! {
-    /// The paper's, with foolbox's step. The attack looks for a small L2 distance; there is no budget.
+    /// Defaults of the paper, with the step of foolbox. The attack looks for a small L2 distance. There is no budget.
     pub struct DeepFoolSettings {
-        /// Number of steps at the most.
+        /// Maximum number of steps.
         steps: u64 = 50,
-        /// Number of classes whose boundaries are considered: the label's and the likeliest others.
+        /// Number of classes whose boundaries are considered: the label's class and the likeliest other classes.
         classes: usize = 10,
-        /// How far beyond the boundary the image goes, as a share of the way.
+        /// How far the image goes beyond the boundary, as a share of the perturbation.
         overshoot: f64 = 0.02,
     }
 }

@@ -6,27 +6,27 @@ use advae_sdk::attack::{Active, Best, Boundary, choose, column, others, rows, st
 use advae_sdk::prelude::*;
 
 settings! {
-    /// Defaults of AutoAttack. The attack minimises the distance. Within a budget (the host fills epsilon in) an image beyond epsilon
-    /// counts as not found; with epsilon=null there is no budget, and the nearest image counts however far it is.
+    /// Defaults of AutoAttack. The attack minimises the distance. If there is a budget (the host sets epsilon), an image beyond epsilon
+    /// counts as not found. With epsilon=null there is no budget, and the nearest image counts, however far it is.
     pub struct FabSettings {
         /// Norm of the distance: linf or l2.
         norm: Norm = Norm::Linf,
-        /// Radius of the ball, or null: no budget.
+        /// Radius of the ball, or null for no budget.
         epsilon: Option<f64> = None,
         /// Number of steps of one search.
         steps: u64 = 100,
-        /// Number of searches for every target; all but the first start at a random point.
+        /// Number of searches per target. All searches except the first start at a random point.
         restarts: u64 = 1,
-        /// Aim at the n_target_classes likeliest other classes, one after the other; false: at the nearest boundary of all, which needs a
-        /// gradient a class.
+        /// true: aim at the n_target_classes likeliest other classes, one after the other. false: aim at the nearest boundary of all
+        /// classes, which needs one gradient per class.
         targeted: bool = true,
-        /// Number of those classes, as far as there are so many others.
+        /// Number of these target classes, at most all other classes.
         n_target_classes: usize = 9,
-        /// Largest weight of the pull towards the clean image.
+        /// Largest weight of the bias towards the clean image.
         alpha_max: f64 = 0.1,
-        /// How far a step goes, as a multiple of the way to the boundary.
+        /// Length of a step, as a multiple of the distance to the boundary.
         eta: f64 = 1.05,
-        /// What is left of the distance after a step back.
+        /// Share of the distance to the clean image that remains after a backward step.
         beta: f64 = 0.9,
     }
 }

@@ -11,7 +11,7 @@ settings! {
         epsilon: f64 = 0.3,
         /// Target: null (untargeted), next, random, least_likely or a class.
         target: Goal = Goal::Untargeted,
-        /// Label to lead away from: true, or predicted (on the clean image, by the attacked model).
+        /// Label to move away from: true, or predicted (by the attacked model on the clean image).
         label: Label = Label::True,
     }
 }

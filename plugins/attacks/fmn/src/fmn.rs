@@ -6,20 +6,20 @@ use advae_sdk::attack::{Best, column, cosine, farthest, positions};
 use advae_sdk::prelude::*;
 
 settings! {
-    /// The paper's, with its longest search, from both of its starts: `start=clean` is the algorithm as other toolboxes run it. In front of a
-    /// defence a search from the clean image often ends where the margin has a local maximum. The attack minimises the distance; there is
-    /// no budget.
+    /// Defaults of the paper, with its longest search, from both of its starts. `start=clean` is the algorithm as other toolboxes run it.
+    /// In front of a defence, a search from the clean image often ends at a local maximum of the margin. The attack minimises the
+    /// distance. There is no budget.
     pub struct FmnSettings {
         /// Norm of the distance: linf or l2.
         norm: Norm = Norm::L2,
-        /// Where a search starts: clean (the image), adversarial (an adversarial image near the boundary, found by halving the way to images
-        /// of noise) or both (a search from either, and the nearer result).
+        /// Where a search starts: clean (the clean image), adversarial (an adversarial image near the boundary, found by bisection between
+        /// the clean image and images of noise) or both (one search from each; the nearer result counts).
         start: Start = Start::Both,
         /// Number of steps of a search.
         steps: u64 = 1000,
-        /// Length of the first step, in L2; the last is a hundredth of it.
+        /// Length of the first step, in L2. The last step is a hundredth of it.
         step_size: f64 = 1.,
-        /// Share by which the radius changes in the first step; in the last it is 0.001.
+        /// Share by which the radius changes in the first step. In the last step this share is 0.001.
         gamma: f64 = 0.05,
         /// Target: null (untargeted), next, random, least_likely or a class.
         target: Goal = Goal::Untargeted,

@@ -5,7 +5,7 @@ use advae_sdk::attack::{Active, column};
 use advae_sdk::prelude::*;
 
 settings! {
-    /// The paper's.
+    /// Defaults of the paper.
     pub struct MiFgsmSettings {
         /// Radius of the Linf ball.
         epsilon: f64 = 0.3,
@@ -13,11 +13,11 @@ settings! {
         steps: u64 = 10,
         /// Length of a step. Default: epsilon / steps.
         step_size: Option<f64> = None,
-        /// What is kept of the sum of gradients in a step.
+        /// Factor on the sum of the earlier gradients in each step (momentum).
         decay: f64 = 1.,
         /// Target: null (untargeted), next, random, least_likely or a class.
         target: Goal = Goal::Untargeted,
-        /// Label to lead away from: true, or predicted (on the clean image, by the attacked model).
+        /// Label to move away from: true, or predicted (by the attacked model on the clean image).
         label: Label = Label::True,
     }
 }

@@ -6,15 +6,15 @@ use advae_sdk::prelude::*;
 use advae_sdk::serde::{Deserialize, Serialize};
 
 settings! {
-    /// The best of a hundred.
+    /// The best of a hundred random images.
     pub struct NoiseSettings {
         /// Norm of the ball: linf or l2.
         norm: Norm = Norm::Linf,
         /// Radius of the ball.
         epsilon: f64 = 0.3,
-        /// How noise is drawn: uniform (from the ball) or sign (a corner of the Linf ball).
+        /// Distribution of the noise: uniform (in the ball) or sign (a corner of the Linf ball).
         kind: Kind = Kind::Uniform,
-        /// Images that are tried, a query each; of one image nothing is asked.
+        /// Number of images that are tried, one query per image. With tries=1 the attack makes no query.
         tries: u64 = 100,
     }
 }

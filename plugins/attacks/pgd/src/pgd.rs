@@ -11,7 +11,7 @@ const LONGEST: f64 = 1e6;
 settings! {
     /// Defaults of the AdvAE paper (Li et al. 2019) for MNIST.
     pub struct PgdSettings {
-        /// Where random_start comes from unless it is given: pgd (true) or bim (false; Kurakin et al. 2016).
+        /// Sets random_start if that is not given: pgd (true) or bim (false; Kurakin et al. 2016).
         preset: Preset = Preset::Pgd,
         /// Norm of the ball: linf or l2.
         norm: Norm = Norm::Linf,
@@ -19,22 +19,22 @@ settings! {
         epsilon: f64 = 0.3,
         /// Number of steps.
         steps: u64 = 40,
-        /// Length of a step. Default: 2.5 epsilon / steps, which crosses the ball; but 0.01 for linf, epsilon 0.3 and 40 steps (the
-        /// paper's setting), which does not.
+        /// Length of a step. Default: 2.5 epsilon / steps, which crosses the ball. For linf, epsilon 0.3 and 40 steps (the paper's
+        /// setting) the default is 0.01, which does not cross it.
         step_size: Option<f64> = None,
         /// Length of a step as a multiple of epsilon; takes precedence over step_size.
         relative_step_size: Option<f64> = None,
-        /// Number of searches; the best one of each sample counts.
+        /// Number of searches. For each sample, the best one counts.
         restarts: u64 = 1,
         /// Start at a uniform point of the ball instead of the clean image. Default: the preset's.
         random_start: Option<bool> = None,
-        /// Leave a sample alone at its first adversarial iterate, where the threat model allows it.
+        /// Stop attacking a sample at its first adversarial iterate, if the threat model allows it.
         early_stop: bool = true,
-        /// What is ascended: ce (cross-entropy) or margin (largest other logit less the label's).
+        /// Loss that is maximised: ce (cross-entropy) or margin (the largest other logit minus the label's logit).
         loss: Loss = Loss::Ce,
         /// Target: null (untargeted), next, random, least_likely or a class.
         target: Goal = Goal::Untargeted,
-        /// Label to lead away from: true, or predicted (on the clean image, by the attacked model).
+        /// Label to move away from: true, or predicted (by the attacked model on the clean image).
         label: Label = Label::True,
     }
 }

@@ -7,15 +7,15 @@ use advae_sdk::prelude::*;
 use rand::Rng;
 
 settings! {
-    /// The paper's, with 128 pairs a step.
+    /// Defaults of the paper, with 128 pairs per step.
     pub struct SpsaSettings {
         /// Radius of the Linf ball.
         epsilon: f64 = 0.3,
         /// Number of steps.
         steps: u64 = 100,
-        /// Pairs of images a step, from whose margins the gradient is estimated: two queries each.
+        /// Pairs of images per step. Their margins give an estimate of the gradient. Each pair costs two queries.
         pairs: u64 = 128,
-        /// How far the images of a pair are from the present one, in every pixel.
+        /// Distance in every pixel between the images of a pair and the current image.
         delta: f64 = 0.01,
         /// Learning rate of Adam.
         learning_rate: f64 = 0.01,

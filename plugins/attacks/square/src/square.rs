@@ -15,9 +15,9 @@ settings! {
         epsilon: f64 = 0.3,
         /// Number of squares that are tried, one query each.
         n_queries: u64 = 5000,
-        /// Share of the image that the first squares cover; it is halved again and again.
+        /// Share of the image that the first squares cover. It is halved several times during the search.
         p_init: f64 = 0.8,
-        /// Halve that share on the schedule of 10,000 queries stretched to n_queries. AutoAttack does not.
+        /// Halve this share by the schedule for 10,000 queries, rescaled to n_queries. AutoAttack does not rescale it.
         rescale_schedule: bool = false,
         /// Target: null (untargeted), next, random, least_likely or a class.
         target: Goal = Goal::Untargeted,

@@ -8,9 +8,9 @@ use std::collections::HashMap;
 settings! {
     /// The images of a file.
     pub struct TransferSettings {
-        /// File of images: `eval --save-adversarial` writes such, and numpy.savez: arrays x (clean) and x_adv, float32 [N,C,H,W].
+        /// File of images, with arrays x (clean) and x_adv, float32 [N,C,H,W]. `eval --save-adversarial` and numpy.savez write such files.
         file: InputFile = InputFile::default(),
-        /// Norm of the ball that the images must keep: linf or l2.
+        /// Norm of the ball that must contain the images: linf or l2.
         norm: Norm = Norm::Linf,
         /// Radius of the ball.
         epsilon: f64 = 0.3,

@@ -7,7 +7,7 @@ use advae_sdk::prelude::*;
 settings! {
     /// Defaults of the AdvAE paper's code (Li et al. 2019).
     pub struct UNetSettings {
-        /// Convolutions of a level, 1 (the paper's text) or 2 (its code): those of the weights, 2 without weights.
+        /// Convolutions per level, 1 (the paper's text) or 2 (its code). Default: as in the weights; 2 without weights.
         convolutions: Option<u64> = None,
     }
 }

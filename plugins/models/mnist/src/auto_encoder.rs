@@ -7,8 +7,8 @@ use advae_sdk::prelude::*;
 settings! {
     /// Defaults of the AdvAE paper (Li et al. 2019).
     pub struct AutoEncoderSettings {
-        /// Channels of every hidden layer, 1 to 512: those of the weights, 32 (the paper's) without weights. Weights of fewer are widened, to
-        /// be trained on.
+        /// Channels of every hidden layer, 1 to 512. Default: as in the weights; 32 (the paper's) without weights. Weights with fewer
+        /// channels are widened, so that training can continue from them.
         channels: Option<u64> = None,
     }
 }

@@ -10,19 +10,21 @@ use crate::layers::Layers;
 use crate::lower::{Entry, lower};
 
 settings! {
-    /// What a file does not say of itself.
+    /// What the file itself does not say.
     pub struct OnnxSettings {
         /// The ONNX file.
         model: InputFile = InputFile::default(),
-        /// Shape of an image, [channels,rows,columns], where the file leaves it open: shape=[3,32,32].
+        /// Shape of an image, [channels,rows,columns], if the file does not fix it: shape=[3,32,32].
         shape: Option<Vec<usize>> = None,
-        /// Mean that is subtracted from the pixels in [0,1], one number or one a channel: mean=[0.49,0.48,0.45].
+        /// Mean that is subtracted from the pixels in [0,1], one number or one per channel: mean=[0.49,0.48,0.45].
         mean: PerChannel = PerChannel::One(0.),
-        /// What they are divided by then, one number or one a channel; std=1/255 gives a network its pixels from 0 to 255.
+        /// Standard deviation by which the result is divided, one number or one per channel. With std=1/255 the network gets pixels
+        /// from 0 to 255.
         std: PerChannel = PerChannel::One(1.),
-        /// Whether the file takes images as channels,rows,columns (nchw) or rows,columns,channels (nhwc); auto looks at its input.
+        /// Order of the axes of an image: channels,rows,columns (nchw) or rows,columns,channels (nhwc). auto decides by the shape of
+        /// the file's input.
         layout: Layout = Layout::Auto,
-        /// Which of the file's outputs are meant, by name; empty: the first.
+        /// Name of the output to use. If empty, the first output.
         output: String = String::new(),
     }
 }

@@ -14,31 +14,33 @@ use serde_json::{Value, json};
 use crate::worker::{Kept, Place, Run, Worker};
 
 settings! {
-    /// Where a model is, and what it does not say of itself.
+    /// Where the model is, and what the model itself does not say.
     pub struct PythonSettings {
         /// The Python file that defines the model.
         file: InputFile = InputFile::default(),
-        /// Class, function or object of the file: the model, or what makes it without arguments; empty: its only class with a method forward.
+        /// Class, function or object in the file: the model, or a callable that makes the model without arguments. If empty, the only
+        /// class with a method forward.
         class: String = String::new(),
-        /// State dict to load into the model: torch.save's, or for an object of arrays what its method load takes.
+        /// File of weights: a state dict that torch.save wrote. For an object of arrays: a file that its method load reads.
         weights: InputFile = InputFile::default(),
         /// Shape of an image, [channels,rows,columns]: shape=[3,32,32].
         shape: Option<Vec<usize>> = None,
-        /// Mean that is subtracted from the pixels in [0,1], one number or one a channel: mean=[0.49,0.48,0.45].
+        /// Mean that is subtracted from the pixels in [0,1], one number or one per channel: mean=[0.49,0.48,0.45].
         mean: Option<PerChannel> = None,
-        /// What they are divided by then, one number or one a channel; std=1/255 gives a model its pixels from 0 to 255.
+        /// Standard deviation by which the result is divided, one number or one per channel. With std=1/255 the model gets pixels
+        /// from 0 to 255.
         std: Option<PerChannel> = None,
-        /// Whether its output is random. Images are then run one at a time, each by its own seed, unless forward takes seeds.
+        /// Whether the output is random. If so, images are run one at a time, each with its own seed, unless forward takes seeds.
         random: Option<bool> = None,
-        /// Where a torch.nn.Module computes, by PyTorch's name: cpu, cuda, cuda:1.
+        /// Device that runs a torch.nn.Module, as PyTorch names it: cpu, cuda, cuda:1.
         device: String = "cpu".into(),
-        /// The Python interpreter; empty: that of $VIRTUAL_ENV, else python3.
+        /// The Python interpreter. If empty, that of $VIRTUAL_ENV, else python3.
         python: String = String::new(),
         /// Seconds that one call may take before the process is ended.
         timeout: f64 = 600.,
-        /// Images a call.
+        /// Images per call.
         batch: usize = 128,
-        /// Socket of a process that serves the model (advae.serve of the Python package), instead of a file.
+        /// Socket of a process that serves the model (advae.serve of the Python package). It replaces the file.
         socket: String = String::new(),
     }
 }

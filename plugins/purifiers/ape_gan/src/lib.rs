@@ -11,13 +11,13 @@ use advae_sdk::serde_json::{Map, Value};
 const INPUT: [usize; 3] = [1, 28, 28];
 
 settings! {
-    /// Training.
+    /// Settings of the training.
     pub struct ApeGanSettings {
         /// Weight of the mean squared error.
         content: f64 = 0.7,
         /// Weight of the generator's loss against the discriminator.
         adversarial: f64 = 0.3,
-        /// Adam's decay of the mean of the gradients.
+        /// Decay rate of Adam's mean of the gradients.
         beta1: f64 = 0.5,
     }
 }

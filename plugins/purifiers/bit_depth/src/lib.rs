@@ -3,9 +3,9 @@
 use advae_sdk::prelude::*;
 
 settings! {
-    /// How much is left of an image.
+    /// How many grey levels remain in an image.
     pub struct BitDepthSettings {
-        /// Bits a pixel, 1 to 8.
+        /// Bits per pixel, 1 to 8.
         bits: u64 = 1,
     }
 }

@@ -20,17 +20,17 @@ settings! {
     pub struct DefenseGanSettings {
         /// `paper` (L 200, R 10) or `quick` (L 50, R 2).
         preset: Preset = Preset::Quick,
-        /// L, steps of gradient descent; the preset's if null.
+        /// L, the number of steps of gradient descent. If null, the preset decides.
         steps: Option<usize> = None,
-        /// R, starts of which the best is taken; the preset's if null.
+        /// R, the number of starts; the best one is used. If null, the preset decides.
         restarts: Option<usize> = None,
-        /// Rate of the descent on the mean squared error of an image.
+        /// Learning rate of the descent on the mean squared error of an image.
         learning_rate: f64 = 10.,
-        /// Share of the last step that a step keeps.
+        /// Momentum: the share of the previous step that is added to a step.
         momentum: f64 = 0.7,
-        /// Factor on the rate in the last fifth of the steps, as in the authors' code.
+        /// Factor on the learning rate in the last fifth of the steps, as in the authors' code.
         decay: f64 = 0.1,
-        /// Start from 0 always: the deterministic purifier of a weaker evaluation, with one start.
+        /// Always start from 0, with one start. This is the deterministic purifier of a weaker evaluation.
         constant_start: bool = false,
     }
 }
@@ -85,15 +85,15 @@ impl WganSettings {
 settings! {
     /// WGAN-GP (Gulrajani et al. 2017).
     pub struct WganSettings {
-        /// Steps of the critic to one of the generator.
+        /// Steps of the critic per step of the generator.
         critic_steps: u64 = 5,
-        /// Channels of the critic's first convolution; the next two have twice and four times as many.
+        /// Channels of the critic's first convolution. The next two convolutions have twice and four times as many.
         critic_channels: u64 = 64,
         /// Weight of the gradient penalty.
         penalty: f64 = 10.,
-        /// Adam's decay of the mean of the gradients.
+        /// Decay rate of Adam's mean of the gradients.
         beta1: f64 = 0.5,
-        /// Adam's decay of the mean of their squares.
+        /// Decay rate of Adam's mean of the squared gradients.
         beta2: f64 = 0.9,
     }
 }

@@ -10,9 +10,10 @@ const INPUT: [usize; 3] = [1, 28, 28];
 const LATENT: usize = 64;
 
 settings! {
-    /// Training.
+    /// Settings of the training.
     pub struct VaeSettings {
-        /// Weight of the divergence of the code from a standard normal distribution, beside the squared error summed over an image.
+        /// Weight of the KL divergence between the code and a standard normal distribution. It is added to the squared error,
+        /// which is summed over an image.
         divergence: f64 = 0.1,
     }
 }

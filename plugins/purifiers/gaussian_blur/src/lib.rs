@@ -4,9 +4,9 @@ use advae_sdk::nn::linear;
 use advae_sdk::prelude::*;
 
 settings! {
-    /// Width of the average.
+    /// Width of the blur.
     pub struct BlurSettings {
-        /// Standard deviation in pixels, 0.01 to 100. Beyond the edge the edge's pixels are repeated.
+        /// Standard deviation in pixels, 0.01 to 100. Beyond the edge, the pixels of the edge are repeated.
         sigma: f64 = 1.,
     }
 }

@@ -6,9 +6,9 @@ use image::codecs::jpeg::JpegEncoder;
 use image::{ExtendedColorType, ImageFormat, load_from_memory_with_format};
 
 settings! {
-    /// How much is left of an image.
+    /// Strength of the compression.
     pub struct JpegSettings {
-        /// Quality, 1 to 100.
+        /// JPEG quality, 1 to 100.
         quality: u64 = 75,
     }
 }

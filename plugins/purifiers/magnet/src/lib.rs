@@ -10,7 +10,7 @@ use std::sync::Arc;
 settings! {
     /// Training of the reformer.
     pub struct ReformerSettings {
-        /// Standard deviation of the noise.
+        /// Standard deviation of the noise that is added to the training images.
         noise: f64 = 0.1,
     }
 }

@@ -4,9 +4,9 @@ use advae_sdk::candle_core::{DType, Device, bail};
 use advae_sdk::prelude::*;
 
 settings! {
-    /// Neighbourhood.
+    /// Size of the neighbourhood.
     pub struct MedianSettings {
-        /// Height and width of the window, odd, 1 to 51. Beyond the edge the edge's pixels are repeated.
+        /// Height and width of the window, odd, 1 to 51. Beyond the edge, the pixels of the edge are repeated.
         size: usize = 3,
     }
 }

@@ -5,9 +5,9 @@ use advae_sdk::nn::linear;
 use advae_sdk::prelude::*;
 
 settings! {
-    /// How much an image moves.
+    /// How much an image is shrunk and moved.
     pub struct ResizePadSettings {
-        /// Smallest size, as a share of the image's: 0.01 to 1.
+        /// Smallest size, as a share of the image's size: 0.01 to 1.
         smallest: f64 = 0.8,
     }
 }

@@ -8,7 +8,7 @@ settings! {
     pub struct TotalVariationSettings {
         /// Weight of the total variation, for pixels in [0, 1]: 1e-6 to 1000.
         weight: f64 = 0.3,
-        /// Iterations, 1 to 3000.
+        /// Number of iterations, 1 to 3000.
         iterations: usize = 50,
     }
 }

@@ -10,19 +10,19 @@ use advae_sdk::prelude::*;
 settings! {
     /// Defaults of the AdvAE paper (Li et al. 2019): 4,800 label queries.
     pub struct BlackBoxSettings {
-        /// Classifier plugin with the substitute's architecture, such as model_b.so; empty: that of the classifier under attack.
+        /// Classifier plugin with the architecture of the substitute, such as model_b.so. If empty, that of the attacked classifier.
         substitute: String = String::new(),
-        /// Rounds of training; before each but the first, the attacker doubles its images.
+        /// Rounds of training. Before each round except the first, the attacker doubles its images.
         rounds: u64 = 6,
-        /// Epochs a round.
+        /// Epochs per round.
         epochs: u64 = 10,
-        /// Images a step.
+        /// Images per step.
         batch_size: u64 = 128,
-        /// Adam's rate.
+        /// Learning rate of Adam.
         learning_rate: f64 = 1e-3,
         /// Length of the augmentation's step along the sign of the gradient.
         augmentation: f64 = 0.1,
-        /// Images to begin with, of those that the dataset sets aside.
+        /// Number of images to start with, from those that the dataset sets aside.
         seeds: u64 = 150,
     }
 }
