@@ -22,7 +22,7 @@ pub use load::{LoadedModel, load_model, load_recorded};
 pub use pictures::png;
 pub use plan::{STATIC, adversarially_trained, samples};
 pub use rescore::{Rescored, Rescoring};
-pub use run::Outcome;
+pub use run::{Outcome, Session};
 pub use score::{Batch, Distances, Limits, Scorer, Verdict};
 pub use settings::{Backward, Settings, check_device};
 pub use shard::Shard;
@@ -45,5 +45,21 @@ pub fn outcomes(settings: &Settings, cancel: &Cancel) -> Result<Outcome> {
 /// # Errors
 /// As for [`outcomes`].
 pub fn outcomes_after(settings: &Settings, known: &[Cell], cancel: &Cancel) -> Result<Outcome> {
-    run::run(settings, &plan::plan(settings)?, known, cancel)
+    let plan = plan::plan(settings)?;
+    let mut session = Session::open(settings)?;
+    session.learn(known);
+    run::run(&mut session, settings, &plan, cancel)
+}
+
+/// One evaluation of several that share a results file, which the first of them opens.
+///
+/// # Errors
+/// As for [`outcomes`].
+pub fn outcomes_in(session: &mut Option<Session>, settings: &Settings, cancel: &Cancel) -> Result<Outcome> {
+    let plan = plan::plan(settings)?;
+    let session = match session {
+        Some(session) => session,
+        None => session.insert(Session::open(settings)?),
+    };
+    run::run(session, settings, &plan, cancel)
 }

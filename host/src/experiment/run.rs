@@ -25,17 +25,61 @@ pub struct Outcome {
     pub trouble: Option<String>,
 }
 
-/// Crafts and scores all cells of the plan, or as many as come before a cancellation. What is `known` of them is not measured again.
-///
-/// # Errors
-/// Where results cannot be read or written before anything is measured.
-pub fn run(settings: &Settings, plan: &Plan, known: &[Cell], cancel: &Cancel) -> Result<Outcome> {
-    let (results, mut previous) = open(settings)?;
-    for cell in known {
-        if previous.cell(&cell.header.key).is_none() {
-            previous.cells.push(cell.clone());
+/// The results that evaluations are measured into, and what is known already: it is not measured again.
+pub struct Session {
+    results: Mutex<Results>,
+    known: Records,
+}
+
+impl Session {
+    /// Opens the results file of the settings, where they name one.
+    ///
+    /// # Errors
+    /// Where it cannot be read or written.
+    pub fn open(settings: &Settings) -> Result<Self> {
+        let (results, known) = open(settings)?;
+        Ok(Self {
+            results: Mutex::new(results),
+            known,
+        })
+    }
+
+    /// Learns cells from elsewhere. What it has of them itself stays.
+    pub fn learn(&mut self, cells: &[Cell]) {
+        for cell in cells {
+            if self.known.cell(&cell.header.key).is_none() {
+                self.known.cells.push(cell.clone());
+            }
         }
     }
+
+    /// Takes in what was measured.
+    fn keep(&mut self, cells: &[Cell]) {
+        for cell in cells {
+            let place = self.known.cells.iter_mut().find(|known| known.header.key == cell.header.key);
+            match place {
+                Some(known) => known.clone_from(cell),
+                None => self.known.cells.push(cell.clone()),
+            }
+        }
+    }
+}
+
+/// Crafts and scores all cells of the plan, or as many as come before a cancellation.
+///
+/// # Errors
+/// Where images cannot be written before anything is measured.
+pub fn run(session: &mut Session, settings: &Settings, plan: &Plan, cancel: &Cancel) -> Result<Outcome> {
+    let outcome = measure(session, settings, plan, cancel)?;
+    session.keep(&outcome.cells);
+    Ok(outcome)
+}
+
+fn measure(session: &Session, settings: &Settings, plan: &Plan, cancel: &Cancel) -> Result<Outcome> {
+    let Session {
+        results,
+        known: previous,
+    } = session;
     let headers = plan
         .groups
         .iter()
@@ -55,7 +99,7 @@ pub fn run(settings: &Settings, plan: &Plan, known: &[Cell], cancel: &Cancel) ->
         settings.resume,
         headers,
         &plan.dataset,
-        &previous,
+        previous,
     )?;
     let passes = plan
         .groups
@@ -63,7 +107,6 @@ pub fn run(settings: &Settings, plan: &Plan, known: &[Cell], cancel: &Cancel) ->
         .map(|group| group.crafting.attack.info().passes.max(1))
         .fold(0, u64::saturating_add);
     let progress = Progress::new(passes.saturating_mul(plan.dataset.len() as u64));
-    let results = Mutex::new(results);
     let ids = Ids::new(&plan.dataset_sha256, settings.seed);
     let run = Run {
         chosen: Chosen::of(&ids, &plan.dataset.ids),
@@ -74,8 +117,8 @@ pub fn run(settings: &Settings, plan: &Plan, known: &[Cell], cancel: &Cancel) ->
         batch: settings.batch,
         dataset: &plan.dataset,
         ids,
-        previous: &previous,
-        results: &results,
+        previous,
+        results,
         images: &images,
         progress: &progress,
         cells: plan.groups.iter().map(|group| group.cells.len()).sum(),
@@ -97,7 +140,7 @@ pub fn run(settings: &Settings, plan: &Plan, known: &[Cell], cancel: &Cancel) ->
         }
     }
     progress.finish();
-    let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let results = results.lock().unwrap_or_else(PoisonError::into_inner);
     let here: usize = cells.iter().map(|cell| cell.rows.len()).sum();
     let others = previous
         .cells

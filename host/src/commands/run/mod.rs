@@ -149,6 +149,7 @@ fn measure(evaluations: &[Settings], args: &RunArgs, out: &Path, cancel: &Cancel
         records: Records::default(),
         trouble: None,
     };
+    let mut session = None;
     for settings in evaluations {
         let settings = Settings {
             out: Some(out.into()),
@@ -163,7 +164,7 @@ fn measure(evaluations: &[Settings], args: &RunArgs, out: &Path, cancel: &Cancel
             },
             ..settings.clone()
         };
-        let outcome = experiment::outcomes(&settings, cancel)?;
+        let outcome = experiment::outcomes_in(&mut session, &settings, cancel)?;
         measured.records.runs = outcome.runs;
         for cell in outcome.cells {
             let known = |other: &Cell| other.header.key == cell.header.key;
