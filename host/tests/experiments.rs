@@ -124,6 +124,40 @@ fn parts_and_processes_find_what_one_process_finds() {
     assert!(text(&lacking).contains("error: unfinished: "), "{}", text(&lacking));
 }
 
+/// Scripts in the place of Slurm's programs: tasks run one after another when they are handed over, and the second one is lost the first time.
+#[test]
+fn a_job_array_finds_what_one_process_finds_and_a_lost_task_is_begun_again() {
+    let dir = sweep();
+    let dir = dir.path();
+    measured(dir, &["run", "sweep.toml", "--out", "whole.jsonl"]);
+    let asked = host(dir, &["run", "sweep.toml", "--launcher", "slurm"]);
+    let said = text(&asked);
+    assert!(
+        said.contains("'sweep.toml' does not say how many tasks: add a table [slurm]"),
+        "{said}"
+    );
+    let table = "\n[slurm]\ntasks = 3\npartition = \"main\"\ncpus = 1\n";
+    std::fs::write(dir.join("sweep.toml"), SWEEP.to_string() + table).unwrap();
+    let fake = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fake_slurm");
+    let path = format!("{fake}:{}", std::env::var("PATH").unwrap());
+    let run = || {
+        let mut run = command(dir, &["run", "sweep.toml", "--launcher", "slurm"]);
+        run.env("PATH", &path).output().unwrap()
+    };
+    let first = run();
+    let said = text(&first);
+    assert!(first.status.success(), "{said}");
+    assert!(
+        said.contains("job 71: 3 tasks\n") && said.contains("tasks 2 of job 71 were lost: begun again"),
+        "{said}"
+    );
+    assert!(said.contains("job 72: 1 tasks\n"), "{said}");
+    assert_eq!(figures(dir, "sweep.jsonl"), figures(dir, "whole.jsonl"));
+    let told = std::fs::read_to_string(dir.join("sbatch.told")).unwrap();
+    let options = "--parsable --job-name=advae --open-mode=append --array=1-3 --output=sweep.%a-of-3.log --partition=main --cpus-per-task=1 sweep.sbatch";
+    assert_eq!(told.lines().next(), Some(options));
+}
+
 #[test]
 fn what_a_killed_run_left_is_gone_on_with() {
     let dir = sweep();
@@ -195,7 +229,11 @@ fn faults_of_the_file_are_named() {
             "3/2",
             "'3/2' is no shard: expected i/n with i from 1 to n, such as 2/8",
         ),
-        ("--launcher", "cloud", "'cloud' is no launcher: expected local:N"),
+        (
+            "--launcher",
+            "cloud",
+            "'cloud' is no launcher: expected slurm, or local:N",
+        ),
     ] {
         let output = host(dir, &["run", "e.toml", flag, value]);
         assert!(text(&output).contains(expected), "{}", text(&output));

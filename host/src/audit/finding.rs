@@ -51,7 +51,7 @@ pub const CHECKS: [Check; 21] = [
     check(19, "known draw, several draws", LEE),
     check(
         20,
-        "every way back",
+        "every backward rule",
         "Croce et al. 2022, Evaluating the Adversarial Robustness of Adaptive Test-time Defenses",
     ),
     check(

@@ -56,7 +56,11 @@ impl Session {
     /// Takes in what was measured.
     fn keep(&mut self, cells: &[Cell]) {
         for cell in cells {
-            let place = self.known.cells.iter_mut().find(|known| known.header.key == cell.header.key);
+            let place = self
+                .known
+                .cells
+                .iter_mut()
+                .find(|known| known.header.key == cell.header.key);
             match place {
                 Some(known) => known.clone_from(cell),
                 None => self.known.cells.push(cell.clone()),

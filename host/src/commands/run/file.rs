@@ -1,5 +1,6 @@
 //! Experiment files: matrices of evaluations, and what they come to.
 
+use super::slurm::Slurm;
 use crate::commands::eval::EvalArgs;
 use crate::experiment::Settings;
 use crate::plugin::lists::one_or_many;
@@ -20,6 +21,8 @@ pub struct Experiment {
     pub defaults: Matrix,
     /// One or more matrices; each runs every combination of its lists
     pub matrix: Vec<Matrix>,
+    /// The job array of `--launcher slurm`
+    pub slurm: Slurm,
 }
 
 /// One value, or a list of them.

@@ -2,6 +2,8 @@
 
 mod file;
 mod local;
+mod parts;
+mod slurm;
 
 use crate::commands::complain::complain;
 use crate::experiment::{self, Settings, Shard};
@@ -30,7 +32,7 @@ pub struct RunArgs {
     /// Measure one part of the experiment only, part i of n, into a results file of its own
     #[arg(long, value_name = "i/n")]
     shard: Option<Shard>,
-    /// Run in N processes on this machine, `local:N`, and join what they find
+    /// Run in several processes and join what they find: `local:N` on this machine, or `slurm` as a job array
     #[arg(long, value_name = "LAUNCHER", conflicts_with = "shard")]
     launcher: Option<Launcher>,
     /// List the cells, what is missing of each, and how long that may take; nothing is written
@@ -55,6 +57,8 @@ pub struct RunArgs {
 enum Launcher {
     /// So many processes on this machine.
     Local(usize),
+    /// One job array of Slurm, as the file's table [slurm] says.
+    Slurm,
 }
 
 impl FromStr for Launcher {
@@ -63,7 +67,8 @@ impl FromStr for Launcher {
     fn from_str(text: &str) -> Result<Self> {
         match text.strip_prefix("local:").map(str::parse) {
             Some(Ok(count @ 1..=1024)) => Ok(Self::Local(count)),
-            _ => bail!("'{text}' is no launcher: expected local:N with N from 1 to 1024"),
+            None if text == "slurm" => Ok(Self::Slurm),
+            _ => bail!("'{text}' is no launcher: expected slurm, or local:N with N from 1 to 1024"),
         }
     }
 }
@@ -85,16 +90,26 @@ pub fn run(args: RunArgs) -> Result<i32> {
         None => out,
     };
     let cancel = Cancel::on_ctrl_c()?;
-    if let Some(Launcher::Local(count)) = args.launcher {
-        let all = evaluations.iter().map(|settings| settings.threads).max().unwrap_or(1);
-        let threads = args.threads.map_or_else(|| all.div_ceil(count), usize::from);
-        local::measure(&args.file, &out, count, threads, &cancel)?;
-        if cancel.is_cancelled() {
-            return Ok(stopped(&out));
+    match args.launcher {
+        Some(Launcher::Local(count)) => {
+            let all = evaluations.iter().map(|settings| settings.threads).max().unwrap_or(1);
+            let threads = args.threads.map_or_else(|| all.div_ceil(count), usize::from);
+            local::measure(&args.file, &out, count, threads, &cancel)?;
         }
+        Some(Launcher::Slurm) => slurm::measure(&experiment.slurm, &args.file, &out, &cancel)?,
+        None => {}
     }
-    // Nothing is left to do for it where processes have done it: it reads what they found.
-    let measured = measure(&evaluations, &args, &out, &cancel)?;
+    if cancel.is_cancelled() {
+        return Ok(stopped(&out));
+    }
+    let measured = match args.launcher {
+        // Other processes have measured, perhaps with devices that are not here.
+        Some(_) => Measured {
+            records: read(&out)?,
+            trouble: None,
+        },
+        None => measure(&evaluations, &args, &out, &cancel)?,
+    };
     if cancel.is_cancelled() {
         return Ok(stopped(&out));
     }
