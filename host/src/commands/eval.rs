@@ -152,7 +152,7 @@ pub fn run(args: EvalArgs) -> Result<i32> {
     let settings = args.fill()?;
     let cancel = Cancel::on_ctrl_c()?;
     let outcome = experiment::outcomes(&settings, &cancel)?;
-    let report = Report::new(&outcome.cells).by(outcome.runs);
+    let report = Report::of(outcome.cells).by(outcome.runs);
     report.print(format)?;
     if let Some(page) = &page {
         report.write_page(page)?;

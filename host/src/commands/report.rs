@@ -32,7 +32,7 @@ pub fn run(args: ReportArgs) -> Result<i32> {
         );
     }
     let merged = merge(records)?;
-    let report = Report::new(&merged.cells).by(merged.runs);
+    let report = Report::of(merged.cells).by(merged.runs);
     report.print(args.format)?;
     Ok(complain(&report, None))
 }

@@ -67,7 +67,12 @@ pub struct Report {
 impl Report {
     /// Of these cells, compared with one another.
     pub fn new(cells: &[Cell]) -> Self {
-        let all = Summary::all(cells);
+        Self::of(cells.to_vec())
+    }
+
+    /// The same, without a copy of their rows.
+    pub fn of(cells: Vec<Cell>) -> Self {
+        let all = Summary::all_of(cells);
         let (cells, lacking): (Vec<Summary>, Vec<Summary>) =
             all.into_iter().partition(|summary| summary.cell.is_whole());
         let unfinished = |summary: &Summary| {

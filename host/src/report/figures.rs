@@ -168,12 +168,18 @@ impl Summary {
 
     /// Of cells that are shown together.
     pub fn all(cells: &[Cell]) -> Vec<Self> {
+        Self::all_of(cells.to_vec())
+    }
+
+    /// The same, without a copy of their rows.
+    pub fn all_of(cells: Vec<Cell>) -> Vec<Self> {
         let headers: Vec<&CellHeader> = cells.iter().map(|cell| &cell.header).collect();
-        let named = cells.iter().zip(labels(&headers));
+        let labels = labels(&headers);
+        let named = cells.into_iter().zip(labels);
         named.map(|(cell, labels)| Self::of(cell, labels)).collect()
     }
 
-    fn of(cell: &Cell, labels: Labels) -> Self {
+    fn of(cell: Cell, labels: Labels) -> Self {
         let (header, config) = (&cell.header, &cell.header.config);
         let failed = cell.failed.is_some();
         let rows = || cell.rows.values().filter(|_| !failed);
@@ -224,7 +230,7 @@ impl Summary {
             images_per_second: (seconds > 0.).then(|| own as f64 / seconds),
             failed: cell.failed.clone(),
             stage: config.stage.clone(),
-            cell: cell.clone(),
+            cell,
         }
     }
 

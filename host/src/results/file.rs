@@ -256,10 +256,14 @@ fn repaired(path: &Path, file: &mut File, damaged: &Contents) -> Result<Contents
     console::say(&format!("note: the file as it was is kept as '{}'", kept.display()));
     let mut sound = damaged.sound.clone();
     loop {
-        let text: String = sound.iter().flat_map(|line| [line.as_str(), "\n"]).collect();
+        let bytes = std::fs::read(path)?;
+        let lines = sound
+            .iter()
+            .filter_map(|line| bytes.get(line.start as usize..line.end as usize));
+        let text: Vec<u8> = lines.flat_map(|line| [line, b"\n"].concat()).collect();
         file.set_len(0)?;
         file.rewind()?;
-        file.write_all(text.as_bytes())?;
+        file.write_all(&text)?;
         let again = contents(path)?;
         if again.damage.is_empty() {
             return Ok(again);

@@ -7,8 +7,12 @@ use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{BufRead, BufReader};
+use std::ops::Range;
 use std::path::Path;
+
+/// Bytes that are read from a file at once.
+const BUFFER: usize = 1 << 20;
 
 /// Everything a file holds.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -31,8 +35,8 @@ impl Records {
 pub struct Contents {
     /// What its sound lines say.
     pub records: Records,
-    /// Those lines, as text.
-    pub sound: Vec<String>,
+    /// Where those lines stand in the file, without their ends: a million lines are not kept twice.
+    pub sound: Vec<Range<u64>>,
     /// What is wrong with the others, in order, with their numbers.
     pub damage: Vec<String>,
     /// Bytes up to the end of the last whole line; what follows was cut off while it was written.
@@ -75,37 +79,42 @@ pub fn refuse_damage(contents: &Contents, remedy: &str) -> Result<()> {
 /// # Errors
 /// Where it cannot be read, holds no line of a results file, or is of another format.
 pub fn contents(path: &Path) -> Result<Contents> {
-    let mut bytes = vec![];
     let metadata = std::fs::metadata(path).context("cannot be read: give a file that eval --out or reproduce wrote")?;
     ensure!(
         metadata.is_file(),
         "it is no regular file: results are kept in one, such as results.jsonl"
     );
-    File::open(path)?.read_to_end(&mut bytes)?;
     let mut contents = Contents::default();
-    if bytes.is_empty() {
+    if metadata.len() == 0 {
         return Ok(contents);
     }
-    let mut reader = Reader::default();
-    let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
-    for (number, line) in bytes[..whole].split(|b| *b == b'\n').enumerate() {
+    let mut file = BufReader::with_capacity(BUFFER, File::open(path)?);
+    let (mut reader, mut bytes, mut number) = (Reader::default(), vec![], 0);
+    loop {
+        bytes.clear();
+        file.read_until(b'\n', &mut bytes)?;
+        // What follows the last end of a line was cut off while it was written.
+        let Some(line) = bytes.strip_suffix(b"\n") else { break };
+        let start = contents.end;
+        contents.end += bytes.len() as u64;
+        number += 1;
         if line.iter().all(u8::is_ascii_whitespace) {
             continue;
         }
-        let read = || -> Result<(String, Line)> {
+        let read = || -> Result<(u64, Line)> {
             let text = std::str::from_utf8(line)
                 .context("it is no text")?
                 .trim_end_matches('\r');
-            Ok((text.to_string(), Line::read(text)?))
+            Ok((text.len() as u64, Line::read(text)?))
         };
-        let taken = read().and_then(|(text, line)| {
+        let taken = read().and_then(|(length, line)| {
             reader.take(line)?;
-            Ok(text)
+            Ok(length)
         });
         match taken {
-            Ok(text) => contents.sound.push(text),
+            Ok(length) => contents.sound.push(start..start + length),
             Err(error) if error.is::<OtherFormat>() => return Err(error),
-            Err(error) => contents.damage.push(format!("line {}: {error:#}", number + 1)),
+            Err(error) => contents.damage.push(format!("line {number}: {error:#}")),
         }
     }
     // A file that has no line of ours is never written.
@@ -113,7 +122,6 @@ pub fn contents(path: &Path) -> Result<Contents> {
         !contents.sound.is_empty(),
         "its first line is not that of a results file of this host: choose another file"
     );
-    contents.end = whole as u64;
     contents.records = reader.records;
     Ok(contents)
 }

@@ -135,7 +135,7 @@ pub fn run(args: RunArgs) -> Result<i32> {
             EXIT_FAILED
         });
     }
-    let report = Report::new(&measured.records.cells).by(measured.records.runs);
+    let report = Report::of(measured.records.cells).by(measured.records.runs);
     report.print(args.format)?;
     if let Some(page) = &args.report {
         report.write_page(page)?;
