@@ -1,7 +1,7 @@
 //! An experiment in several processes on one machine.
 
-use super::parts::{Parts, TRIES};
-use super::{Shard, shard_file};
+use super::parts::{Parts, TRIES, shard_file};
+use crate::experiment::Shard;
 use crate::terminal::cancel::Cancel;
 use crate::terminal::console;
 use crate::terminal::exit::EXIT_FAILED;

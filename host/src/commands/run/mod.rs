@@ -15,6 +15,7 @@ use crate::terminal::exit::{EXIT_CANCELLED, EXIT_FAILED};
 use anyhow::{Result, bail, ensure};
 use clap::Args;
 use file::Experiment;
+use parts::shard_file;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -201,14 +202,6 @@ fn stopped(out: &Path) -> i32 {
         out.display()
     ));
     EXIT_CANCELLED
-}
-
-/// The results file of one part: `e.jsonl` has `e.2-of-8.jsonl`.
-fn shard_file(out: &Path, shard: Shard) -> PathBuf {
-    let end = out
-        .extension()
-        .map_or("jsonl".into(), |end| end.to_string_lossy().into_owned());
-    out.with_extension(format!("{}-of-{}.{end}", shard.index, shard.count))
 }
 
 fn name(cell: &Cell) -> String {

@@ -1,7 +1,7 @@
 //! The files of an experiment's parts.
 
-use super::{Shard, shard_file};
 use crate::commands::merge;
+use crate::experiment::Shard;
 use crate::terminal::exit::EXIT_FAILED;
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
@@ -9,6 +9,14 @@ use std::time::{Duration, Instant};
 
 /// How often a part that is lost is begun, in all.
 pub const TRIES: usize = 3;
+
+/// The results file of one part: `e.jsonl` has `e.2-of-8.jsonl`.
+pub fn shard_file(out: &Path, shard: Shard) -> PathBuf {
+    let end = out
+        .extension()
+        .map_or("jsonl".into(), |end| end.to_string_lossy().into_owned());
+    out.with_extension(format!("{}-of-{}.{end}", shard.index, shard.count))
+}
 
 /// The parts of an experiment with this results file.
 pub struct Parts<'a> {
