@@ -26,14 +26,13 @@ pub struct MergeArgs {
 pub fn run(args: &MergeArgs) -> Result<i32> {
     let merged = joined(&args.files)?;
     write(&merged, &args.out)?;
-    let report = Report::new(&merged.cells);
     let (cells, rows) = (
         merged.cells.len(),
         merged.cells.iter().map(|cell| cell.rows.len()).sum::<usize>(),
     );
     console::print(&format!("{cells} cells with {rows} rows in '{}'\n", args.out.display()))?;
-    let unfinished = &report.unfinished;
-    for cell in unfinished {
+    let unfinished = Report::of(merged.cells).unfinished;
+    for cell in &unfinished {
         console::say(&format!(
             "error: unfinished: {cell}: a file is missing, or its run has not ended"
         ));
