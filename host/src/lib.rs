@@ -6,6 +6,7 @@
 pub mod audit;
 pub mod commands;
 pub mod experiment;
+pub mod isolation;
 pub mod plugin;
 pub mod report;
 pub mod results;

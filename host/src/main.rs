@@ -1,9 +1,10 @@
 //! `advae-host`: evaluates defences of image classifiers against adversarial examples.
 
 use advae_host::commands::{
-    audit, data, doctor, eval, merge, new, plugins, purify, report, reproduce, run, score, shell, train,
+    audit, data, doctor, eval, lock, merge, new, plugins, purify, report, reproduce, run, score, shell, train,
 };
-use advae_host::experiment::on_large_stack;
+use advae_host::experiment::{COMMAND, on_large_stack, serve};
+use advae_host::isolation::{Ends, Limits, adopt, supervise};
 use advae_host::plugin::owner;
 use advae_host::terminal::exit::{EXIT_FAILED, end, watch};
 use advae_host::terminal::{console, version};
@@ -20,6 +21,9 @@ struct Cli {
     /// Print what is being done (-v), and how it is done (-vv)
     #[arg(short, long, action = ArgAction::Count, global = true)]
     verbose: u8,
+    /// What this process shares with the one that started it to run plugins
+    #[arg(long, hide = true, value_name = "ENDS")]
+    child: Option<Ends>,
     #[command(subcommand)]
     command: Command,
 }
@@ -34,6 +38,8 @@ enum Command {
     Report(report::ReportArgs),
     /// Run an experiment file: matrices of evaluations, in one process or several
     Run(run::RunArgs),
+    /// Write down the hashes of everything that an evaluation or an experiment is made of, for --locked
+    Lock(Box<lock::LockArgs>),
     /// Join the results files of several processes
     Merge(merge::MergeArgs),
     /// Print the JSON schema of experiment files, for editors
@@ -58,6 +64,25 @@ enum Command {
     Completions(shell::CompletionsArgs),
     /// Write the man pages
     Man(shell::ManArgs),
+    /// Run plugins for another process
+    #[command(name = COMMAND, hide = true)]
+    Serve,
+}
+
+impl Command {
+    /// What holds for the process that the whole command runs in, where that is to be another one. Evaluations see to their own.
+    fn apart(&self) -> Option<Limits> {
+        let isolation = match self {
+            Self::Audit(args) => &args.isolation,
+            Self::Score(args) => &args.isolation,
+            Self::Plugins(args) => &args.isolation,
+            Self::Doctor(args) => &args.isolation,
+            Self::Purify(args) => &args.isolation,
+            Self::Train(args) => &args.isolation,
+            _ => return None,
+        };
+        isolation.limits()
+    }
 }
 
 fn main() {
@@ -68,13 +93,23 @@ fn main() {
         let _ = error.print();
         end(error.exit_code())
     });
+    if let Some(ends) = cli.child
+        && let Err(error) = adopt(ends)
+    {
+        eprintln!("error: {error}");
+        end(EXIT_FAILED);
+    }
     console::log(cli.verbose);
     if matches!(cli.command, Command::Train(_)) {
         memory::keep();
     }
     // A panic comes out of the worker as an error of one line.
     std::panic::set_hook(Box::new(|info| tracing::debug!("{info}")));
-    let code = on_large_stack(|| run(cli.command)).unwrap_or_else(|error| {
+    let work = || match cli.command.apart() {
+        Some(limits) => supervise(limits),
+        None => run(cli.command),
+    };
+    let code = on_large_stack(work).unwrap_or_else(|error| {
         eprintln!("error: {}", console::with_list(&error));
         EXIT_FAILED
     });
@@ -103,6 +138,7 @@ fn run(command: Command) -> Result<i32> {
         Command::Audit(args) => audit::run(*args),
         Command::Report(args) => report::run(args),
         Command::Run(args) => run::run(args),
+        Command::Lock(args) => lock::run(*args),
         Command::Merge(args) => merge::run(&args),
         Command::Schema => run::print_schema(),
         Command::Score(args) => score::run(args),
@@ -115,5 +151,6 @@ fn run(command: Command) -> Result<i32> {
         Command::New(args) => new::run(args),
         Command::Completions(args) => shell::completions(&args, Cli::command()),
         Command::Man(args) => shell::man(&args, Cli::command()),
+        Command::Serve => serve(),
     }
 }

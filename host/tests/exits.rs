@@ -7,8 +7,7 @@ mod fixtures;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-const LINE: &str = "error: plugin 'libplain_probe.so' ended the process by calling exit, where it should return an error: the run is \
-                    not complete; results written so far are kept\n";
+const LINE: &str = "plugin 'libplain_probe.so' ended the process by calling exit, where it should return an error";
 
 fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_advae-host"));
@@ -51,25 +50,40 @@ fn said(output: &Output) -> String {
     format!("{:?}\n{}{}", output.status, text(&output.stdout), text(&output.stderr))
 }
 
-fn refused(command: Command) {
+/// Fails with this line.
+fn refused(command: Command, line: &str) {
     let output = outcome(command);
     assert_eq!(output.status.code(), Some(2), "{}", said(&output));
-    assert_eq!(String::from_utf8_lossy(&output.stderr), LINE);
+    assert_eq!(String::from_utf8_lossy(&output.stderr), line);
 }
 
 #[test]
 fn a_plugin_that_exits_is_one_line_and_exit_code_2() {
-    refused(eval("exit_in_constructor"));
-    refused(eval("exit_in_forward"));
+    let alone = format!("error: {LINE}\n");
+    refused(eval("exit_in_constructor"), &alone);
+    let cell = "plain_probe:mode=exit_in_forward, plain_white_box, plain_noise";
+    refused(eval("exit_in_forward"), &format!("error: {cell}: {LINE}\n"));
     let mut loading = eval("sound");
     loading.env("PLAIN_PROBE_EXIT", "1");
-    refused(loading);
+    refused(loading, &alone);
+}
+
+#[test]
+fn in_the_process_of_the_host_it_ends_the_run() {
+    for mode in ["exit_in_constructor", "exit_in_forward"] {
+        let mut command = eval(mode);
+        command.arg("--in-process");
+        let line = format!("error: {LINE}: the run is not complete; results written so far are kept\n");
+        refused(command, &line);
+    }
 }
 
 #[test]
 fn a_plugin_that_exits_while_the_doctor_looks_at_it_is_one_line_and_exit_code_2() {
-    refused(command(&["doctor", "plain_probe:mode=exit_in_constructor"]));
-    refused(command(&["doctor", "plain_probe:mode=exit_in_forward"]));
+    let line = format!("error: {LINE}\n");
+    for mode in ["exit_in_constructor", "exit_in_forward"] {
+        refused(command(&["doctor", &format!("plain_probe:mode={mode}")]), &line);
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use super::eval::{PICTURES, Rule};
 use crate::audit::{self, Claim, DEFAULT_ATTACK, Extent};
 use crate::experiment::{Backward, Settings, check_device, threads, within_range};
+use crate::isolation::IsolationArgs;
 use crate::plugin::number;
 use crate::report::page_can_be_written;
 use crate::terminal::cancel::Cancel;
@@ -104,6 +105,9 @@ pub struct AuditArgs {
     /// Format of the printed audit
     #[arg(long, value_name = "FORMAT", default_value = "markdown")]
     format: AuditFormat,
+    /// How plugins are kept apart from the host.
+    #[command(flatten)]
+    pub isolation: IsolationArgs,
 }
 
 /// Audits and prints the verdict. Returns the exit code.

@@ -1,7 +1,8 @@
 //! Flags of `eval`, the same keys in a file, and what is left when both are settled.
 
 use super::complain::complain;
-use crate::experiment::{self, Backward, Budgets, Settings, check_device};
+use crate::experiment::{self, Backward, Budgets, Lock, Settings, check_device};
+use crate::isolation::IsolationArgs;
 use crate::report::{Format, Report, page_can_be_written};
 use crate::terminal::cancel::Cancel;
 use crate::terminal::config::{self, Case};
@@ -40,6 +41,9 @@ impl From<Rule> for Backward {
         }
     }
 }
+
+/// The file that `lock` writes where no other is named.
+pub const LOCK: &str = "advae.lock";
 
 /// Samples that a page shows of every cell.
 pub const PICTURES: usize = 8;
@@ -138,6 +142,14 @@ pub struct EvalArgs {
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     config: Option<PathBuf>,
+    /// Refuse plugins, weights and datasets that are not those of the lock that `advae-host lock` wrote [default file: advae.lock]
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = LOCK)]
+    #[serde(skip)]
+    locked: Option<PathBuf>,
+    /// How plugins are kept apart from the host.
+    #[command(flatten)]
+    #[serde(skip)]
+    pub isolation: IsolationArgs,
 }
 
 /// Runs the evaluation and prints its report. Returns the exit code.
@@ -185,7 +197,10 @@ fn farewell(settings: &Settings, rows: usize) -> String {
 
 impl EvalArgs {
     /// The flags, and where they say nothing the file of `--config`.
-    fn merged(self) -> Result<Self> {
+    ///
+    /// # Errors
+    /// Where that file cannot be read.
+    pub fn merged(self) -> Result<Self> {
         Ok(match self.config.clone() {
             Some(path) => self.or(config::read(&path, Case::Kebab, &[])?),
             None => self,
@@ -222,6 +237,8 @@ impl EvalArgs {
             report: self.report.or(file.report),
             format: self.format.or(file.format),
             config: None,
+            locked: self.locked,
+            isolation: self.isolation,
         }
     }
 
@@ -287,6 +304,8 @@ impl EvalArgs {
                 .unwrap_or(if self.report.is_some() { PICTURES } else { 0 }),
             keep_seeds_out: false,
             shard: None,
+            lock: self.locked.as_deref().map(Lock::read).transpose()?,
+            isolation: self.isolation.limits(),
         })
     }
 }

@@ -5,6 +5,7 @@ mod complain;
 pub mod data;
 pub mod doctor;
 pub mod eval;
+pub mod lock;
 pub mod merge;
 pub mod new;
 pub mod plugins;

@@ -1,5 +1,6 @@
 //! `plugins`: what is found, and what it can be told.
 
+use crate::isolation::IsolationArgs;
 use crate::plugin::{Found, Inspected, Plugin, scan, search_dirs};
 use crate::terminal::console;
 use advae_abi::info::{Kind, Manifest, Setting};
@@ -16,6 +17,9 @@ pub struct PluginsArgs {
     /// the information in their files, and none is loaded
     #[arg(value_name = "PLUGIN")]
     plugins: Vec<String>,
+    /// How plugins are kept apart from the host.
+    #[command(flatten)]
+    pub isolation: IsolationArgs,
 }
 
 /// Lists every plugin of the searched folders without loading it, or shows the settings of those that are named.

@@ -2,6 +2,7 @@
 
 use crate::commands::doctor::sample;
 use crate::experiment::{Distances, Layout, Limits, LoadedModel, check_device, for_each, load_model, png, threads};
+use crate::isolation::IsolationArgs;
 use crate::terminal::console;
 use crate::wire::model::Model;
 use crate::wire::tensor::{Call, Tensor};
@@ -62,6 +63,9 @@ pub struct PurifyArgs {
     /// Replace the picture if it already exists
     #[arg(long)]
     overwrite: bool,
+    /// How plugins are kept apart from the host.
+    #[command(flatten)]
+    pub isolation: IsolationArgs,
 }
 
 impl PurifyArgs {

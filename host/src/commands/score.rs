@@ -2,6 +2,7 @@
 
 use super::complain::complain;
 use crate::experiment::{Budgets, Rescored, Rescoring, check_device, threads};
+use crate::isolation::IsolationArgs;
 use crate::report::{Format, Report};
 use crate::results::Cell;
 use crate::terminal::console;
@@ -45,6 +46,9 @@ pub struct ScoreArgs {
     /// Format of the printed report
     #[arg(long, default_value = "table")]
     format: Format,
+    /// How plugins are kept apart from the host.
+    #[command(flatten)]
+    pub isolation: IsolationArgs,
 }
 
 /// Scores the files and prints a report. Returns the exit code.

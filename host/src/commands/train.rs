@@ -1,6 +1,7 @@
 //! `advae-host train`: clean training of a classifier; adversarial training of a purifier (Eq. 7) or a classifier.
 
 use crate::experiment::threads as all_threads;
+use crate::isolation::IsolationArgs;
 use crate::plugin::number;
 use crate::terminal::cancel::Cancel;
 use crate::terminal::console;
@@ -68,6 +69,9 @@ pub struct TrainArgs {
     /// Continue from the checkpoint in the folder of --out
     #[arg(long)]
     pub resume: bool,
+    /// How plugins are kept apart from the host.
+    #[command(flatten)]
+    pub isolation: IsolationArgs,
 }
 
 impl TrainArgs {

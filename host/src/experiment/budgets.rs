@@ -4,12 +4,13 @@ use crate::plugin::number;
 use advae_abi::info::NormKind;
 use advae_data::Conventions;
 use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
 
 /// Points that a range of budgets has at the most.
 const MOST_POINTS: f64 = 1000.;
 
 /// What `--epsilon` said: one budget a norm, or several for a curve.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Budgets {
     linf: Option<Vec<f64>>,
     l2: Option<Vec<f64>>,

@@ -42,6 +42,14 @@ pub struct Plan {
     pub groups: Vec<Group>,
 }
 
+impl Plan {
+    /// Its cells.
+    pub fn headers(&self) -> impl Iterator<Item = &CellHeader> + Clone {
+        let cells = self.groups.iter().flat_map(|group| &group.cells);
+        cells.map(|(header, _)| header)
+    }
+}
+
 struct LoadedAttack {
     named: Named,
     config: PluginConfig,

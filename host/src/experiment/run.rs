@@ -6,11 +6,13 @@ use super::images::Images;
 use super::plan::Plan;
 use super::repeat::Chosen;
 use super::settings::Settings;
+use crate::isolation::Channel;
 use crate::results::{Cell, CellHeader, Records, Results, Run as Measured};
 use crate::terminal::cancel::Cancel;
 use crate::terminal::console;
 use crate::terminal::progress::Progress;
 use anyhow::Result;
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 /// What a run came to.
@@ -44,6 +46,20 @@ impl Session {
         })
     }
 
+    /// Into the file of the process that started this one, with what it knows already.
+    pub fn for_parent(channel: &'static Channel, known: Records) -> Self {
+        Self {
+            results: Mutex::new(Results::parent(channel)),
+            known,
+        }
+    }
+
+    /// The file, and what is known.
+    pub fn parts(&mut self) -> (&mut Results, &mut Records) {
+        let results = self.results.get_mut().unwrap_or_else(PoisonError::into_inner);
+        (results, &mut self.known)
+    }
+
     /// Learns cells from elsewhere. What it has of them itself stays.
     pub fn learn(&mut self, cells: &[Cell]) {
         for cell in cells {
@@ -69,25 +85,38 @@ impl Session {
     }
 }
 
+/// What a process has to know that runs the plugins for another.
+pub struct Apart<'a> {
+    /// Cells that have failed in a process before this one, by key, and why: their groups are not begun again.
+    pub failed: &'a BTreeMap<String, String>,
+    /// Says that a group begins.
+    pub begins: &'a dyn Fn(usize),
+}
+
 /// Crafts and scores all cells of the plan, or as many as come before a cancellation.
 ///
 /// # Errors
 /// Where images cannot be written before anything is measured.
 pub fn run(session: &mut Session, settings: &Settings, plan: &Plan, cancel: &Cancel) -> Result<Outcome> {
-    let outcome = measure(session, settings, plan, cancel)?;
+    let apart = Apart {
+        failed: &BTreeMap::new(),
+        begins: &|_| (),
+    };
+    let outcome = measure(session, settings, plan, cancel, &apart)?;
     session.keep(&outcome.cells);
     Ok(outcome)
 }
 
-fn measure(session: &Session, settings: &Settings, plan: &Plan, cancel: &Cancel) -> Result<Outcome> {
+/// The same, where nothing is kept for another run.
+///
+/// # Errors
+/// As for [`run`].
+pub fn measure(session: &Session, settings: &Settings, plan: &Plan, cancel: &Cancel, apart: &Apart) -> Result<Outcome> {
     let Session {
         results,
         known: previous,
     } = session;
-    let headers = plan
-        .groups
-        .iter()
-        .flat_map(|group| group.cells.iter().map(|(header, _)| header));
+    let headers = plan.headers();
     let larger = |header: &CellHeader| {
         let known = previous.cell(&header.key).map(|known| known.rows.len());
         known.filter(|rows| *rows > plan.dataset.len())
@@ -130,10 +159,28 @@ fn measure(session: &Session, settings: &Settings, plan: &Plan, cancel: &Cancel)
         substitutes: Substitutes::default(),
     };
     let mut cells = vec![];
-    for group in &plan.groups {
+    for (number, group) in plan.groups.iter().enumerate() {
         let Some((header, _)) = group.cells.first() else {
             continue;
         };
+        let lost = group
+            .cells
+            .iter()
+            .any(|(header, _)| apart.failed.contains_key(&header.key));
+        if lost {
+            let passes = group.crafting.attack.info().passes.max(1);
+            progress.skip(passes.saturating_mul(plan.dataset.len() as u64));
+            cells.extend(group.cells.iter().map(|(header, _)| {
+                let mut cell = Cell::new(header.clone());
+                if let Some(known) = previous.cell(&header.key) {
+                    cell.clone_from(known);
+                }
+                cell.failed = apart.failed.get(&header.key).cloned();
+                cell
+            }));
+            continue;
+        }
+        (apart.begins)(number);
         let (classifier, attack) = (&header.classifier.plugin, &header.attack.plugin);
         progress.say(format!("{classifier} {} {attack}", header.threat_model.plugin));
         let done = run.group(group, &cells)?;

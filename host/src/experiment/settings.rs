@@ -1,13 +1,16 @@
 //! What an evaluation does, with every default filled in.
 
 use super::budgets::Budgets;
+use super::lock::Lock;
 use super::shard::Shard;
+use crate::isolation::Limits;
 use advae_abi::info::BackwardRule;
 use anyhow::{Result, ensure};
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 /// The backward rules that gradients through purifiers go by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Backward {
     /// One rule for all.
     One(BackwardRule),
@@ -16,7 +19,7 @@ pub enum Backward {
 }
 
 /// What `eval` does, with every default filled in.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Settings {
     /// Classifiers, at least one.
     pub classifiers: Vec<String>,
@@ -70,6 +73,12 @@ pub struct Settings {
     pub keep_seeds_out: bool,
     /// The part that this process measures; absent: all of it.
     pub shard: Option<Shard>,
+    /// What everything that is loaded has to be; absent: whatever it is.
+    #[serde(skip)]
+    pub lock: Option<Lock>,
+    /// What holds for the process that runs the plugins; absent: this process runs them.
+    #[serde(skip)]
+    pub isolation: Option<Limits>,
 }
 
 impl Default for Settings {
@@ -101,6 +110,8 @@ impl Default for Settings {
             pictures: 0,
             keep_seeds_out: false,
             shard: None,
+            lock: None,
+            isolation: None,
         }
     }
 }

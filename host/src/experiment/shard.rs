@@ -3,10 +3,11 @@
 use super::cells::Group;
 use advae_data::Dataset;
 use anyhow::{Result, bail};
+use serde::{Deserialize, Serialize};
 use std::str::FromStr;
 
 /// Part `index` of `count`, from 1. All parts together measure every cell and sample once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shard {
     /// Which part, from 1.
     pub index: usize,

@@ -5,6 +5,8 @@ use super::fenv;
 use super::find::find;
 use super::manifest::{expect_kind, file_name};
 use super::sealed::Sealed;
+use crate::terminal::console::printable;
+use crate::terminal::waiting::Waiting;
 use advae_abi::info::{Description, Kind, Manifest};
 use advae_abi::load::{HEADER_SYMBOL, root_from_header};
 use advae_abi::{CONTRACT_MAJOR, RootRef};
@@ -156,6 +158,7 @@ fn open(
 fn load(inspected: Inspected, bytes: &[u8]) -> Result<Plugin> {
     let Inspected { path, manifest, sha256 } = inspected;
     let file = file_name(&path);
+    let _waiting = Waiting::for_call(&format!("plugin '{}'", printable(&file)), "load");
     let root = fenv::kept(|| open_root(&path, bytes)).with_context(|| format!("plugin '{file}' does not load"))?;
     let described =
         fenv::kept(|| root.describe()().into_result()).map_err(|e| anyhow!(e).context(format!("plugin '{file}'")))?;

@@ -3,6 +3,7 @@
 use super::line::Line;
 use super::read::{Contents, Records, contents, digest_of, refuse_damage};
 use super::record::{Cell, CellHeader, Check, Picture, Row, Run, Substitute};
+use crate::isolation::Channel;
 use crate::terminal::console;
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::HashMap;
@@ -14,18 +15,34 @@ use std::path::{Path, PathBuf};
 ///
 /// A file that can no longer be written, as on a full disk, does not end the run: what was measured is still reported, and
 /// [`trouble`](Self::trouble) says what became of the file.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Results {
     path: Option<PathBuf>,
-    file: Option<File>,
+    to: Option<To>,
     headers: HashMap<String, CellHeader>,
     trouble: Option<String>,
+}
+
+/// What rows are written to.
+#[derive(Debug)]
+enum To {
+    File(File),
+    /// The process that has the file.
+    Parent(&'static Channel),
 }
 
 impl Results {
     /// No file.
     pub fn nowhere() -> Self {
         Self::default()
+    }
+
+    /// The process that started this one to run plugins.
+    pub fn parent(channel: &'static Channel) -> Self {
+        Self {
+            to: Some(To::Parent(channel)),
+            ..Self::default()
+        }
     }
 
     /// A new file. Its first line is written at once: a disk that is full or read-only is told before the work.
@@ -97,7 +114,7 @@ impl Results {
     fn of(path: &Path, file: File, headers: HashMap<String, CellHeader>) -> Self {
         Self {
             path: Some(path.into()),
-            file: Some(file),
+            to: Some(To::File(file)),
             headers,
             trouble: None,
         }
@@ -205,19 +222,8 @@ impl Results {
     pub fn copy(&mut self, records: &Records) -> Result<()> {
         self.write(records.runs.iter().cloned().map(Line::Run))?;
         for cell in &records.cells {
-            let key = &cell.header.key;
             self.begin(&cell.header)?;
-            if let Some(substitute) = cell.substitute {
-                self.prepared(key, substitute)?;
-            }
-            let rows: Vec<Row> = cell.rows.values().cloned().collect();
-            self.append(key, &rows, cell.check)?;
-            for sha256 in &cell.images {
-                self.images(key, sha256.clone())?;
-            }
-            if !cell.pictures.is_empty() {
-                self.pictures(key, &cell.pictures.values().cloned().collect::<Vec<_>>())?;
-            }
+            self.write(lines_of(cell).skip(1))?;
             if cell.is_whole() {
                 self.end(cell)?;
             }
@@ -225,23 +231,86 @@ impl Results {
         Ok(())
     }
 
+    /// Writes a line that another process has measured, as it stands, unless it is a header that stands there already.
+    ///
+    /// # Errors
+    /// Where it is no line of this host.
+    pub fn pass_on(&mut self, text: &str) -> Result<Line> {
+        let line = Line::read(text)?;
+        if let Line::Cell(header) = &line {
+            if self.headers.get(&header.key) == Some(&**header) {
+                return Ok(line);
+            }
+            self.headers.insert(header.key.clone(), (**header).clone());
+        }
+        self.write_text(&format!("{text}\n"));
+        Ok(line)
+    }
+
     fn write(&mut self, lines: impl IntoIterator<Item = Line>) -> Result<()> {
-        let Some(file) = &mut self.file else { return Ok(()) };
+        if self.to.is_none() {
+            return Ok(());
+        }
         let mut text = String::new();
         for line in lines {
             text += &line.write()?;
             text.push('\n');
         }
-        if let Err(error) = file.write_all(text.as_bytes()) {
+        self.write_text(&text);
+        Ok(())
+    }
+
+    fn write_text(&mut self, text: &str) {
+        let written = match &mut self.to {
+            None => Ok(()),
+            Some(To::Parent(channel)) => {
+                channel.send(text);
+                Ok(())
+            }
+            Some(To::File(file)) => file.write_all(text.as_bytes()),
+        };
+        if let Err(error) = written {
             let path = self.path.as_deref().unwrap_or(Path::new("")).display();
             self.trouble = Some(format!(
                 "'{path}' can no longer be written ({error}): rows from here on are not kept; make room and run the same \
                  command with --resume"
             ));
-            self.file = None;
+            self.to = None;
         }
-        Ok(())
     }
+}
+
+/// What is known of a cell, header first, but for how it ended.
+pub fn lines_of(cell: &Cell) -> impl Iterator<Item = Line> {
+    let key = cell.header.key.clone();
+    let header = Line::Cell(Box::new(cell.header.clone()));
+    let substitute = cell.substitute.map(|substitute| Line::Substitute {
+        cell: key.clone(),
+        substitute,
+    });
+    let check = cell.check.map(|check| Line::Check {
+        cell: key.clone(),
+        check,
+    });
+    let images = cell.images.iter().map({
+        let key = key.clone();
+        move |sha256| Line::Images {
+            cell: key.clone(),
+            sha256: sha256.clone(),
+        }
+    });
+    let pictures = (!cell.pictures.is_empty()).then(|| Line::Pictures {
+        cell: key,
+        pictures: cell.pictures.values().cloned().collect(),
+    });
+    let rows = cell.rows.values().cloned().map(Line::Sample);
+    [header]
+        .into_iter()
+        .chain(substitute)
+        .chain(rows)
+        .chain(check)
+        .chain(images)
+        .chain(pictures)
 }
 
 /// Keeps the file as it was beside it, writes the sound lines, and reads them again until nothing is damaged: a row that was

@@ -80,6 +80,21 @@ impl Line {
         Ok(format!("{text}{BEFORE}{crc:0DIGITS$x}{BEHIND}"))
     }
 
+    /// Key of the cell that it belongs to, if it belongs to one.
+    pub fn cell(&self) -> Option<&str> {
+        match self {
+            Self::Run(_) => None,
+            Self::Cell(header) => Some(&header.key),
+            Self::Sample(row) => Some(&row.cell),
+            Self::Substitute { cell, .. }
+            | Self::Check { cell, .. }
+            | Self::Images { cell, .. }
+            | Self::Pictures { cell, .. }
+            | Self::Failed { cell, .. }
+            | Self::Done { cell, .. } => Some(cell),
+        }
+    }
+
     /// Reads a line whose checksum fits.
     ///
     /// # Errors

@@ -6,9 +6,10 @@ mod merge;
 mod read;
 mod record;
 
-pub use file::{Results, claim};
+pub use file::{Results, claim, lines_of};
+pub use line::Line;
 pub use merge::merge;
-pub use read::{Records, read};
+pub use read::{Collector, Records, read};
 pub use record::{
     Cell, CellConfig, CellHeader, Check, DrawShares, Granted, Look, ModelConfig, Named, Picture, PluginConfig, Row,
     Rule, Run, Search, Stage, Substitute,

@@ -89,7 +89,7 @@ pub fn contents(path: &Path) -> Result<Contents> {
         return Ok(contents);
     }
     let mut file = BufReader::with_capacity(BUFFER, File::open(path)?);
-    let (mut reader, mut bytes, mut number) = (Reader::default(), vec![], 0);
+    let (mut reader, mut bytes, mut number) = (Collector::default(), vec![], 0);
     loop {
         bytes.clear();
         file.read_until(b'\n', &mut bytes)?;
@@ -142,20 +142,49 @@ impl std::fmt::Display for OtherFormat {
 
 impl std::error::Error for OtherFormat {}
 
-#[derive(Default)]
-struct Reader {
+/// Records as they come, line by line.
+#[derive(Debug, Default)]
+pub struct Collector {
     records: Records,
     places: HashMap<String, usize>,
 }
 
-impl Reader {
-    fn take(&mut self, line: Line) -> Result<()> {
+impl Collector {
+    /// Goes on with these.
+    pub fn after(records: Records) -> Self {
+        let keys = records.cells.iter().map(|cell| cell.header.key.clone());
+        Self {
+            places: keys.enumerate().map(|(at, key)| (key, at)).collect(),
+            records,
+        }
+    }
+
+    /// What has come so far.
+    pub fn records(&self) -> &Records {
+        &self.records
+    }
+
+    /// The same, for good.
+    pub fn into_records(self) -> Records {
+        self.records
+    }
+
+    /// The cell with that key.
+    pub fn cell(&self, key: &str) -> Option<&Cell> {
+        self.records.cells.get(*self.places.get(key)?)
+    }
+
+    /// Takes a line.
+    ///
+    /// # Errors
+    /// Where it does not go with those before.
+    pub fn take(&mut self, line: Line) -> Result<()> {
         match line {
             Line::Run(run) if !(OLDEST..=FORMAT).contains(&run.format) => bail!(OtherFormat(run.format)),
             Line::Run(run) => self.records.runs.push(run),
             Line::Cell(header) => self.begin(*header)?,
             Line::Sample(row) => {
-                let cell = self.cell(&row.cell)?;
+                let cell = self.open(&row.cell)?;
                 cell.failed = None;
                 match cell.rows.get(&row.id) {
                     Some(known) if *known != row => bail!(
@@ -165,16 +194,16 @@ impl Reader {
                     _ => drop(cell.rows.insert(row.id, row)),
                 }
             }
-            Line::Substitute { cell, substitute } => self.cell(&cell)?.substitute = Some(substitute),
-            Line::Check { cell, check } => self.cell(&cell)?.check = Some(check),
-            Line::Images { cell, sha256 } => drop(self.cell(&cell)?.images.insert(sha256)),
+            Line::Substitute { cell, substitute } => self.open(&cell)?.substitute = Some(substitute),
+            Line::Check { cell, check } => self.open(&cell)?.check = Some(check),
+            Line::Images { cell, sha256 } => drop(self.open(&cell)?.images.insert(sha256)),
             Line::Pictures { cell, pictures } => {
-                let cell = self.cell(&cell)?;
+                let cell = self.open(&cell)?;
                 cell.pictures.extend(pictures.into_iter().map(|p| (p.id, p)));
             }
-            Line::Failed { cell, error } => self.cell(&cell)?.failed = Some(error),
+            Line::Failed { cell, error } => self.open(&cell)?.failed = Some(error),
             Line::Done { cell, rows, digest } => {
-                let cell = self.cell(&cell)?;
+                let cell = self.open(&cell)?;
                 ensure!(
                     (cell.rows.len(), digest_of(cell)) == (rows, digest),
                     "the cell '{}' ended with {rows} rows, of which {} are here unchanged or others have been added",
@@ -202,7 +231,7 @@ impl Reader {
         Ok(())
     }
 
-    fn cell(&mut self, key: &str) -> Result<&mut Cell> {
+    fn open(&mut self, key: &str) -> Result<&mut Cell> {
         let at = *(self.places.get(key)).with_context(|| format!("the header of its cell '{key}' is missing"))?;
         Ok(&mut self.records.cells[at])
     }

@@ -529,6 +529,9 @@ pub struct Run {
     /// Its machine; absent in older files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
+    /// Hash of the lock that it was held to, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lock: Option<String>,
 }
 
 impl Run {
@@ -539,6 +542,7 @@ impl Run {
             host: version::LINE.into(),
             command: version::command(),
             machine: Some(version::machine()),
+            lock: version::held_to(),
         }
     }
 }

@@ -27,6 +27,17 @@ impl Cancel {
         Ok(cancel)
     }
 
+    /// A flag that is set without a word where another process asks this one to stop.
+    ///
+    /// # Errors
+    /// Where the handler cannot be installed.
+    pub fn on_request() -> Result<Self, ctrlc::Error> {
+        let cancel = Self::default();
+        let flag = cancel.clone();
+        ctrlc::set_handler(move || flag.cancel())?;
+        Ok(cancel)
+    }
+
     /// Asks to stop.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::SeqCst);

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use indicatif::ProgressBar;
 use std::io::{ErrorKind, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tracing::Level;
 use tracing_subscriber::fmt;
@@ -36,6 +37,9 @@ pub fn width() -> Option<usize> {
 
 /// Prints a line to the error stream, above the progress bar where there is one, with control characters escaped.
 pub fn say(text: &str) {
+    if HUSHED.load(Ordering::Relaxed) {
+        return;
+    }
     let text = printable_lines(text);
     // Nobody is left to be told where the error stream is closed.
     let write = || drop(writeln!(std::io::stderr().lock(), "{text}"));
@@ -44,6 +48,13 @@ pub fn say(text: &str) {
         Some(bar) => bar.suspend(write),
         None => write(),
     }
+}
+
+static HUSHED: AtomicBool = AtomicBool::new(false);
+
+/// Whether [`say`] says nothing, where everything has been said before.
+pub fn hush(hushed: bool) {
+    HUSHED.store(hushed, Ordering::Relaxed);
 }
 
 static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);

@@ -19,6 +19,15 @@ struct Watch {
 
 static WATCH: OnceLock<Watch> = OnceLock::new();
 
+/// What a process that runs for another says last, with its exit code.
+static LAST_WORD: OnceLock<fn(i32)> = OnceLock::new();
+
+/// From here on [`end`] says its code by `say`, and whoever calls `exit` instead is told of by [`last_word`](super::waiting::last_word) and
+/// not by a line.
+pub fn isolated(say: fn(i32)) {
+    let _ = LAST_WORD.set(say);
+}
+
 /// Frames that are searched for the plugin that called `exit`.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const FRAMES: usize = 256;
@@ -28,6 +37,9 @@ pub fn end(code: i32) -> ! {
     // A reader who has gone away is no reason to stay.
     let _ = std::io::stdout().flush();
     let _ = std::io::stderr().flush();
+    if let Some(say) = LAST_WORD.get() {
+        say(code);
+    }
     // SAFETY: takes a number.
     unsafe { libc::_exit(code) }
 }
@@ -58,13 +70,15 @@ extern "C" fn left() {
     }
     let who = stack().into_iter().find_map(watch.owner);
     let who = who.map_or("a library".into(), |file| format!("plugin '{file}'"));
-    let line = format!(
-        "error: {who} ended the process by calling exit, where it should return an error: the run is not complete; \
-         results written so far are kept\n"
-    );
-    // Not by `eprintln`: another thread may hold that lock for good.
-    // SAFETY: the pointer and the length are those of a string.
-    unsafe { libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), line.len()) };
+    let what = format!("{who} ended the process by calling exit, where it should return an error");
+    if LAST_WORD.get().is_some() {
+        super::waiting::last_word(&what);
+    } else {
+        let line = format!("error: {what}: the run is not complete; results written so far are kept\n");
+        // Not by `eprintln`: another thread may hold that lock for good.
+        // SAFETY: the pointer and the length are those of a string.
+        unsafe { libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), line.len()) };
+    }
     // SAFETY: takes a number.
     unsafe { libc::_exit(EXIT_FAILED) }
 }

@@ -1,5 +1,7 @@
 //! Which build of the host this is.
 
+use std::sync::OnceLock;
+
 /// Version of the package.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -10,13 +12,31 @@ pub const COMMIT: &str = env!("ADVAE_COMMIT");
 /// Both, as `--version` shows them.
 pub const LINE: &str = concat!(env!("CARGO_PKG_VERSION"), " (commit ", env!("ADVAE_COMMIT"), ")");
 
+/// The flag, with one value, that this program gives itself and nobody types.
+pub const HIDDEN_FLAG: &str = "--child";
+
 /// The command line as it can be typed again, without the folder that the program lies in.
 pub fn command() -> String {
-    let words = std::env::args().skip(1);
+    let mut words = std::env::args().skip(1).peekable();
+    if words.next_if(|word| word == HIDDEN_FLAG).is_some() {
+        words.next();
+    }
     std::iter::once("advae-host".to_string())
         .chain(words.map(|word| quoted(&word)))
         .collect::<Vec<_>>()
         .join(" ")
+}
+
+static LOCK: OnceLock<String> = OnceLock::new();
+
+/// Notes the hash of the lock that this process keeps to.
+pub fn hold_to(hash: String) {
+    let _ = LOCK.set(hash);
+}
+
+/// Hash of the lock that this process keeps to, if it keeps to one.
+pub fn held_to() -> Option<String> {
+    LOCK.get().cloned()
 }
 
 /// Processor and cores.

@@ -33,7 +33,7 @@ impl Origin {
     /// # Errors
     /// The plugin's own error, under its name.
     pub fn enter<T>(&self, what: &'static str, f: impl FnOnce() -> AbiResult<T>) -> Result<T> {
-        let _waiting = Waiting::for_call(self.0.clone(), what);
+        let _waiting = Waiting::for_call(&self.0, what);
         fenv::kept(|| f().into_result().map_err(|error| self.blame(&error)))
     }
 

@@ -16,6 +16,7 @@ mod toy;
 mod training;
 
 use crate::experiment::check_device;
+use crate::isolation::IsolationArgs;
 use crate::plugin::{Plugin, PluginSpec, find, inspect};
 use crate::terminal::console;
 use crate::terminal::exit::EXIT_FAILED;
@@ -37,6 +38,9 @@ pub struct DoctorArgs {
     /// Kind to examine if the plugin is both a classifier and a purifier; if left out, the plugin's first kind
     #[arg(long)]
     kind: Option<Examined>,
+    /// How plugins are kept apart from the host.
+    #[command(flatten)]
+    pub isolation: IsolationArgs,
 }
 
 /// Kind to examine if a file holds both.

@@ -6,6 +6,7 @@ mod tables;
 use crate::commands::complain::complain;
 use crate::commands::eval::PICTURES;
 use crate::experiment::{self, Backward, Settings, check_device, threads};
+use crate::isolation::IsolationArgs;
 use crate::report::{Report, page_can_be_written};
 use crate::results::Run as Measured;
 use crate::terminal::cancel::Cancel;
@@ -51,6 +52,9 @@ pub struct ReproduceArgs {
     /// Also write a page of all cells: one self-contained HTML file
     #[arg(long, value_name = "FILE.html")]
     report: Option<PathBuf>,
+    /// How plugins are kept apart from the host.
+    #[command(flatten)]
+    pub isolation: IsolationArgs,
 }
 
 /// The available tables.
@@ -193,6 +197,7 @@ fn settings(args: &ReproduceArgs, table: &Table, column: &Column) -> Result<Sett
         threads: threads(args.threads)?,
         out: Some(args.out.join(ROWS)),
         resume: true,
+        isolation: args.isolation.limits(),
         pictures: if args.report.is_some() { PICTURES } else { 0 },
         keep_seeds_out: true,
         ..Settings::default()

@@ -21,11 +21,11 @@ struct Part {
     tries: usize,
 }
 
-/// Measures an experiment in `count` processes of so many threads, and joins their files into `out`, with what is there already.
+/// Measures an experiment in `count` processes of so many threads and these further flags, and joins their files into `out`, with what is there already.
 ///
 /// # Errors
 /// Where a process cannot be started, a part is lost too often, or files cannot be joined.
-pub fn measure(file: &Path, out: &Path, count: usize, threads: usize, cancel: &Cancel) -> Result<()> {
+pub fn measure(file: &Path, out: &Path, count: usize, threads: usize, flags: &[String], cancel: &Cancel) -> Result<()> {
     let log = |index| shard_file(out, Shard { index, count }).with_extension("log");
     let start = |index: usize, tries: usize| -> Result<Part> {
         let log = log(index);
@@ -37,6 +37,7 @@ pub fn measure(file: &Path, out: &Path, count: usize, threads: usize, cancel: &C
             .arg(out)
             .args(["--shard", &format!("{index}/{count}")])
             .args(["--threads", &threads.to_string()])
+            .args(flags)
             .stdout(Stdio::null())
             .stderr(to)
             .spawn()

@@ -5,8 +5,12 @@ mod local;
 mod parts;
 mod slurm;
 
+pub use file::Experiment;
+
+use super::eval::LOCK;
 use crate::commands::complain::complain;
-use crate::experiment::{self, Settings, Shard};
+use crate::experiment::{Lock, Series, Settings, Shard};
+use crate::isolation::{IsolationArgs, Limits};
 use crate::report::{Format, Report, page_can_be_written};
 use crate::results::{Cell, Records, read};
 use crate::terminal::cancel::Cancel;
@@ -14,7 +18,6 @@ use crate::terminal::console;
 use crate::terminal::exit::{EXIT_CANCELLED, EXIT_FAILED};
 use anyhow::{Result, bail, ensure};
 use clap::Args;
-use file::Experiment;
 use parts::shard_file;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -51,6 +54,19 @@ pub struct RunArgs {
     /// How the report is printed
     #[arg(long, default_value = "table")]
     format: Format,
+    /// Refuse plugins, weights and datasets that are not those of the lock that `advae-host lock` wrote [default file: advae.lock]
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = LOCK)]
+    locked: Option<PathBuf>,
+    #[command(flatten)]
+    isolation: IsolationArgs,
+}
+
+impl RunArgs {
+    /// Flags that every process of the run is given.
+    fn flags(&self) -> Vec<String> {
+        let locked = self.locked.iter().map(|file| format!("--locked={}", file.display()));
+        locked.chain(self.isolation.flags()).collect()
+    }
 }
 
 /// What starts the processes of an experiment.
@@ -60,6 +76,16 @@ enum Launcher {
     Local(usize),
     /// One job array of Slurm, as the file's table [slurm] says.
     Slurm,
+}
+
+impl Launcher {
+    /// Into how many parts it cuts an experiment.
+    fn count(self, experiment: &Experiment) -> usize {
+        match self {
+            Self::Local(count) => count,
+            Self::Slurm => experiment.slurm.tasks,
+        }
+    }
 }
 
 impl FromStr for Launcher {
@@ -84,7 +110,7 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let out = args.out.clone().unwrap_or_else(|| experiment.results(&args.file));
     let evaluations = experiment.evaluations()?;
     if args.dry_run {
-        return dry_run(evaluations, &out);
+        return dry_run(evaluations, &out, args.isolation.limits());
     }
     let out = match args.shard {
         Some(shard) => shard_file(&out, shard),
@@ -95,9 +121,9 @@ pub fn run(args: RunArgs) -> Result<i32> {
         Some(Launcher::Local(count)) => {
             let all = evaluations.iter().map(|settings| settings.threads).max().unwrap_or(1);
             let threads = args.threads.map_or_else(|| all.div_ceil(count), usize::from);
-            local::measure(&args.file, &out, count, threads, &cancel)?;
+            local::measure(&args.file, &out, count, threads, &args.flags(), &cancel)?;
         }
-        Some(Launcher::Slurm) => slurm::measure(&experiment.slurm, &args.file, &out, &cancel)?,
+        Some(Launcher::Slurm) => slurm::measure(&experiment.slurm, &args.file, &out, &args.flags(), &cancel)?,
         None => {}
     }
     if cancel.is_cancelled() {
@@ -105,10 +131,15 @@ pub fn run(args: RunArgs) -> Result<i32> {
     }
     let measured = match args.launcher {
         // Other processes have measured, perhaps with devices that are not here.
-        Some(_) => Measured {
-            records: read(&out)?,
-            trouble: None,
-        },
+        Some(launcher) => {
+            let complaints = parts::Parts::new(&out, launcher.count(&experiment)).complaints();
+            complaints.iter().for_each(|line| console::say(line));
+            Measured {
+                records: read(&out)?,
+                trouble: None,
+                whole: complaints.is_empty(),
+            }
+        }
         None => measure(&evaluations, &args, &out, &cancel)?,
     };
     if cancel.is_cancelled() {
@@ -130,7 +161,7 @@ pub fn run(args: RunArgs) -> Result<i32> {
             .filter_map(|cell| Some((cell, cell.failed.as_ref()?)));
         let failed: Vec<String> = failed.map(|(cell, why)| format!("{}: {why}", name(cell))).collect();
         failed.iter().for_each(|text| console::say(&format!("error: {text}")));
-        return Ok(if failed.is_empty() && measured.trouble.is_none() {
+        return Ok(if failed.is_empty() && measured.trouble.is_none() && measured.whole {
             0
         } else {
             EXIT_FAILED
@@ -141,7 +172,8 @@ pub fn run(args: RunArgs) -> Result<i32> {
     if let Some(page) = &args.report {
         report.write_page(page)?;
     }
-    Ok(complain(&report, measured.trouble.as_deref()))
+    let code = complain(&report, measured.trouble.as_deref());
+    Ok(if measured.whole { code } else { EXIT_FAILED })
 }
 
 /// Prints the JSON schema of experiment files. Returns the exit code.
@@ -157,16 +189,20 @@ pub fn print_schema() -> Result<i32> {
 struct Measured {
     records: Records,
     trouble: Option<String>,
+    /// Whether every evaluation could be begun.
+    whole: bool,
 }
 
-/// Measures what the results file lacks, evaluation by evaluation.
+/// Measures what the results file lacks, evaluation by evaluation. One that cannot be begun keeps no other from being measured.
 fn measure(evaluations: &[Settings], args: &RunArgs, out: &Path, cancel: &Cancel) -> Result<Measured> {
     let mut measured = Measured {
         records: Records::default(),
         trouble: None,
+        whole: true,
     };
-    let mut session = None;
-    for settings in evaluations {
+    let lock = args.locked.as_deref().map(Lock::read).transpose()?;
+    let mut series = Series::default();
+    for (number, settings) in evaluations.iter().enumerate() {
         let settings = Settings {
             out: Some(out.into()),
             resume: true,
@@ -178,9 +214,20 @@ fn measure(evaluations: &[Settings], args: &RunArgs, out: &Path, cancel: &Cancel
             } else {
                 0
             },
+            lock: lock.clone(),
+            isolation: args.isolation.limits(),
             ..settings.clone()
         };
-        let outcome = experiment::outcomes_in(&mut session, &settings, cancel)?;
+        series.open(&settings)?;
+        let outcome = match series.outcomes(&settings, cancel) {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                measured.whole = false;
+                let text = console::one_line(&error);
+                console::say(&format!("{}{}: {text}", parts::NOT_BEGUN, number + 1));
+                continue;
+            }
+        };
         measured.records.runs = outcome.runs;
         for cell in outcome.cells {
             let known = |other: &Cell| other.header.key == cell.header.key;
@@ -210,20 +257,22 @@ fn name(cell: &Cell) -> String {
 }
 
 /// Lists the cells, and how long what is missing of each may take, by what a few samples take.
-fn dry_run(evaluations: Vec<Settings>, out: &Path) -> Result<i32> {
+fn dry_run(evaluations: Vec<Settings>, out: &Path, isolation: Option<Limits>) -> Result<i32> {
     let known = match out.is_file() {
         true => read(out)?,
         false => Records::default(),
     };
     let cancel = Cancel::on_ctrl_c()?;
     let (mut cells, mut all) = (0, 0.);
+    let mut series = Series::default();
     for settings in evaluations {
         let samples = settings.samples;
         let few = Settings {
             samples: samples.min(TIMED),
+            isolation,
             ..settings
         };
-        for cell in experiment::outcomes(&few, &cancel)?.cells {
+        for cell in series.outcomes(&few, &cancel)?.cells {
             ensure!(!cancel.is_cancelled(), "stopped");
             let there = known.cell(&cell.header.key).map_or(0, |cell| cell.rows.len());
             let left = samples.saturating_sub(there);

@@ -7,6 +7,9 @@ use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+/// How the line begins that tells of an evaluation which could not be begun.
+pub const NOT_BEGUN: &str = "error: evaluation ";
+
 /// How often a part that is lost is begun, in all.
 pub const TRIES: usize = 3;
 
@@ -38,6 +41,31 @@ impl<'a> Parts<'a> {
     /// Where a task writes its exit code.
     fn code(&self, index: usize) -> PathBuf {
         self.file(index).with_extension("code")
+    }
+
+    fn log(&self, index: usize) -> PathBuf {
+        self.file(index).with_extension("log")
+    }
+
+    /// Removes what the parts of an earlier run have said.
+    pub fn forget_logs(&self) {
+        for index in 1..=self.count {
+            let _ = std::fs::remove_file(self.log(index));
+        }
+    }
+
+    /// Evaluations that could not be begun, as the parts have said it, each once.
+    pub fn complaints(&self) -> Vec<String> {
+        let mut all: Vec<String> = vec![];
+        for index in 1..=self.count {
+            let said = std::fs::read_to_string(self.log(index)).unwrap_or_default();
+            for line in said.lines().filter(|line| line.starts_with(NOT_BEGUN)) {
+                if !all.iter().any(|known| known == line) {
+                    all.push(line.into());
+                }
+            }
+        }
+        all
     }
 
     /// Removes exit codes of an earlier run.

@@ -68,7 +68,7 @@ impl Slurm {
 ///
 /// # Errors
 /// Where Slurm cannot be asked or refuses the job, a task fails too often, or files cannot be joined.
-pub fn measure(slurm: &Slurm, file: &Path, out: &Path, cancel: &Cancel) -> Result<()> {
+pub fn measure(slurm: &Slurm, file: &Path, out: &Path, flags: &[String], cancel: &Cancel) -> Result<()> {
     ensure!(
         slurm.tasks > 0,
         "'{}' does not say how many tasks: add a table [slurm] with tasks = 20",
@@ -76,9 +76,10 @@ pub fn measure(slurm: &Slurm, file: &Path, out: &Path, cancel: &Cancel) -> Resul
     );
     let parts = Parts::new(out, slurm.tasks);
     let script = out.with_extension("sbatch");
-    let text = text(slurm, file, out, &std::env::current_exe()?);
+    let text = text(slurm, file, out, flags, &std::env::current_exe()?);
     std::fs::write(&script, text).with_context(|| format!("cannot write '{}'", script.display()))?;
     let mut left: Vec<usize> = (1..=slurm.tasks).collect();
+    parts.forget_logs();
     for round in 1..=TRIES {
         parts.forget_codes(&left)?;
         let job = submit(slurm, &script, &left)?;
@@ -109,13 +110,14 @@ pub fn measure(slurm: &Slurm, file: &Path, out: &Path, cancel: &Cancel) -> Resul
 }
 
 /// The script of a task.
-fn text(slurm: &Slurm, file: &Path, out: &Path, program: &Path) -> String {
+fn text(slurm: &Slurm, file: &Path, out: &Path, flags: &[String], program: &Path) -> String {
     let quoted = |path: &Path| format!("'{}'", path.display().to_string().replace('\'', "'\\''"));
     let (stem, count) = (out.with_extension(""), slurm.tasks);
+    let flags: String = flags.iter().map(|flag| format!(" {flag}")).collect();
     let before: String = slurm.before.iter().map(|line| format!("{line}\n")).collect();
     format!(
         "#!/bin/bash\n{before}i=$SLURM_ARRAY_TASK_ID\n{program} run {file} --out {out} --shard \"$i/{count}\" --threads \
-         \"${{SLURM_CPUS_PER_TASK:-1}}\"\ncode=$?\n# Written under its name when it is whole.\necho $code > {stem}\".$i-of-{count}.code.new\" && mv \
+         \"${{SLURM_CPUS_PER_TASK:-1}}\"{flags}\ncode=$?\n# Written under its name when it is whole.\necho $code > {stem}\".$i-of-{count}.code.new\" && mv \
          {stem}\".$i-of-{count}.code.new\" {stem}\".$i-of-{count}.code\"\nexit $code\n",
         program = quoted(program),
         file = quoted(file),
@@ -242,6 +244,7 @@ mod tests {
             &slurm,
             Path::new("a b.toml"),
             Path::new("it's.jsonl"),
+            &["--cell-timeout".into(), "60".into()],
             Path::new("/x/advae-host"),
         );
         assert!(script.starts_with("#!/bin/bash\nmodule load cuda\n"), "{script}");
@@ -249,5 +252,6 @@ mod tests {
             script.contains("'/x/advae-host' run 'a b.toml' --out 'it'\\''s.jsonl' --shard \"$i/2\""),
             "{script}"
         );
+        assert!(script.contains(":-1}\" --cell-timeout 60\ncode=$?"), "{script}");
     }
 }
