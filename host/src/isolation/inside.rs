@@ -1,6 +1,6 @@
 //! What a process with plugins does before it loads any: it shares its board, and says how it dies.
 
-use super::shared::{Ends, ended, map};
+use super::shared::{Ends, attach, ended};
 use crate::terminal::{exit, waiting};
 use anyhow::{Result, ensure};
 use std::ffi::c_void;
@@ -58,12 +58,10 @@ impl Channel {
 /// # Errors
 /// Where the ends are not what the flag says.
 pub fn adopt(ends: Ends) -> Result<()> {
-    for fd in [ends.pipe, ends.board] {
-        // SAFETY: a number that is no descriptor is refused.
-        let kept = unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
-        ensure!(kept == 0, "--child is for the host itself: leave it out");
-    }
-    waiting::share(map(ends.board)?);
+    // SAFETY: a number that is no descriptor is refused.
+    let kept = unsafe { libc::fcntl(ends.pipe, libc::F_SETFD, libc::FD_CLOEXEC) };
+    waiting::share(attach(ends.board)?);
+    ensure!(kept == 0, "--child is for the host itself: leave it out");
     // SAFETY: the descriptor is open, and nothing else in this process has it.
     let pipe = unsafe { File::from_raw_fd(ends.pipe) };
     let channel = Channel {

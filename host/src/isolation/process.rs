@@ -1,14 +1,14 @@
 //! A process with plugins, as the one that started it sees it.
 
 use super::limits::Limits;
-use super::shared::{Ends, ended_with, map};
+use super::shared::{Ends, ended_with, new_board};
 use crate::terminal::cancel::Cancel;
 use crate::terminal::version::HIDDEN_FLAG;
 use crate::terminal::waiting::{self, Board};
 use anyhow::{Context, Result, anyhow};
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, PipeReader, Write, pipe};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
@@ -62,12 +62,12 @@ impl Process {
     /// Where it cannot be started.
     pub fn start(arguments: &[OsString], output: Output, limits: Limits) -> Result<Self> {
         let start = || -> Result<(Child, PipeReader)> {
-            let (theirs, board) = shared_board()?;
+            let (number, board) = shared_board()?;
             board.clear();
             let (reader, writer) = pipe()?;
             let ends = Ends {
                 pipe: writer.as_raw_fd(),
-                board: theirs,
+                board: number,
             };
             // The file that this process runs, though another may lie at its path by now.
             let mut command = Command::new("/proc/self/exe");
@@ -119,11 +119,13 @@ impl Process {
     /// What is heard next. A process that was asked to stop by `cancel`, that is silent for too long or that leaves without a word is killed.
     pub fn next(&mut self, cancel: &Cancel) -> Event {
         loop {
+            self.stop_on(cancel);
             match self.lines.recv_timeout(LOOK) {
                 Ok(line) => return event(line),
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+                // Of a process that ends: it is looked at again and again until it has.
+                Err(RecvTimeoutError::Disconnected) => std::thread::sleep(Duration::from_millis(1)),
+                Err(RecvTimeoutError::Timeout) => {}
             }
-            self.stop_on(cancel);
             self.kill_if_silent();
             if self.is_dead() {
                 self.kill();
@@ -219,7 +221,6 @@ fn settle(ends: Ends, limits: Limits, parent: u32) -> std::io::Result<()> {
     // SAFETY: all of these take numbers.
     unsafe {
         checked(libc::fcntl(ends.pipe, libc::F_SETFD, 0))?;
-        checked(libc::fcntl(ends.board, libc::F_SETFD, 0))?;
         checked(libc::setpgid(0, 0))?;
         #[cfg(target_os = "linux")]
         {
@@ -239,42 +240,14 @@ fn settle(ends: Ends, limits: Limits, parent: u32) -> std::io::Result<()> {
 }
 
 /// The board that this process shares with those it starts: made once, and read by Ctrl-C too.
-fn shared_board() -> Result<(RawFd, &'static Board)> {
-    static SHARED: OnceLock<std::result::Result<(OwnedFd, &'static Board), String>> = OnceLock::new();
+fn shared_board() -> Result<(i32, &'static Board)> {
+    static SHARED: OnceLock<std::result::Result<(i32, &'static Board), String>> = OnceLock::new();
     let shared = SHARED.get_or_init(|| {
-        let make = || -> Result<(OwnedFd, &'static Board)> {
-            let file = anonymous_file()?;
-            let board = map(file.as_raw_fd())?;
-            waiting::share(board);
-            Ok((file, board))
-        };
-        make().map_err(|error| format!("{error:#}"))
+        let (id, board) = new_board().map_err(|error| format!("{error:#}"))?;
+        waiting::share(board);
+        Ok((id, board))
     });
-    match shared {
-        Ok((file, board)) => Ok((file.as_raw_fd(), board)),
-        Err(error) => Err(anyhow!(error.clone())),
-    }
-}
-
-#[cfg(target_os = "linux")]
-fn anonymous_file() -> Result<OwnedFd> {
-    // SAFETY: the name is a string that ends in 0.
-    let fd = unsafe { libc::memfd_create(c"advae-board".as_ptr(), libc::MFD_CLOEXEC) };
-    if fd < 0 {
-        return Err(std::io::Error::last_os_error()).context("no memory to share");
-    }
-    // SAFETY: the descriptor is new.
-    let file = unsafe { OwnedFd::from_raw_fd(fd) };
-    // SAFETY: takes numbers.
-    if unsafe { libc::ftruncate(fd, size_of::<Board>() as libc::off_t) } != 0 {
-        return Err(std::io::Error::last_os_error()).context("no memory to share");
-    }
-    Ok(file)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn anonymous_file() -> Result<OwnedFd> {
-    Err(anyhow!("processes for plugins need Linux"))
+    shared.clone().map_err(|error| anyhow!(error))
 }
 
 /// Why a process is gone that did not say so.

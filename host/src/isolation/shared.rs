@@ -1,9 +1,12 @@
 //! What a process with plugins and the one that started it have in common.
 
 use crate::terminal::waiting::Board;
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, ensure};
 use std::os::fd::RawFd;
 use std::str::FromStr;
+
+/// What is said where the hidden flag is not the host's.
+const FLAG: &str = "--child is for the host itself: leave it out";
 
 /// How a last word begins.
 const ENDED: &str = "!ended ";
@@ -18,11 +21,11 @@ pub(super) fn ended_with(line: &str) -> Option<i32> {
     line.strip_prefix(ENDED)?.parse().ok()
 }
 
-/// The ends of what a process shares with the one that started it, as the hidden flag has them: `PIPE,BOARD`.
+/// What a process shares with the one that started it, as the hidden flag has it: the number of a pipe and that of a board.
 #[derive(Clone, Copy, Debug)]
 pub struct Ends {
     pub(super) pipe: RawFd,
-    pub(super) board: RawFd,
+    pub(super) board: i32,
 }
 
 impl FromStr for Ends {
@@ -30,13 +33,12 @@ impl FromStr for Ends {
 
     fn from_str(text: &str) -> Result<Self> {
         let ends = text.split_once(',').and_then(|(pipe, board)| {
-            let read = |text: &str| text.parse().ok().filter(|fd: &RawFd| *fd > 2);
             Some(Self {
-                pipe: read(pipe)?,
-                board: read(board)?,
+                pipe: pipe.parse().ok().filter(|pipe| *pipe > 2)?,
+                board: board.parse().ok()?,
             })
         });
-        ends.context("--child is for the host itself: leave it out")
+        ends.context(FLAG)
     }
 }
 
@@ -46,24 +48,39 @@ impl std::fmt::Display for Ends {
     }
 }
 
-/// A board in memory that processes share, for as long as this one lives.
+/// A board in memory that processes share by its number. It is no file, which a limit or a full disk might refuse, and it is gone with the
+/// last process that has it.
 ///
 /// # Errors
-/// Where the descriptor is not that of such memory.
-pub(super) fn map(fd: RawFd) -> Result<&'static Board> {
-    let (size, access) = (size_of::<Board>(), libc::PROT_READ | libc::PROT_WRITE);
-    // SAFETY: fresh memory of the board's size; a file that is too short is found out below.
-    let memory = unsafe {
-        let mut stat: libc::stat = std::mem::zeroed();
-        let whole = libc::fstat(fd, &raw mut stat) == 0 && stat.st_size as usize == size;
-        match whole {
-            true => libc::mmap(std::ptr::null_mut(), size, access, libc::MAP_SHARED, fd, 0),
-            false => libc::MAP_FAILED,
-        }
-    };
-    if memory == libc::MAP_FAILED {
-        return Err(anyhow!("--child is for the host itself: leave it out"));
+/// Where the system has no such memory.
+pub(super) fn new_board() -> Result<(i32, &'static Board)> {
+    // SAFETY: takes numbers.
+    let number = unsafe { libc::shmget(libc::IPC_PRIVATE, size_of::<Board>(), 0o600) };
+    if number < 0 {
+        return Err(std::io::Error::last_os_error()).context("no memory to share");
     }
-    // SAFETY: page-aligned, of the right size, never unmapped, and all its bytes are atomics for which any value is sound.
+    let board = attach(number);
+    // On Linux it can be attached to as long as anybody has it.
+    // SAFETY: no struct is read or written.
+    unsafe { libc::shmctl(number, libc::IPC_RMID, std::ptr::null_mut()) };
+    Ok((number, board?))
+}
+
+/// The board of a number, for as long as this process lives.
+///
+/// # Errors
+/// Where the number is not that of such memory.
+pub(super) fn attach(number: i32) -> Result<&'static Board> {
+    // SAFETY: the struct is written where the answer is 0, and is all zeros otherwise.
+    let whole = unsafe {
+        let mut state: libc::shmid_ds = std::mem::zeroed();
+        libc::shmctl(number, libc::IPC_STAT, &raw mut state) == 0 && state.shm_segsz == size_of::<Board>()
+    };
+    ensure!(whole, "{FLAG}");
+    // SAFETY: the system chooses the place.
+    let memory = unsafe { libc::shmat(number, std::ptr::null(), 0) };
+    // The answer of a failure is -1.
+    ensure!(memory.addr() != usize::MAX, "{FLAG}");
+    // SAFETY: page-aligned, of the right size, never detached, and all its bytes are atomics for which any value is sound.
     Ok(unsafe { &*memory.cast::<Board>() })
 }
