@@ -72,16 +72,15 @@ enum Command {
 impl Command {
     /// What holds for the process that the whole command runs in, where that is to be another one. Evaluations see to their own.
     fn apart(&self) -> Option<Limits> {
-        let isolation = match self {
-            Self::Audit(args) => &args.isolation,
-            Self::Score(args) => &args.isolation,
-            Self::Plugins(args) => &args.isolation,
-            Self::Doctor(args) => &args.isolation,
-            Self::Purify(args) => &args.isolation,
-            Self::Train(args) => &args.isolation,
-            _ => return None,
-        };
-        isolation.limits()
+        match self {
+            Self::Audit(args) => args.isolation.limits(),
+            Self::Score(args) => args.isolation.limits(),
+            Self::Plugins(args) => args.isolation.limits(),
+            Self::Doctor(args) => args.isolation.limits(),
+            Self::Purify(args) => args.isolation.limits(),
+            Self::Train(args) => args.isolation.limits(),
+            _ => None,
+        }
     }
 }
 

@@ -16,7 +16,14 @@ fn allocations(cell: &[&str], images: usize, attack: &str) -> u64 {
     let count = dir.path().join("count");
     let output = Command::new(env!("CARGO_BIN_EXE_advae-host"))
         .args(["eval", "--samples", &images, "--batch", &images, "--threads", "1"])
-        .args(["--threat-model", "white_box", "--no-early-stop", "--attack", attack])
+        .args([
+            "--in-process",
+            "--threat-model",
+            "white_box",
+            "--no-early-stop",
+            "--attack",
+            attack,
+        ])
         .args(cell)
         .env("ADVAE_PLUGIN_PATH", plugins::plugin_dir())
         .env("LD_PRELOAD", fixtures::dir().join("libmalloc_counter.so"))

@@ -280,6 +280,37 @@ fn the_doctor_and_the_list_of_plugins_live_on() {
     assert!(complaints(&output)[0].contains("without progress in classifier 'plain_probe', forward"));
 }
 
+/// Whether a plugin wrote a file and reached a port of this machine.
+fn reached_out(more: &[&str]) -> (bool, bool) {
+    let scene = Scene::new();
+    let (file, images) = (scene.dir.path().join("written"), scene.dir.path().join("images"));
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let saved = ["--save-adversarial", images.to_str().unwrap()];
+    let mut command = scene.eval(
+        Some("plain_probe:mode=reach_out_in_forward"),
+        &[&saved[..], more].concat(),
+    );
+    command.env("PLAIN_PROBE_FILE", &file);
+    command.env("PLAIN_PROBE_ADDRESS", listener.local_addr().unwrap().to_string());
+    let output = outcome(command);
+    assert!(output.status.success(), "{}", said(&output));
+    // What the host writes is there in any case.
+    assert_eq!(std::fs::read_dir(&images).unwrap().count(), 3);
+    assert_eq!(rows(&scene.out()).len(), 3);
+    (file.is_file(), listener.accept().is_ok())
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_sandbox_takes_network_and_writing_away() {
+    assert_eq!(reached_out(&[]), (true, true));
+    assert_eq!(reached_out(&["--sandbox"]), (false, false));
+    let listed = outcome(command(&["doctor", "plain_linear", "--sandbox"]));
+    let without = outcome(command(&["doctor", "plain_linear"]));
+    assert_eq!(listed.status.code(), without.status.code(), "{}", said(&listed));
+}
+
 #[test]
 fn no_process_is_left_where_the_host_is_killed() {
     let scene = Scene::new();

@@ -2,7 +2,7 @@
 
 use super::complain::complain;
 use crate::experiment::{self, Backward, Budgets, Lock, Settings, check_device};
-use crate::isolation::IsolationArgs;
+use crate::isolation::SandboxArgs;
 use crate::report::{Format, Report, page_can_be_written};
 use crate::terminal::cancel::Cancel;
 use crate::terminal::config::{self, Case};
@@ -149,7 +149,7 @@ pub struct EvalArgs {
     /// How plugins are kept apart from the host.
     #[command(flatten)]
     #[serde(skip)]
-    pub isolation: IsolationArgs,
+    pub isolation: SandboxArgs,
 }
 
 /// Runs the evaluation and prints its report. Returns the exit code.

@@ -1,6 +1,6 @@
 //! `plugins`: what is found, and what it can be told.
 
-use crate::isolation::IsolationArgs;
+use crate::isolation::SandboxArgs;
 use crate::plugin::{Found, Inspected, Plugin, scan, search_dirs};
 use crate::terminal::console;
 use advae_abi::info::{Kind, Manifest, Setting};
@@ -19,7 +19,7 @@ pub struct PluginsArgs {
     plugins: Vec<String>,
     /// How plugins are kept apart from the host.
     #[command(flatten)]
-    pub isolation: IsolationArgs,
+    pub isolation: SandboxArgs,
 }
 
 /// Lists every plugin of the searched folders without loading it, or shows the settings of those that are named.

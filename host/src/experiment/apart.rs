@@ -37,7 +37,7 @@ pub fn outcome(
 ) -> Result<Outcome> {
     let mut failed = BTreeMap::new();
     loop {
-        let running = started(process, limits)?;
+        let running = started(process, settings, limits)?;
         let planned = planned(running, settings, !failed.is_empty(), cancel).inspect_err(|_| *process = None);
         let planned = planned?;
         if let Some(lock) = &settings.lock {
@@ -88,15 +88,22 @@ pub fn headers(
     limits: Limits,
     cancel: &Cancel,
 ) -> Result<Vec<CellHeader>> {
-    let running = started(process, limits)?;
+    let running = started(process, settings, limits)?;
     let planned = planned(running, settings, false, cancel).inspect_err(|_| *process = None)?;
     Ok(planned.0.into_iter().flatten().collect())
 }
 
-fn started(process: &mut Option<Process>, limits: Limits) -> Result<&mut Process> {
+fn started<'a>(process: &'a mut Option<Process>, settings: &Settings, limits: Limits) -> Result<&'a mut Process> {
     match process {
         Some(running) => Ok(running),
-        None => Ok(process.insert(Process::start(&[COMMAND.into()], Output::Errors, limits)?)),
+        None => {
+            let folder = settings.save_adversarial.as_deref();
+            if let Some(folder) = folder.filter(|_| limits.sandbox) {
+                std::fs::create_dir_all(folder)
+                    .with_context(|| format!("cannot make the folder '{}'", folder.display()))?;
+            }
+            Ok(process.insert(Process::start(&[COMMAND.into()], Output::Errors, limits, folder)?))
+        }
     }
 }
 

@@ -1,12 +1,14 @@
 //! What a process with plugins does before it loads any: it shares its board, and says how it dies.
 
-use super::shared::{Ends, attach, ended};
+use super::sandbox::confine;
+use super::shared::{CONFINED, Ends, attach, ended};
 use crate::terminal::{exit, waiting};
 use anyhow::{Result, ensure};
 use std::ffi::c_void;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::FromRawFd;
+use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// Signals that a fault leads to, and a process ends by.
@@ -76,6 +78,10 @@ pub fn adopt(ends: Ends) -> Result<()> {
     });
     // Where memory ends, this process goes and not the one that keeps the results.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
+    if let Some(folder) = std::env::var_os(CONFINED) {
+        let folder = Some(PathBuf::from(folder)).filter(|folder| !folder.as_os_str().is_empty());
+        confine(&folder.into_iter().collect::<Vec<_>>())?;
+    }
     for signal in FAULTS {
         // SAFETY: the action is whole, and its handler does only what a handler may.
         unsafe {

@@ -20,6 +20,36 @@ pub struct IsolationArgs {
     cell_memory: Option<Bytes>,
 }
 
+/// Flags of the commands whose process with plugins has nothing to write but images.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Isolation of plugins")]
+pub struct SandboxArgs {
+    #[command(flatten)]
+    common: IsolationArgs,
+    /// Take network and writing away from plugins (Linux with Landlock; /dev and the folder of --save-adversarial stay writable)
+    #[arg(long, conflicts_with = "in_process")]
+    sandbox: bool,
+}
+
+impl SandboxArgs {
+    /// As [`IsolationArgs::limits`].
+    pub fn limits(&self) -> Option<Limits> {
+        self.common.limits().map(|limits| Limits {
+            sandbox: self.sandbox,
+            ..limits
+        })
+    }
+
+    /// As [`IsolationArgs::flags`].
+    pub fn flags(&self) -> Vec<String> {
+        let mut flags = self.common.flags();
+        if self.sandbox {
+            flags.push("--sandbox".into());
+        }
+        flags
+    }
+}
+
 /// What holds for a process with plugins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
@@ -27,6 +57,8 @@ pub struct Limits {
     pub timeout: Option<Duration>,
     /// Bytes of memory.
     pub memory: Option<Bytes>,
+    /// Whether network and writing are taken away.
+    pub sandbox: bool,
 }
 
 impl IsolationArgs {
@@ -36,6 +68,7 @@ impl IsolationArgs {
         apart.then_some(Limits {
             timeout: self.cell_timeout,
             memory: self.cell_memory,
+            sandbox: false,
         })
     }
 

@@ -1,7 +1,7 @@
 //! A process with plugins, as the one that started it sees it.
 
 use super::limits::Limits;
-use super::shared::{Ends, ended_with, new_board};
+use super::shared::{CONFINED, Ends, ended_with, new_board};
 use crate::terminal::cancel::Cancel;
 use crate::terminal::version::HIDDEN_FLAG;
 use crate::terminal::waiting::{self, Board};
@@ -10,6 +10,7 @@ use std::ffi::OsString;
 use std::io::{BufRead, BufReader, PipeReader, Write, pipe};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
@@ -56,11 +57,12 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts this program again with these arguments. Its standard input is a pipe for [`send`](Self::send). There may be one at a time.
+    /// Starts this program again with these arguments. Its standard input is a pipe for [`send`](Self::send). There may be one at a time. In a
+    /// sandbox it may write to `writable` alone.
     ///
     /// # Errors
     /// Where it cannot be started.
-    pub fn start(arguments: &[OsString], output: Output, limits: Limits) -> Result<Self> {
+    pub fn start(arguments: &[OsString], output: Output, limits: Limits, writable: Option<&Path>) -> Result<Self> {
         let start = || -> Result<(Child, PipeReader)> {
             let (number, board) = shared_board()?;
             board.clear();
@@ -76,6 +78,9 @@ impl Process {
                 .arg(ends.to_string())
                 .args(arguments)
                 .stdin(Stdio::piped());
+            if limits.sandbox {
+                command.env(CONFINED, writable.unwrap_or(Path::new("")));
+            }
             if output == Output::Errors {
                 command.stdout(std::io::stderr());
             }

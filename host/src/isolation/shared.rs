@@ -8,6 +8,9 @@ use std::str::FromStr;
 /// What is said where the hidden flag is not the host's.
 const FLAG: &str = "--child is for the host itself: leave it out";
 
+/// Set for a process that is to be confined, to the folder that it may write to, or to nothing.
+pub(super) const CONFINED: &str = "ADVAE_CONFINED";
+
 /// How a last word begins.
 const ENDED: &str = "!ended ";
 

@@ -18,7 +18,7 @@ static INTERRUPTED: AtomicU32 = AtomicU32::new(0);
 /// Where the process is gone without that: one line that says how, and in which call of which plugin.
 pub fn supervise(limits: Limits) -> Result<i32> {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    let mut process = Process::start(&arguments, Output::Same, limits)?;
+    let mut process = Process::start(&arguments, Output::Same, limits, None)?;
     RUNS.store(process.id(), Ordering::SeqCst);
     ctrlc::set_handler(|| {
         INTERRUPTED.fetch_add(1, Ordering::SeqCst);

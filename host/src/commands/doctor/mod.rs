@@ -16,7 +16,7 @@ mod toy;
 mod training;
 
 use crate::experiment::check_device;
-use crate::isolation::IsolationArgs;
+use crate::isolation::SandboxArgs;
 use crate::plugin::{Plugin, PluginSpec, find, inspect};
 use crate::terminal::console;
 use crate::terminal::exit::EXIT_FAILED;
@@ -40,7 +40,7 @@ pub struct DoctorArgs {
     kind: Option<Examined>,
     /// How plugins are kept apart from the host.
     #[command(flatten)]
-    pub isolation: IsolationArgs,
+    pub isolation: SandboxArgs,
 }
 
 /// Kind to examine if a file holds both.

@@ -6,7 +6,7 @@ mod tables;
 use crate::commands::complain::complain;
 use crate::commands::eval::PICTURES;
 use crate::experiment::{self, Backward, Settings, check_device, threads};
-use crate::isolation::IsolationArgs;
+use crate::isolation::SandboxArgs;
 use crate::report::{Report, page_can_be_written};
 use crate::results::Run as Measured;
 use crate::terminal::cancel::Cancel;
@@ -54,7 +54,7 @@ pub struct ReproduceArgs {
     report: Option<PathBuf>,
     /// How plugins are kept apart from the host.
     #[command(flatten)]
-    pub isolation: IsolationArgs,
+    pub isolation: SandboxArgs,
 }
 
 /// The available tables.

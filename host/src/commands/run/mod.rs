@@ -10,7 +10,7 @@ pub use file::Experiment;
 use super::eval::LOCK;
 use crate::commands::complain::complain;
 use crate::experiment::{Lock, Series, Settings, Shard};
-use crate::isolation::{IsolationArgs, Limits};
+use crate::isolation::{Limits, SandboxArgs};
 use crate::report::{Format, Report, page_can_be_written};
 use crate::results::{Cell, Records, read};
 use crate::terminal::cancel::Cancel;
@@ -58,7 +58,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = LOCK)]
     locked: Option<PathBuf>,
     #[command(flatten)]
-    isolation: IsolationArgs,
+    isolation: SandboxArgs,
 }
 
 impl RunArgs {
