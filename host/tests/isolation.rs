@@ -4,6 +4,8 @@
 
 #[path = "common/fixtures.rs"]
 mod fixtures;
+#[path = "common/processes.rs"]
+mod processes;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -324,30 +326,14 @@ fn no_process_is_left_where_the_host_is_killed() {
         assert!(start.elapsed() < PATIENCE);
         std::thread::sleep(Duration::from_millis(10));
     }
-    let children = children(host.id());
+    let children = processes::children(host.id());
     assert!(!children.is_empty());
     host.kill().unwrap();
     host.wait().unwrap();
-    let gone = |pid: &u32| {
-        let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        state.is_empty() || state.contains(") Z ")
-    };
-    while !children.iter().all(gone) {
+    while children.iter().any(|child| processes::lives(*child)) {
         assert!(start.elapsed() < PATIENCE, "{children:?} live on");
         std::thread::sleep(Duration::from_millis(10));
     }
-}
-
-/// Processes that were started by this one, and not by one of its threads alone.
-fn children(pid: u32) -> Vec<u32> {
-    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    let of_task = |task: std::io::Result<std::fs::DirEntry>| {
-        let text = std::fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default();
-        text.split_whitespace()
-            .map(|pid| pid.parse().unwrap())
-            .collect::<Vec<u32>>()
-    };
-    tasks.flat_map(of_task).collect()
 }
 
 /// Numbers that are the same in every run.

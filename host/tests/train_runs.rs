@@ -454,6 +454,40 @@ fn a_folder_has_one_writer_and_ctrl_c_stops_an_attack_in_progress() {
 }
 
 #[test]
+fn a_run_that_is_killed_twenty_times_ends_as_an_undisturbed_one() {
+    let (killed, whole) = (Scene::new(), Scene::new());
+    let attack = format!("{}:steps=30", plugin("pgd"));
+    let args = ["--attack", attack.as_str(), "--epochs", "3"];
+    whole.trained(&args);
+    let resume = |scene: &Scene| -> &[&str] {
+        match scene.out().join("checkpoint.json").is_file() {
+            true => &["--resume"],
+            false => &[],
+        }
+    };
+    let mut moment = 5;
+    for _ in 0..20 {
+        moment = moment * 131 % 353;
+        let mut child = killed
+            .command(&[&args[..], resume(&killed)].concat())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(50 + 2 * moment));
+        let _ = child.kill();
+        child.wait().unwrap();
+    }
+    killed.trained(&[&args[..], resume(&killed)].concat());
+    assert!(
+        killed.read("weights.safetensors") == whole.read("weights.safetensors"),
+        "the weights differ"
+    );
+    assert_eq!(epochs(&killed.read("log.jsonl")), [(1, 3), (2, 3), (3, 3)]);
+    assert_eq!(killed.names(), whole.names());
+}
+
+#[test]
 fn a_killed_run_goes_on_to_the_weights_of_an_undisturbed_one() {
     let (killed, whole) = (Scene::new(), Scene::new());
     let attack = format!("{}:steps=30", plugin("pgd"));

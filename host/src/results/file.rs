@@ -10,6 +10,10 @@ use std::collections::HashMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long a process may take to be gone that was killed.
+const LEAVING: Duration = Duration::from_millis(500);
 
 /// Where rows go; nowhere, if no file was asked for.
 ///
@@ -347,9 +351,14 @@ fn repaired(path: &Path, file: &mut File, damaged: &Contents) -> Result<Contents
 /// # Errors
 /// Where another run has it.
 pub fn claim(open: &File, busy: impl FnOnce() -> String) -> Result<()> {
-    match open.try_lock() {
-        Err(TryLockError::WouldBlock) => bail!(busy()),
-        Err(TryLockError::Error(_)) | Ok(()) => Ok(()),
+    let start = Instant::now();
+    loop {
+        match open.try_lock() {
+            // A process that was killed just now may still be on its way out.
+            Err(TryLockError::WouldBlock) if start.elapsed() < LEAVING => std::thread::sleep(LEAVING / 20),
+            Err(TryLockError::WouldBlock) => bail!(busy()),
+            Err(TryLockError::Error(_)) | Ok(()) => return Ok(()),
+        }
     }
 }
 

@@ -5,10 +5,10 @@ mod tables;
 
 use crate::commands::complain::complain;
 use crate::commands::eval::PICTURES;
-use crate::experiment::{self, Backward, Settings, check_device, threads};
+use crate::experiment::{Series, Settings, check_device, threads};
 use crate::isolation::SandboxArgs;
 use crate::report::{Report, page_can_be_written};
-use crate::results::Run as Measured;
+use crate::results::Run as Written;
 use crate::terminal::cancel::Cancel;
 use crate::terminal::console;
 use crate::terminal::exit::{EXIT_CANCELLED, EXIT_FAILED};
@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use page::{Page, Run};
 use std::path::{Path, PathBuf};
-use tables::{Column, Table};
+use tables::{Column, Measured, Table};
 
 /// File of the rows. Tables share it, since they share cells.
 const ROWS: &str = "rows.jsonl";
@@ -52,6 +52,9 @@ pub struct ReproduceArgs {
     /// Also write a page of all cells: one self-contained HTML file
     #[arg(long, value_name = "FILE.html")]
     report: Option<PathBuf>,
+    /// Print how the table is measured, as an experiment file for `run`, and measure nothing
+    #[arg(long)]
+    experiment: bool,
     /// How plugins are kept apart from the host.
     #[command(flatten)]
     pub isolation: SandboxArgs,
@@ -81,6 +84,10 @@ pub fn run(args: ReproduceArgs) -> Result<i32> {
         Name::Table4 => tables::table4(),
         Name::Purifiers => tables::purifiers(),
     };
+    if args.experiment {
+        console::print(table.experiment)?;
+        return Ok(0);
+    }
     let columns = chosen(&table, &args.column)?;
     check_device(&args.device)?;
     ensure!(args.samples > 0, "--samples is 0: give 1 or more");
@@ -98,14 +105,15 @@ pub fn run(args: ReproduceArgs) -> Result<i32> {
     let mut page = Page::new(&table, run);
     let mut code = 0;
     let mut cells = vec![];
+    let mut series = Series::default();
     for column in columns {
         console::say(&format!("{}: {}", table.name, column.title));
-        let settings = settings(&args, &table, column)?;
-        match experiment::outcomes(&settings, &cancel) {
+        let (settings, costly) = settings(&args, &table, column)?;
+        match series.outcomes(&settings, &cancel) {
             Ok(outcome) => {
                 let report = Report::new(&outcome.cells);
                 code = code.max(complain(&report, outcome.trouble.as_deref()));
-                page.add(column, &report.cells);
+                page.add(column, costly, &report.cells);
                 cells.extend(outcome.cells);
             }
             // A plugin that is not there must not keep the others from being measured.
@@ -125,7 +133,7 @@ pub fn run(args: ReproduceArgs) -> Result<i32> {
     console::print(&page.text())?;
     console::say(&format!("written to '{}'", path.display()));
     if let Some(path) = &args.report {
-        Report::new(&cells).by([Measured::here()]).write_page(path)?;
+        Report::new(&cells).by([Written::here()]).write_page(path)?;
     }
     Ok(code)
 }
@@ -173,25 +181,13 @@ fn dataset(args: &ReproduceArgs, table: &Table) -> &'static Set {
     sample.unwrap_or(table.data.test)
 }
 
-fn settings(args: &ReproduceArgs, table: &Table, column: &Column) -> Result<Settings> {
-    let (samples, attacks) = column.most.unwrap_or((usize::MAX, usize::MAX));
-    Ok(Settings {
-        classifiers: vec![column.classifier.into()],
-        purifiers: vec![column.purifier.into()],
-        attacks: table
-            .attacks
-            .iter()
-            .filter(|attack| !attack.white_box_alone || column.threat_model == "white_box")
-            .map(|attack| attack.spec.to_string())
-            .take(attacks)
-            .collect(),
-        threat_models: vec![column.threat_model.into()],
+/// What a column is measured with, and whether on fewer images than the others.
+fn settings(args: &ReproduceArgs, table: &Table, column: &Column) -> Result<(Settings, bool)> {
+    let Measured { settings, most } = table.settings(column)?;
+    let settings = Settings {
         dataset: Some(dataset(args, table).name.into()),
         data_dir: args.data_dir.clone(),
-        samples: args.samples.min(samples),
-        draws: column.draws,
-        eot: column.eot,
-        backward: column.backward.map(Backward::One),
+        samples: most.map_or(args.samples, |most| args.samples.min(most)),
         seed: args.seed,
         device: args.device.clone(),
         threads: threads(args.threads)?,
@@ -199,9 +195,9 @@ fn settings(args: &ReproduceArgs, table: &Table, column: &Column) -> Result<Sett
         resume: true,
         isolation: args.isolation.limits(),
         pictures: if args.report.is_some() { PICTURES } else { 0 },
-        keep_seeds_out: true,
-        ..Settings::default()
-    })
+        ..settings
+    };
+    Ok((settings, most.is_some()))
 }
 
 #[cfg(test)]

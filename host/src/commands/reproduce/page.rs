@@ -74,10 +74,10 @@ impl<'a> Page<'a> {
     }
 
     /// Adds the cells of a column, found by their attacks' configurations; an attack without a cell was not measured and has
-    /// no line.
-    pub fn add(&mut self, column: &Column, cells: &[Summary]) {
+    /// no line. `costly`: fewer images and attacks were run than for the others.
+    pub fn add(&mut self, column: &Column, costly: bool, cells: &[Summary]) {
         if let Some(first) = cells.iter().find(|cell| cell.failed.is_none()) {
-            if column.most.is_some() {
+            if costly {
                 self.notes.push(format!(
                     "- {}: {} images, each scored once, under the first attacks alone, for it is costly.",
                     column.title, first.samples
@@ -230,7 +230,7 @@ fn detail(cell: &Summary) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tables::{table1, table3, table4};
+    use super::super::tables::{purifiers, table1, table3, table4};
     use super::*;
     use crate::results::tests::{header, row};
     use crate::results::{Cell, Substitute};
@@ -274,7 +274,7 @@ mod tests {
         let mut page = page(&table);
         let failed = outcome("pgd", NormKind::Linf, Some(0.3), 0, Some("plugin panicked: a | b"));
         let cells = [failed, cell("cw", NormKind::L2, None, 3)];
-        page.add(&table.columns[0], &cells);
+        page.add(&table.columns[0], false, &cells);
         let text = page.text();
         for line in [
             "| no defence | PGD-40 | failed | 1.6 | - |  |",
@@ -297,7 +297,7 @@ mod tests {
             row.adversarial_prediction = if row.robust { row.label } else { row.label + 1 };
         }
         let ddn = Summary::all(&[ddn.cell]).remove(0);
-        page.add(&table.columns[0], &[cell("cw", NormKind::L2, None, 3), ddn]);
+        page.add(&table.columns[0], false, &[cell("cw", NormKind::L2, None, 3), ddn]);
         let text = page.text();
         let line = text.lines().find(|line| line.contains("| nearest of ")).unwrap();
         assert!(line.starts_with("| no defence | nearest of cw, ddn | 0.0 ["), "{line}");
@@ -310,7 +310,7 @@ mod tests {
         let mut page = page(&table);
         let linf = |attack: &str, robust| cell(attack, NormKind::Linf, Some(0.3), robust);
         let cells = [linf("fgsm", 9), linf("pgd", 1), cell("cw", NormKind::L2, None, 0)];
-        page.add(&table.columns[0], &cells);
+        page.add(&table.columns[0], false, &cells);
         page.miss(&table.columns[1], "no plugin 'advae'");
         insta::assert_snapshot!(page.text());
     }
@@ -322,6 +322,14 @@ mod tests {
             [table1(), table3(), table4()].map(|table| printed(&table)),
             [26, 36, 22]
         );
+        for table in [table1(), table3(), table4(), purifiers()] {
+            for column in table.columns {
+                let measured = table.settings(column).unwrap();
+                let known = |attack: &String| table.attacks.iter().any(|row| row.spec == attack);
+                assert!(measured.settings.attacks.iter().all(known), "{}", column.title);
+                assert!(measured.settings.keep_seeds_out, "{}", column.title);
+            }
+        }
         let titles: std::collections::HashSet<_> = table3().columns.iter().map(|c| c.title).collect();
         assert_eq!(titles.len(), 9);
     }

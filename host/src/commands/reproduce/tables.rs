@@ -1,9 +1,11 @@
-//! What the tables of the paper (Li et al. 2019) hold, and how each figure is measured here.
+//! What the tables of the paper (Li et al. 2019) hold. How each column is measured stands in an experiment file: `tables/*.toml`.
 
+use crate::commands::run::Experiment;
+use crate::experiment::Settings;
 use crate::plugin::PluginSpec;
 use crate::results::CellConfig;
-use advae_abi::info::BackwardRule;
 use advae_data::{CIFAR10, Family, MNIST};
+use anyhow::{Context, Result, ensure};
 
 /// A table.
 pub struct Table {
@@ -15,8 +17,38 @@ pub struct Table {
     pub data: &'static Family,
     /// Its rows.
     pub attacks: &'static [Attack],
-    /// Its columns.
+    /// Its columns, and what the paper prints in them.
     pub columns: &'static [Column],
+    /// How they are measured: one matrix a column.
+    pub experiment: &'static str,
+}
+
+impl Table {
+    /// How a column is measured, but for what the command line says.
+    ///
+    /// # Errors
+    /// Where the experiment has no matrix of that title, or one of several evaluations.
+    pub fn settings(&self, column: &Column) -> Result<Measured> {
+        let experiment = Experiment::parse(self.experiment, self.name)?;
+        let titled = experiment.matrix.iter().zip(experiment.by_matrix()?);
+        let mut own = titled.filter(|(matrix, _)| matrix.title.as_deref() == Some(column.title));
+        let (matrix, mut evaluations) = own
+            .next()
+            .with_context(|| format!("'{}' has no matrix '{}'", self.name, column.title))?;
+        ensure!(evaluations.len() == 1, "'{}' is several evaluations", column.title);
+        Ok(Measured {
+            settings: evaluations.remove(0),
+            most: matrix.samples,
+        })
+    }
+}
+
+/// How a column is measured.
+pub struct Measured {
+    /// What is run.
+    pub settings: Settings,
+    /// Images at the most, where all would take days.
+    pub most: Option<usize>,
 }
 
 /// A row.
@@ -27,8 +59,6 @@ pub struct Attack {
     pub spec: &'static str,
     /// Where the paper's figure stands among those of a column; absent: the paper has none.
     pub paper: Option<usize>,
-    /// Whether it is run on the whole defence alone: it takes long, and says little of an attacker who does not know the defence.
-    pub white_box_alone: bool,
 }
 
 impl Attack {
@@ -51,24 +81,10 @@ impl Attack {
 
 /// A defence under a threat model.
 pub struct Column {
-    /// What it is called.
+    /// What it is called, here and in the experiment file.
     pub title: &'static str,
-    /// Classifier.
-    pub classifier: &'static str,
-    /// Purifier, or `none`.
-    pub purifier: &'static str,
-    /// Threat model.
-    pub threat_model: &'static str,
     /// Accuracy in percent that the paper prints: clean, FGSM, PGD, CW.
     pub paper: [Option<f64>; 4],
-    /// Images and attacks (the first ones) at the most, where all would take days.
-    pub most: Option<(usize, usize)>,
-    /// Scoring draws of a random purifier.
-    pub draws: u64,
-    /// Draws that gradients through a random purifier are averaged over.
-    pub eot: u64,
-    /// Backward rule, where it is not the purifier's own.
-    pub backward: Option<BackwardRule>,
 }
 
 const HEADLINE: [Attack; 3] = [
@@ -81,52 +97,11 @@ const HEADLINE: [Attack; 3] = [
 const CROSSING: Attack = attack("PGD-40, step 0.03", "pgd:step_size=0.03", None);
 
 const fn attack(title: &'static str, spec: &'static str, paper: Option<usize>) -> Attack {
-    Attack {
-        title,
-        spec,
-        paper,
-        white_box_alone: false,
-    }
+    Attack { title, spec, paper }
 }
 
-/// Beyond the paper, on the whole defence.
-const fn white_box_alone(title: &'static str, spec: &'static str) -> Attack {
-    Attack {
-        white_box_alone: true,
-        ..attack(title, spec, None)
-    }
-}
-
-const fn column(title: &'static str, models: [&'static str; 3], paper: [Option<f64>; 4]) -> Column {
-    let [classifier, purifier, threat_model] = models;
-    Column {
-        title,
-        classifier,
-        purifier,
-        threat_model,
-        paper,
-        most: None,
-        draws: 10,
-        eot: 1,
-        backward: None,
-    }
-}
-
-/// On a hundred images, scored once each, without CW and what comes after it.
-const fn costly(column: Column) -> Column {
-    Column {
-        most: Some((100, 2)),
-        draws: 1,
-        ..column
-    }
-}
-
-/// Attacked by someone who is told that the purifier has no gradient, and believes it.
-const fn naive(column: Column) -> Column {
-    Column {
-        backward: Some(BackwardRule::None),
-        ..column
-    }
+const fn column(title: &'static str, paper: [Option<f64>; 4]) -> Column {
+    Column { title, paper }
 }
 
 const fn all(clean: f64, fgsm: f64, pgd: f64, cw: f64) -> [Option<f64>; 4] {
@@ -136,11 +111,6 @@ const fn all(clean: f64, fgsm: f64, pgd: f64, cw: f64) -> [Option<f64>; 4] {
 const fn attacked(fgsm: f64, pgd: f64, cw: f64) -> [Option<f64>; 4] {
     [None, Some(fgsm), Some(pgd), Some(cw)]
 }
-
-/// DefenseGAN as it was published.
-const PAPER_PROJECTION: &str = "defense_gan@default:preset=paper";
-/// DefenseGAN for a first look.
-const QUICK_PROJECTION: &str = "defense_gan@default:preset=quick";
 
 const UNPRINTED: [Option<f64>; 4] = [None; 4];
 
@@ -161,58 +131,22 @@ pub fn table1() -> Table {
             CROSSING,
             attack("PGD-100, 5 restarts", "pgd:steps=100,step_size=0.01,restarts=5", None),
             attack("CW without abort", "cw:abort=false", None),
-            white_box_alone("DDN", "ddn"),
-            white_box_alone("FMN, L2", "fmn"),
-            white_box_alone("AutoAttack", "autoattack"),
+            attack("DDN", "ddn", None),
+            attack("FMN, L2", "fmn", None),
+            attack("AutoAttack", "autoattack", None),
         ]
     };
     const COLUMNS: &[Column] = &[
-        column(
-            "no defence",
-            ["model_x@clean", "none", "white_box"],
-            all(99.6, 41.1, 1.6, 0.0),
-        ),
-        column(
-            "AdvAE, oblivious",
-            ["model_x@clean", "advae", "oblivious"],
-            attacked(96.5, 97.1, 96.6),
-        ),
-        column(
-            "AdvAE, black box",
-            ["model_x@clean", "advae", "black_box"],
-            attacked(96.8, 97.6, 97.3),
-        ),
-        column(
-            "no defence, black box (control)",
-            ["model_x@clean", "none", "black_box"],
-            UNPRINTED,
-        ),
-        column(
-            "AdvAE, white box",
-            ["model_x@clean", "advae", "white_box"],
-            all(99.1, 96.9, 94.8, 82.7),
-        ),
-        column("HGD, oblivious", ["model_x@clean", "hgd", "oblivious"], UNPRINTED),
-        column(
-            "HGD, white box",
-            ["model_x@clean", "hgd", "white_box"],
-            all(98.3, 57.1, 1.3, 0.0),
-        ),
-        costly(column(
-            "DefenseGAN, white box (BPDA)",
-            ["model_x@clean", PAPER_PROJECTION, "white_box"],
-            all(92.2, 87.8, 44.0, 36.5),
-        )),
-        column(
-            "It-Adv-train, white box",
-            ["model_x@it_adv", "none", "white_box"],
-            all(99.5, 98.0, 97.2, 93.0),
-        ),
-        column(
-            "AdvAE@plus (ours), white box",
-            ["model_x@clean", "advae@plus", "white_box"],
-            UNPRINTED,
-        ),
+        column("no defence", all(99.6, 41.1, 1.6, 0.0)),
+        column("AdvAE, oblivious", attacked(96.5, 97.1, 96.6)),
+        column("AdvAE, black box", attacked(96.8, 97.6, 97.3)),
+        column("no defence, black box (control)", UNPRINTED),
+        column("AdvAE, white box", all(99.1, 96.9, 94.8, 82.7)),
+        column("HGD, oblivious", UNPRINTED),
+        column("HGD, white box", all(98.3, 57.1, 1.3, 0.0)),
+        column("DefenseGAN, white box (BPDA)", all(92.2, 87.8, 44.0, 36.5)),
+        column("It-Adv-train, white box", all(99.5, 98.0, 97.2, 93.0)),
+        column("AdvAE@plus (ours), white box", UNPRINTED),
     ];
     Table {
         name: "table1",
@@ -220,6 +154,7 @@ pub fn table1() -> Table {
         data: &MNIST,
         attacks: ATTACKS,
         columns: COLUMNS,
+        experiment: include_str!("tables/table1.toml"),
     }
 }
 
@@ -230,51 +165,15 @@ pub fn table3() -> Table {
         [fgsm, pgd, CROSSING, cw]
     };
     const COLUMNS: &[Column] = &[
-        column(
-            "X on X",
-            ["model_x@clean", "advae", "white_box"],
-            all(99.1, 96.9, 94.8, 82.7),
-        ),
-        column(
-            "X on A",
-            ["model_a@clean", "advae", "white_box"],
-            all(98.1, 93.1, 90.7, 76.9),
-        ),
-        column(
-            "X on B",
-            ["model_b@clean", "advae", "white_box"],
-            all(96.8, 92.1, 88.2, 71.7),
-        ),
-        column(
-            "X on C",
-            ["model_c@clean", "advae", "white_box"],
-            all(96.5, 93.1, 90.9, 77.9),
-        ),
-        column(
-            "X on D",
-            ["model_d@clean", "advae", "white_box"],
-            all(79.7, 73.8, 71.8, 50.2),
-        ),
-        column(
-            "XAB on A",
-            ["model_a@clean", "advae@xab", "white_box"],
-            all(99.0, 97.1, 95.7, 85.0),
-        ),
-        column(
-            "XAB on B",
-            ["model_b@clean", "advae@xab", "white_box"],
-            all(99.1, 95.8, 93.8, 81.8),
-        ),
-        column(
-            "XAB on C",
-            ["model_c@clean", "advae@xab", "white_box"],
-            all(97.9, 94.7, 93.4, 81.2),
-        ),
-        column(
-            "XAB on D",
-            ["model_d@clean", "advae@xab", "white_box"],
-            all(95.0, 88.5, 85.4, 69.7),
-        ),
+        column("X on X", all(99.1, 96.9, 94.8, 82.7)),
+        column("X on A", all(98.1, 93.1, 90.7, 76.9)),
+        column("X on B", all(96.8, 92.1, 88.2, 71.7)),
+        column("X on C", all(96.5, 93.1, 90.9, 77.9)),
+        column("X on D", all(79.7, 73.8, 71.8, 50.2)),
+        column("XAB on A", all(99.0, 97.1, 95.7, 85.0)),
+        column("XAB on B", all(99.1, 95.8, 93.8, 81.8)),
+        column("XAB on C", all(97.9, 94.7, 93.4, 81.2)),
+        column("XAB on D", all(95.0, 88.5, 85.4, 69.7)),
     ];
     Table {
         name: "table3",
@@ -282,14 +181,12 @@ pub fn table3() -> Table {
         data: &MNIST,
         attacks: ATTACKS,
         columns: COLUMNS,
+        experiment: include_str!("tables/table3.toml"),
     }
 }
 
 /// Table 4, CIFAR-10.
 pub fn table4() -> Table {
-    const CLASSIFIER: &str = "resnet29v2@clean";
-    const PURIFIER: &str = "advae_cifar10@default";
-    const HGD: &str = "hgd_cifar10@default";
     const ATTACKS: &[Attack] = &[
         attack("FGSM", "fgsm", Some(1)),
         attack("PGD-10", "pgd:steps=10,step_size=1/255", Some(2)),
@@ -299,42 +196,14 @@ pub fn table4() -> Table {
         attack("PGD-100, 5 restarts", "pgd:steps=100,step_size=1/255,restarts=5", None),
     ];
     const COLUMNS: &[Column] = &[
-        column(
-            "no defence",
-            [CLASSIFIER, "none", "white_box"],
-            all(89.2, 22.6, 10.4, 0.0),
-        ),
-        column(
-            "AdvAE, oblivious",
-            [CLASSIFIER, PURIFIER, "oblivious"],
-            attacked(63.1, 62.8, 62.7),
-        ),
-        column(
-            "AdvAE, black box",
-            [CLASSIFIER, PURIFIER, "black_box"],
-            attacked(60.7, 60.9, 61.3),
-        ),
-        column(
-            "no defence, black box (control)",
-            [CLASSIFIER, "none", "black_box"],
-            UNPRINTED,
-        ),
-        column(
-            "AdvAE, white box",
-            [CLASSIFIER, PURIFIER, "white_box"],
-            all(63.5, 50.8, 43.6, 0.2),
-        ),
-        column("HGD, oblivious", [CLASSIFIER, HGD, "oblivious"], UNPRINTED),
-        column(
-            "HGD, white box",
-            [CLASSIFIER, HGD, "white_box"],
-            all(83.3, 18.1, 9.7, 0.0),
-        ),
-        column(
-            "It-Adv-train, white box",
-            ["resnet29v2@it_adv", "none", "white_box"],
-            all(71.1, 52.1, 48.2, 0.0),
-        ),
+        column("no defence", all(89.2, 22.6, 10.4, 0.0)),
+        column("AdvAE, oblivious", attacked(63.1, 62.8, 62.7)),
+        column("AdvAE, black box", attacked(60.7, 60.9, 61.3)),
+        column("no defence, black box (control)", UNPRINTED),
+        column("AdvAE, white box", all(63.5, 50.8, 43.6, 0.2)),
+        column("HGD, oblivious", UNPRINTED),
+        column("HGD, white box", all(83.3, 18.1, 9.7, 0.0)),
+        column("It-Adv-train, white box", all(71.1, 52.1, 48.2, 0.0)),
     ];
     Table {
         name: "table4",
@@ -342,74 +211,45 @@ pub fn table4() -> Table {
         data: &CIFAR10,
         attacks: ATTACKS,
         columns: COLUMNS,
+        experiment: include_str!("tables/table4.toml"),
     }
 }
 
 /// Every purifier, oblivious and white box.
 pub fn purifiers() -> Table {
-    const X: &str = "model_x@clean";
     const ATTACKS: &[Attack] = &{
         let [fgsm, pgd, _] = HEADLINE;
         [fgsm, pgd, CROSSING]
     };
-    const fn oblivious(title: &'static str, purifier: &'static str) -> Column {
-        column(title, [X, purifier, "oblivious"], UNPRINTED)
-    }
-    const fn white_box(title: &'static str, purifier: &'static str, paper: [Option<f64>; 4]) -> Column {
-        column(title, [X, purifier, "white_box"], paper)
-    }
     const COLUMNS: &[Column] = &[
-        white_box("none", "none", all(99.6, 41.1, 1.6, 0.0)),
-        oblivious("AdvAE, oblivious", "advae"),
-        white_box("AdvAE, white box", "advae", all(99.1, 96.9, 94.8, 82.7)),
-        oblivious("HGD, oblivious", "hgd"),
-        white_box("HGD, white box", "hgd", all(98.3, 57.1, 1.3, 0.0)),
-        oblivious("Defense-VAE, oblivious", "defense_vae@default"),
-        white_box("Defense-VAE, white box", "defense_vae@default", UNPRINTED),
-        oblivious("APE-GAN, oblivious", "ape_gan@default"),
-        white_box("APE-GAN, white box", "ape_gan@default", UNPRINTED),
-        oblivious("MagNet, oblivious", "magnet@default"),
-        white_box("MagNet, white box", "magnet@default", UNPRINTED),
-        costly(oblivious("DefenseGAN, oblivious", PAPER_PROJECTION)),
-        costly(white_box(
-            "DefenseGAN, white box (BPDA)",
-            PAPER_PROJECTION,
-            all(92.2, 87.8, 44.0, 36.5),
-        )),
-        Column {
-            // Without a gradient PGD stays where it started, forty projections long.
-            most: Some((100, 1)),
-            ..naive(costly(white_box(
-                "DefenseGAN, white box without a gradient (naive)",
-                PAPER_PROJECTION,
-                UNPRINTED,
-            )))
-        },
-        costly(white_box(
-            "DefenseGAN quick, white box (BPDA)",
-            QUICK_PROJECTION,
-            UNPRINTED,
-        )),
-        naive(costly(white_box(
-            "DefenseGAN quick, white box without a gradient (naive)",
-            QUICK_PROJECTION,
-            UNPRINTED,
-        ))),
-        oblivious("bit depth 1, oblivious", "bit_depth"),
-        white_box("bit depth 1, white box (BPDA)", "bit_depth", UNPRINTED),
-        oblivious("median 3x3, oblivious", "median_filter"),
-        white_box("median 3x3, white box", "median_filter", UNPRINTED),
-        oblivious("Gaussian blur, oblivious", "gaussian_blur"),
-        white_box("Gaussian blur, white box", "gaussian_blur", UNPRINTED),
-        oblivious("JPEG 75, oblivious", "jpeg"),
-        white_box("JPEG 75, white box (BPDA)", "jpeg", UNPRINTED),
-        oblivious("total variation, oblivious", "total_variation"),
-        white_box("total variation, white box", "total_variation", UNPRINTED),
-        oblivious("random resize and pad, oblivious", "resize_pad"),
-        Column {
-            eot: 10,
-            ..white_box("random resize and pad, white box (EOT 10)", "resize_pad", UNPRINTED)
-        },
+        column("none", all(99.6, 41.1, 1.6, 0.0)),
+        column("AdvAE, oblivious", UNPRINTED),
+        column("AdvAE, white box", all(99.1, 96.9, 94.8, 82.7)),
+        column("HGD, oblivious", UNPRINTED),
+        column("HGD, white box", all(98.3, 57.1, 1.3, 0.0)),
+        column("Defense-VAE, oblivious", UNPRINTED),
+        column("Defense-VAE, white box", UNPRINTED),
+        column("APE-GAN, oblivious", UNPRINTED),
+        column("APE-GAN, white box", UNPRINTED),
+        column("MagNet, oblivious", UNPRINTED),
+        column("MagNet, white box", UNPRINTED),
+        column("DefenseGAN, oblivious", UNPRINTED),
+        column("DefenseGAN, white box (BPDA)", all(92.2, 87.8, 44.0, 36.5)),
+        column("DefenseGAN, white box without a gradient (naive)", UNPRINTED),
+        column("DefenseGAN quick, white box (BPDA)", UNPRINTED),
+        column("DefenseGAN quick, white box without a gradient (naive)", UNPRINTED),
+        column("bit depth 1, oblivious", UNPRINTED),
+        column("bit depth 1, white box (BPDA)", UNPRINTED),
+        column("median 3x3, oblivious", UNPRINTED),
+        column("median 3x3, white box", UNPRINTED),
+        column("Gaussian blur, oblivious", UNPRINTED),
+        column("Gaussian blur, white box", UNPRINTED),
+        column("JPEG 75, oblivious", UNPRINTED),
+        column("JPEG 75, white box (BPDA)", UNPRINTED),
+        column("total variation, oblivious", UNPRINTED),
+        column("total variation, white box", UNPRINTED),
+        column("random resize and pad, oblivious", UNPRINTED),
+        column("random resize and pad, white box (EOT 10)", UNPRINTED),
     ];
     Table {
         name: "purifiers",
@@ -417,5 +257,6 @@ pub fn purifiers() -> Table {
         data: &MNIST,
         attacks: ATTACKS,
         columns: COLUMNS,
+        experiment: include_str!("tables/purifiers.toml"),
     }
 }

@@ -39,6 +39,9 @@ enum OneOrMany {
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Matrix {
+    /// What messages call it
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub title: Option<String>,
     /// Classifiers to attack
     #[serde(deserialize_with = "one_or_many", skip_serializing)]
     #[schemars(with = "OneOrMany")]
@@ -111,6 +114,9 @@ pub struct Matrix {
     /// Backward rule of the purifiers: exact, identity, custom, none or all
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backward: Option<String>,
+    /// Leave the images that a black-box attacker may begin with out of the scoring, whatever the threat model
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_attacker_images_out: Option<bool>,
     /// Go on attacking samples that are decided already
     #[serde(skip_serializing_if = "Option::is_none")]
     pub no_early_stop: Option<bool>,
@@ -192,18 +198,37 @@ impl Experiment {
         self.out.clone().unwrap_or_else(|| path.with_extension("jsonl"))
     }
 
+    /// Takes an experiment that is part of the host.
+    ///
+    /// # Errors
+    /// As for [`read`](Self::read).
+    pub fn parse(text: &str, name: &str) -> Result<Self> {
+        config::parse(text, name, Case::Kebab, &[])
+    }
+
     /// What is run, one evaluation after the other.
     ///
     /// # Errors
     /// Where a matrix lacks something, or holds what `eval` refuses.
     pub fn evaluations(&self) -> Result<Vec<Settings>> {
+        Ok(self.by_matrix()?.into_iter().flatten().collect())
+    }
+
+    /// The same, matrix by matrix.
+    ///
+    /// # Errors
+    /// As for [`evaluations`](Self::evaluations).
+    pub fn by_matrix(&self) -> Result<Vec<Vec<Settings>>> {
         let mut all = vec![];
         for (number, matrix) in self.matrix.iter().enumerate() {
             let matrix = matrix.clone().or(&self.defaults)?;
-            let of = || format!("matrix {}", number + 1);
-            for block in matrix.blocks().with_context(of)? {
-                all.push(matrix.settings(block).with_context(of)?);
-            }
+            let of = || match &matrix.title {
+                Some(title) => format!("matrix '{title}'"),
+                None => format!("matrix {}", number + 1),
+            };
+            let blocks = matrix.blocks().with_context(of)?.into_iter();
+            let settings = blocks.map(|block| matrix.settings(block));
+            all.push(settings.collect::<Result<_>>().with_context(of)?);
         }
         Ok(all)
     }
@@ -348,8 +373,15 @@ impl Matrix {
                 .with_context(|| format!("seed '{seed}': expected a whole number, 0 or more"))?;
             keys.insert("seed".into(), seed.into());
         }
+        // Those are not flags of `eval`.
+        for key in ["title", "keep-attacker-images-out"] {
+            keys.remove(key);
+        }
         let args: EvalArgs = serde_json::from_value(keys.into()).map_err(anyhow::Error::msg)?;
-        args.fill()
+        Ok(Settings {
+            keep_seeds_out: self.keep_attacker_images_out.unwrap_or(false),
+            ..args.fill()?
+        })
     }
 }
 
