@@ -57,7 +57,7 @@ fn what_was_locked_runs_and_its_results_name_the_lock() {
     let dir = dir.path();
     let locked = host(dir, &[&["lock"], &EVAL[..]].concat());
     assert!(locked.status.success(), "{}", text(&locked));
-    assert!(text(&locked).contains("3 plugins, 0 files and 1 datasets of 1 cells are locked in 'advae.lock'"));
+    assert!(text(&locked).contains("locked in 'advae.lock', for 1 cell: 3 plugins, 0 files, 1 dataset"));
     let output = host(dir, &[&["eval", "--locked", "--out", "r.jsonl"], &EVAL[..]].concat());
     assert!(output.status.success(), "{}", text(&output));
     let run: serde_json::Value = serde_json::from_str(

@@ -75,10 +75,10 @@ def page(results, command):
         [
             "# Ablations of AdvAE, small",
             "",
-            f"{steps:,} steps of batch {BASE['batch_size']} on {BASE['samples']:,} training images each, in front of X, with PGD-5;"
-            f" clean and PGD-40 accuracy on {BASE['validation_samples']:,} validation images, in percent, mean of the last {LAST} epochs."
-            " These runs are short, so the figures rank settings and are not those of a full training. The three seeds of"
-            " `base` show what chance does.",
+            f"Each run makes {steps:,} steps with batches of {BASE['batch_size']} images, on {BASE['samples']:,} training images, in front of X,"
+            f" with PGD-5. The table gives clean and PGD-40 accuracy in percent, on {BASE['validation_samples']:,} validation images. Each"
+            f" figure is the mean of the last {LAST} epochs. The runs are short. So the figures rank the settings, but they are not the figures"
+            " of a full training. The three seeds of `base` show how large random differences are.",
             "",
             f"`{command}`, {datetime.date.today()}, commit {commit.stdout.strip()}, {os.cpu_count()} threads.",
             "",

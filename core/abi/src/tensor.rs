@@ -93,6 +93,22 @@ impl DLDataType {
     };
 }
 
+impl std::fmt::Display for DLDataType {
+    /// As numpy's short names have it: `f32`, `i64`, `u8`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.code {
+            0 => write!(f, "i{}", self.bits)?,
+            1 => write!(f, "u{}", self.bits)?,
+            2 => write!(f, "f{}", self.bits)?,
+            code => write!(f, "type {code} of {} bits", self.bits)?,
+        }
+        match self.lanes {
+            1 => Ok(()),
+            lanes => write!(f, "x{lanes}"),
+        }
+    }
+}
+
 /// `DLTensor`: a view of memory somebody else owns.
 #[repr(C)]
 #[derive(StableAbi, Clone, Copy, Debug)]
@@ -492,7 +508,7 @@ impl<'a> AbiTensorRef<'a> {
         }
         if self.raw.dtype != T::DTYPE {
             return Err(shape_error(format!(
-                "a tensor has element type {:?}, expected {:?}",
+                "a tensor has element type {}, expected {}",
                 self.raw.dtype,
                 T::DTYPE
             )));

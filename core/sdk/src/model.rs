@@ -237,7 +237,7 @@ impl<N> Shared<N> {
         }
         let [c, h, w] = (self.info.input).map_or(["C", "H", "W"].map(String::from), |i| i.map(|d| d.to_string()));
         let text = format!(
-            "this model takes f32 images [N,{c},{h},{w}], not {shape:?} of {:?}: bring images of that shape",
+            "this model takes f32 images [N,{c},{h},{w}], not {shape:?} of {}: bring images of that shape",
             x.raw().dtype
         );
         Err(to_candle(AbiError::new(ErrorCode::Shape, text)))

@@ -143,7 +143,7 @@ pub struct EvalArgs {
     #[serde(skip)]
     config: Option<PathBuf>,
     /// Refuse plugins, weights and datasets that are not those of the lock that `advae-host lock` wrote [default file: advae.lock]
-    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = LOCK)]
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = LOCK)]
     #[serde(skip)]
     locked: Option<PathBuf>,
     /// How plugins are kept apart from the host.

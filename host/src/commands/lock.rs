@@ -40,10 +40,13 @@ pub fn run(args: LockArgs) -> Result<i32> {
     let (lock, shown) = (Lock::of(&headers), args.lock.display());
     std::fs::write(&args.lock, lock.text()?)
         .with_context(|| format!("cannot write '{shown}': name a file in a folder that may be written"))?;
-    let (plugins, files, datasets) = (lock.plugin.len(), lock.file.len(), lock.dataset.len());
+    let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
     console::print(&format!(
-        "{plugins} plugins, {files} files and {datasets} datasets of {} cells are locked in '{shown}'\n",
-        headers.len()
+        "locked in '{shown}', for {}: {}, {}, {}\n",
+        count(headers.len(), "cell"),
+        count(lock.plugin.len(), "plugin"),
+        count(lock.file.len(), "file"),
+        count(lock.dataset.len(), "dataset")
     ))?;
     Ok(0)
 }

@@ -49,7 +49,7 @@ pub fn joined(files: &[PathBuf]) -> Result<Records> {
     for (path, records) in files.iter().zip(&records) {
         ensure!(
             !records.cells.is_empty() || files.len() > 1,
-            "'{}' holds no results: give a file that eval --out or run wrote",
+            "'{}' holds no results: give a file that eval --out wrote",
             path.display()
         );
     }

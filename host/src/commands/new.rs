@@ -22,7 +22,7 @@ pub struct NewArgs {
     /// Write the plugin against the contract alone, without candle: longer code, fast to build, any way to compute
     #[arg(long, conflicts_with = "candle")]
     abi: bool,
-    /// Use the sdk or the contract of this checkout of advae [default: its published version]
+    /// Use the sdk or the contract of this checkout of advae [default: the checkout that this program lies in, else the published version]
     #[arg(long, value_name = "CHECKOUT")]
     sdk: Option<PathBuf>,
 }
@@ -149,7 +149,10 @@ pub fn run(args: NewArgs) -> Result<i32> {
         "'{shown}' is there already: choose another name, or --dir"
     );
     let base = if args.abi { ABI } else { SDK };
-    let found = args.sdk.as_deref().map(|checkout| base.of(checkout)).transpose()?;
+    let found = match &args.sdk {
+        Some(checkout) => Some(base.of(checkout)?),
+        None => base.around(&std::env::current_exe().unwrap_or_default()),
+    };
     let template = args.kind.template(&base);
     for (file, text) in files(
         args.kind,
@@ -162,8 +165,12 @@ pub fn run(args: NewArgs) -> Result<i32> {
     for (file, bytes) in template.others {
         write(&dir.join("src").join(file), bytes)?;
     }
+    let about = match base.package {
+        "advae-sdk" => " # compiles candle, which takes some minutes the first time",
+        _ => "",
+    };
     console::say(&format!(
-        "'{shown}' is {} '{name}'. Try it:\n  cd {shown}\n  cargo test && cargo build --release\n  \
+        "The folder '{shown}' has the crate of {}. Try it:\n  cd {shown}\n  cargo build --release{about}\n  cargo test\n  \
          advae-host doctor target/release/lib{name}.so\n  advae-host eval {}",
         args.kind.with_article(),
         command(&template, name)
@@ -181,6 +188,12 @@ impl Base {
                 self.folder
             )
         })
+    }
+
+    /// Its folder in the checkout that a program lies in, if it lies in one.
+    fn around(&self, program: &Path) -> Option<PathBuf> {
+        let folders = program.ancestors().map(|folder| folder.join(self.folder));
+        folders.into_iter().find(|folder| folder.join("Cargo.toml").is_file())
     }
 
     /// The line of a manifest: a checkout's, else what the template says of a repository of its own.

@@ -1,9 +1,9 @@
 //! `report`: the report of an evaluation from its results file, without measuring anything.
 
 use super::complain::complain;
+use super::merge::joined;
 use crate::report::{Format, Report};
-use crate::results::{merge, read};
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use clap::Args;
 use std::path::PathBuf;
 
@@ -23,15 +23,7 @@ pub struct ReportArgs {
 /// # Errors
 /// Where a file cannot be read, is damaged, or contradicts another one.
 pub fn run(args: ReportArgs) -> Result<i32> {
-    let records = args.files.iter().map(|path| read(path)).collect::<Result<Vec<_>>>()?;
-    for (path, records) in args.files.iter().zip(&records) {
-        ensure!(
-            !records.cells.is_empty(),
-            "'{}' holds no results: give a file that eval --out wrote",
-            path.display()
-        );
-    }
-    let merged = merge(records)?;
+    let merged = joined(&args.files)?;
     let report = Report::of(merged.cells).by(merged.runs);
     report.print(args.format)?;
     Ok(complain(&report, None))

@@ -101,7 +101,7 @@ impl Lock {
     pub fn read(path: &Path) -> Result<Self> {
         let shown = path.display();
         let text = std::fs::read_to_string(path).with_context(|| {
-            format!("cannot read '{shown}': write it with advae-host lock, or name it: --locked=FILE")
+            format!("cannot read '{shown}': write it with advae-host lock, or name it: --locked FILE")
         })?;
         let lock: Self = toml::from_str(&text)
             .with_context(|| format!("'{shown}' is no lock: write it anew with advae-host lock"))?;
@@ -192,6 +192,6 @@ mod tests {
         let other = lock("ab").text().unwrap().replace(version::LINE, "9.9.9");
         assert!(refused(&other).contains("is for host 9.9.9, this is"));
         let missing = Lock::read(&dir.path().join("none")).unwrap_err().to_string();
-        assert!(missing.contains("or name it: --locked=FILE"), "{missing}");
+        assert!(missing.contains("or name it: --locked FILE"), "{missing}");
     }
 }

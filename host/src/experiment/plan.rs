@@ -618,8 +618,7 @@ fn once_each(groups: Vec<Group>) -> Vec<Group> {
         group.cells.retain(|(header, _)| {
             let new = seen.insert(header.key.clone());
             if !new {
-                let (threat_model, attack) = (&header.threat_model, &header.attack);
-                twice.push(format!("{}, {threat_model}, {attack}", header.defence()));
+                twice.push(header.name());
             }
             new
         });

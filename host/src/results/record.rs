@@ -332,6 +332,11 @@ impl CellHeader {
             None => self.classifier.to_string(),
         }
     }
+
+    /// The cell as messages call it: defence, threat model, attack.
+    pub fn name(&self) -> String {
+        format!("{}, {}, {}", self.defence(), self.threat_model, self.attack)
+    }
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde passes it so

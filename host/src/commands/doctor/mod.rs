@@ -67,7 +67,7 @@ pub fn run(args: DoctorArgs) -> Result<i32> {
     check_device(&args.device)?;
     let spec = PluginSpec::parse(&args.plugin)?;
     let mut list = Checklist::default();
-    if let Some(plugin) = open(&mut list, &spec)? {
+    if let Some(plugin) = open(&mut list, &spec, args.kind.map(Into::into))? {
         let kind = args.kind.map_or(plugin.manifest.kind, Into::into);
         plugin.expect_kind(kind)?;
         let wanted = Wanted {
@@ -81,13 +81,17 @@ pub fn run(args: DoctorArgs) -> Result<i32> {
     Ok(if list.failed() { EXIT_FAILED } else { 0 })
 }
 
-fn open(list: &mut Checklist, spec: &PluginSpec) -> Result<Option<Plugin>> {
+fn open(list: &mut Checklist, spec: &PluginSpec, asked: Option<Kind>) -> Result<Option<Plugin>> {
     let path = find(&spec.name)?;
     list.check("file", || {
         let manifest = inspect(&path)?.manifest;
         Ok(Finding::Pass(format!(
             "{} '{}' {}, sdk {}, {}",
-            manifest.kind, manifest.name, manifest.version, manifest.sdk, manifest.rustc
+            asked.unwrap_or(manifest.kind),
+            manifest.name,
+            manifest.version,
+            manifest.sdk,
+            manifest.rustc
         )))
     })?;
     if list.failed() {

@@ -24,7 +24,7 @@ impl Run {
             commit: version::COMMIT.into(),
             machine: version::machine() + &card(device),
             command: version::command(),
-            data: format!("{samples} of {dataset}, seed {seed}"),
+            data: format!("{samples} images of {dataset}, seed {seed}"),
         }
     }
 }
@@ -79,7 +79,7 @@ impl<'a> Page<'a> {
         if let Some(first) = cells.iter().find(|cell| cell.failed.is_none()) {
             if costly {
                 self.notes.push(format!(
-                    "- {}: {} images, each scored once, under the first attacks alone, for it is costly.",
+                    "- {}: {} images, each scored once. Only the first attacks of the list were run, because this defence is costly.",
                     column.title, first.samples
                 ));
             }
@@ -168,8 +168,9 @@ impl<'a> Page<'a> {
             data,
         } = &self.run;
         let mut text = format!(
-            "{}\n\nMeasured {date} at {commit}, on {machine}, by `{command}`: {data}. Accuracy in percent with Wilson's 95 % \
-             interval over samples, the paper's figure, and the difference in points. Labels are the true ones unless said.\n\n",
+            "{}\n\nMeasured {date} at {commit}, on {machine}, by `{command}`. Data: {data}, or fewer images if a note below the \
+             table says so. The table gives accuracy in percent, with Wilson's 95 % interval over samples. It also gives the paper's \
+             figure, and the difference in points. Attacks are given the true labels, unless the row says otherwise.\n\n",
             heading(self.table)
         );
         text += "| defence | attack | ours [95 %] | paper | difference | distances |\n";
@@ -263,7 +264,7 @@ mod tests {
                 commit: "abc1234".into(),
                 machine: "a processor, 2 cores".into(),
                 command: "advae-host reproduce table1".into(),
-                data: "20 of mnist-1k, seed 0".into(),
+                data: "20 images of mnist-1k, seed 0".into(),
             },
         )
     }

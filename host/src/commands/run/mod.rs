@@ -55,7 +55,7 @@ pub struct RunArgs {
     #[arg(long, default_value = "table")]
     format: Format,
     /// Refuse plugins, weights and datasets that are not those of the lock that `advae-host lock` wrote [default file: advae.lock]
-    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = LOCK)]
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = LOCK)]
     locked: Option<PathBuf>,
     #[command(flatten)]
     isolation: SandboxArgs,
@@ -159,7 +159,9 @@ pub fn run(args: RunArgs) -> Result<i32> {
             .cells
             .iter()
             .filter_map(|cell| Some((cell, cell.failed.as_ref()?)));
-        let failed: Vec<String> = failed.map(|(cell, why)| format!("{}: {why}", name(cell))).collect();
+        let failed: Vec<String> = failed
+            .map(|(cell, why)| format!("{}: {why}", cell.header.name()))
+            .collect();
         failed.iter().for_each(|text| console::say(&format!("error: {text}")));
         return Ok(if failed.is_empty() && measured.trouble.is_none() && measured.whole {
             0
@@ -251,11 +253,6 @@ fn stopped(out: &Path) -> i32 {
     EXIT_CANCELLED
 }
 
-fn name(cell: &Cell) -> String {
-    let header = &cell.header;
-    format!("{}, {}, {}", header.defence(), header.threat_model, header.attack)
-}
-
 /// Lists the cells, and how long what is missing of each may take, by what a few samples take.
 fn dry_run(evaluations: Vec<Settings>, out: &Path, isolation: Option<Limits>) -> Result<i32> {
     let known = match out.is_file() {
@@ -287,7 +284,7 @@ fn dry_run(evaluations: Vec<Settings>, out: &Path, isolation: Option<Limits>) ->
                 Some(why) => format!("fails: {why}"),
                 None => format!("{left} of {samples} samples left, about {}", duration(seconds)),
             };
-            console::print(&format!("{}{budget}: {time}\n", name(&cell)))?;
+            console::print(&format!("{}{budget}: {time}\n", cell.header.name()))?;
             (cells, all) = (cells + 1, all + seconds);
         }
     }
