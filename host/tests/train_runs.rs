@@ -488,25 +488,6 @@ fn a_run_that_is_killed_twenty_times_ends_as_an_undisturbed_one() {
 }
 
 #[test]
-fn a_killed_run_goes_on_to_the_weights_of_an_undisturbed_one() {
-    let (killed, whole) = (Scene::new(), Scene::new());
-    let attack = format!("{}:steps=30", plugin("pgd"));
-    let args = ["--attack", attack.as_str(), "--epochs", "3"];
-    whole.trained(&args);
-    let mut child = begin(&killed, &args);
-    std::thread::sleep(Duration::from_millis(150));
-    child.kill().unwrap();
-    child.wait().unwrap();
-    killed.trained(&[&args[..], &["--resume"]].concat());
-    assert!(
-        killed.read("weights.safetensors") == whole.read("weights.safetensors"),
-        "the weights differ"
-    );
-    assert_eq!(epochs(&killed.read("log.jsonl")), [(1, 3), (2, 3), (3, 3)]);
-    assert_eq!(killed.names(), whole.names());
-}
-
-#[test]
 fn augmentation_is_part_of_the_recipe_and_is_the_same_on_any_number_of_threads() {
     let run = |scene: &Scene, augmentation: &str, threads: &str| {
         let classifier = plugin("model_d");
