@@ -124,7 +124,7 @@ fn a_new_crate_builds_passes_its_tests_and_the_doctor() {
         let output = host(&["new", kind, &name, base, "--sdk", sdk]);
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(
-            output.status.success() && said.contains("cargo test && cargo build --release"),
+            output.status.success() && said.contains("cargo build --release"),
             "{said}"
         );
         let made = dir.path().join(&name);
