@@ -2,7 +2,7 @@
 //! cells it was at have failed, and another one goes on behind them.
 
 use super::messages::{Heard, Reply, Request, heard, said, unchained};
-use super::run::{Outcome, Session};
+use super::run::{Outcome, Session, both, opened};
 use super::settings::Settings;
 use crate::isolation::{Event, Limits, Output, Process};
 use crate::results::{CellHeader, Collector, Line, Results, Run, lines_of};
@@ -38,15 +38,11 @@ pub fn outcome(
     let mut failed = BTreeMap::new();
     loop {
         let running = started(process, settings, limits)?;
-        let planned = planned(running, settings, !failed.is_empty(), cancel).inspect_err(|_| *process = None);
-        let planned = planned?;
+        let planned = planned(running, settings, !failed.is_empty(), cancel).inspect_err(|_| *process = None)?;
         if let Some(lock) = &settings.lock {
             lock.check(planned.0.iter().flatten())?;
         }
-        let session = match session {
-            Some(session) => session,
-            None => session.insert(Session::open(settings)?),
-        };
+        let session = opened(session, settings)?;
         let (results, known) = session.parts();
         let mut collector = Collector::after(std::mem::take(known));
         let Some(running) = process else { bail!("no process") };
@@ -119,10 +115,7 @@ fn came_to(session: &mut Session, planned: &Planned, rows: Option<String>, image
         cells: cells.map(|at| known.cells[*at].clone()).collect(),
         runs: known.runs.iter().cloned().chain([Run::here()]).collect(),
         rows: known.cells.iter().map(|cell| cell.rows.len()).sum(),
-        trouble: match (rows, images) {
-            (Some(rows), Some(images)) => Some(format!("{rows}; {images}")),
-            (rows, images) => rows.or(images),
-        },
+        trouble: both(rows, images),
     }
 }
 
@@ -214,8 +207,13 @@ fn take(
                 }
             }
             // Before it is written: what does not go with the others never is.
-            collector.take(read)?;
-            results.pass_on(line)?;
+            if let Line::Cell(header) = read {
+                collector.take(Line::Cell(header.clone()))?;
+                results.begin(&header)?;
+            } else {
+                collector.take(read)?;
+                results.pass_on(line);
+            }
             Ok(None)
         }
     }

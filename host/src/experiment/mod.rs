@@ -38,8 +38,8 @@ pub use workers::{Layout, STACK_BYTES, for_each, for_each_batch, on_large_stack,
 use crate::isolation::Process;
 use crate::results::{Cell, CellHeader};
 use crate::terminal::cancel::Cancel;
-use anyhow::{Result, bail};
-use run::Session;
+use anyhow::Result;
+use run::{Session, opened};
 
 /// Evaluations that share a results file, which the first of them opens, and the process that runs their plugins, where one does.
 #[derive(Default)]
@@ -54,10 +54,7 @@ impl Series {
     /// # Errors
     /// Where it cannot be read or written.
     pub fn open(&mut self, settings: &Settings) -> Result<()> {
-        if self.session.is_none() {
-            self.session = Some(Session::open(settings)?);
-        }
-        Ok(())
+        opened(&mut self.session, settings).map(|_| ())
     }
 
     /// Crafts and scores every cell of the next evaluation, or as many as come before a cancellation.
@@ -72,11 +69,7 @@ impl Series {
         if let Some(lock) = &settings.lock {
             lock.check(plan.headers())?;
         }
-        self.open(settings)?;
-        match &mut self.session {
-            Some(session) => run::run(session, settings, &plan, cancel),
-            None => bail!("no session"),
-        }
+        run::run(opened(&mut self.session, settings)?, settings, &plan, cancel)
     }
 
     /// The cells of an evaluation, which is not measured.

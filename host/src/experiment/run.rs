@@ -85,6 +85,25 @@ impl Session {
     }
 }
 
+/// The session of a series, which its first evaluation opens.
+///
+/// # Errors
+/// Where the results file cannot be read or written.
+pub fn opened<'a>(session: &'a mut Option<Session>, settings: &Settings) -> Result<&'a mut Session> {
+    match session {
+        Some(session) => Ok(session),
+        None => Ok(session.insert(Session::open(settings)?)),
+    }
+}
+
+/// What is wrong with the rows, and what with the images.
+pub fn both(rows: Option<String>, images: Option<String>) -> Option<String> {
+    match (rows, images) {
+        (Some(rows), Some(images)) => Some(format!("{rows}; {images}")),
+        (rows, images) => rows.or(images),
+    }
+}
+
 /// What a process has to know that runs the plugins for another.
 pub struct Apart<'a> {
     /// Cells that have failed in a process before this one, by key, and why: their groups are not begun again.
@@ -201,10 +220,7 @@ pub fn measure(session: &Session, settings: &Settings, plan: &Plan, cancel: &Can
         runs: previous.runs.iter().cloned().chain([Measured::here()]).collect(),
         rows: here + others.map(|cell| cell.rows.len()).sum::<usize>(),
         cells,
-        trouble: match (results.trouble(), images.trouble()) {
-            (Some(rows), Some(images)) => Some(format!("{rows}; {images}")),
-            (rows, images) => images.or(rows.map(String::from)),
-        },
+        trouble: both(results.trouble().map(String::from), images.trouble()),
     })
 }
 

@@ -13,6 +13,5 @@ mod supervise;
 pub use inside::{Channel, adopt, channel};
 pub use limits::{IsolationArgs, Limits, SandboxArgs};
 pub use process::{Event, Output, Process};
-pub use sandbox::confine;
 pub use shared::Ends;
 pub use supervise::supervise;

@@ -159,12 +159,7 @@ impl Collector {
         }
     }
 
-    /// What has come so far.
-    pub fn records(&self) -> &Records {
-        &self.records
-    }
-
-    /// The same, for good.
+    /// What has come.
     pub fn into_records(self) -> Records {
         self.records
     }
