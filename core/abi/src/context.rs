@@ -12,6 +12,8 @@ pub mod flags {
     pub const ACCUMULATE_PARAMS: u64 = 2;
     /// Batch norm on batch statistics, as in training; running statistics and everything else as in evaluation. Since 1.1.
     pub const BATCH_STATISTICS: u64 = 4;
+    /// A GPU may round the factors of products to TF32. Never set where the host measures. Since 1.3.
+    pub const TF32: u64 = 16;
 }
 
 /// Why a pass is made. Scoring never reuses crafting's randomness.

@@ -32,6 +32,8 @@ pub struct Pass {
     pub draw: u64,
     /// What the pass is made for.
     pub phase: Phase,
+    /// Whether a GPU may round the factors of products to TF32.
+    pub tf32: bool,
 }
 
 impl Pass {
@@ -45,6 +47,7 @@ impl Pass {
             sample_ids: Arc::from([]),
             draw: 0,
             phase: Phase::Score,
+            tf32: false,
         }
     }
 

@@ -1,5 +1,6 @@
 //! Vector-Jacobian products.
 
+use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
@@ -22,11 +23,7 @@ pub fn vjp(x: &Tensor, y: &Tensor, cotangent: &Tensor) -> Result<(Option<Tensor>
         );
     }
     let cotangent = cotangent.detach().to_dtype(y.dtype())?;
-    let scalar = if y.device().is_cpu() {
-        y.apply_op1(Seed(cotangent))?
-    } else {
-        (y * cotangent)?.sum_all()?
-    };
+    let scalar = y.apply_op1(Seed(cotangent))?;
     let mut grads = scalar.backward()?;
     Ok((grads.remove(x), grads))
 }
@@ -46,6 +43,12 @@ impl CustomOp1 for Seed {
             _ => bail!("a tape runs backward from f32 or f64 outputs only"),
         };
         Ok((zero, Shape::from(())))
+    }
+
+    fn cuda_fwd(&self, storage: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        let shape = Shape::from(());
+        let zero = storage.device().zeros_impl(&shape, storage.dtype())?;
+        Ok((zero, shape))
     }
 
     fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {

@@ -99,6 +99,7 @@ pub(crate) fn pass(ctx: &CallCtx, ids: &[u64]) -> Pass {
         } else {
             Phase::Score
         },
+        tf32: ctx.flags & flags::TF32 != 0,
     }
 }
 

@@ -22,13 +22,13 @@ pub(super) struct Drafts<'a> {
 }
 
 pub(super) struct Draft<'a> {
-    kind: DraftKind<'a>,
-    sources: Vec<usize>,
-    target: usize,
+    pub kind: DraftKind<'a>,
+    pub sources: Vec<usize>,
+    pub target: usize,
     pub linear: bool,
 }
 
-enum DraftKind<'a> {
+pub(super) enum DraftKind<'a> {
     Conv {
         weight: &'a Param,
         bias: Option<&'a Param>,

@@ -27,6 +27,8 @@
 
 mod builder;
 mod compose;
+#[cfg(any(test, feature = "cudnn"))]
+mod cuda;
 mod draft;
 mod exec;
 mod graph;

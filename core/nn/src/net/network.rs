@@ -30,6 +30,8 @@ struct Inner {
     training: OnceLock<Route>,
     f32: Slot<f32>,
     f64: Slot<f64>,
+    #[cfg(feature = "cudnn")]
+    cuda: super::cuda::Slot,
 }
 
 /// What is compiled for one type, and for which weights.
@@ -86,6 +88,8 @@ impl Net {
             training: OnceLock::new(),
             f32: Mutex::default(),
             f64: Mutex::default(),
+            #[cfg(feature = "cudnn")]
+            cuda: super::cuda::Slot::default(),
         }))
     }
 
@@ -111,11 +115,32 @@ impl Net {
         {
             return Ok(y);
         }
+        #[cfg(feature = "cudnn")]
+        if x.device().is_cuda() && !composed() && n > 0 && !training && x.dtype() == DType::F32 {
+            let graph = (&*self.0.graph, self.0.output);
+            return super::cuda::forward(&self.0.cuda, graph, self.version(), x, pass.tf32);
+        }
         match x.dtype() {
             DType::F32 if ours && !training => self.run(&self.0.f32, pass, x),
             DType::F64 if ours && !training => self.run(&self.0.f64, pass, x),
             _ => compose::forward(&self.0.graph, self.0.output, pass, x),
         }
+    }
+
+    /// What each launch of a pass of so many images takes on a GPU, in milliseconds: forward, then back.
+    ///
+    /// # Errors
+    /// Where an operator has no kernel there, or one of CUDA's libraries fails.
+    #[doc(hidden)]
+    #[cfg(feature = "cudnn")]
+    pub fn profile(&self, device: &Device, images: usize, tf32: bool) -> Result<Vec<(String, f32)>> {
+        let graph = (&*self.0.graph, self.0.output);
+        super::cuda::profile(&self.0.cuda, graph, self.version(), device, tf32, images)
+    }
+
+    /// Grows with every change of a weight.
+    fn version(&self) -> u64 {
+        self.0.params.iter().map(Param::version).sum()
     }
 
     fn route(&self) -> &Route {
@@ -139,7 +164,7 @@ impl Net {
 
     /// The plan for the present weights; none for a graph that has none.
     fn compiled<T: Number>(&self, slot: &Slot<T>) -> Option<Arc<Compiled<T>>> {
-        let version = self.0.params.iter().map(Param::version).sum();
+        let version = self.version();
         let mut slot = lock(slot);
         match &*slot {
             Some((of, compiled)) if *of == version => compiled.clone(),

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use super::{Map, Operator, Run, Slope, give_map};
+use super::{Elementwise, Map, Operator, Run, Slope, give_map};
 use crate::kernels::frame::Frame;
 use crate::kernels::{Real, simd};
 
@@ -22,6 +22,10 @@ impl Operator for Add {
             [a, b] => *a + *b,
             _ => bail!("sum of {} maps: there must be two", inputs.len()),
         }
+    }
+
+    fn elementwise(&self) -> Option<Elementwise> {
+        Some(Elementwise::Add)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{Map, Operator, Run, Slope, blocks, each, only, place};
+use super::{Elementwise, Map, Operator, Run, Slope, blocks, each, only, place};
 use crate::kernels::frame::Frame;
 use crate::kernels::{Real, simd};
 use crate::ops::pool::average_blocks;
@@ -24,6 +24,10 @@ impl Operator for AveragePool {
 
     fn layer(&self, inputs: &[&Tensor]) -> Result<Tensor> {
         average_blocks(only(inputs)?, self.0)
+    }
+
+    fn elementwise(&self) -> Option<Elementwise> {
+        Some(Elementwise::AveragePool(self.0))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use super::{Map, Operator, Run, Slope, each, place};
+use super::{Elementwise, Map, Operator, Run, Slope, each, place};
 use crate::kernels::Real;
 use crate::kernels::frame::Frame;
 
@@ -22,6 +22,10 @@ impl Operator for Concat {
 
     fn layer(&self, inputs: &[&Tensor]) -> Result<Tensor> {
         Tensor::cat(inputs, 1)
+    }
+
+    fn elementwise(&self) -> Option<Elementwise> {
+        Some(Elementwise::Concat)
     }
 }
 

@@ -3,7 +3,7 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use super::{Epilogue, Map, Operator, Run, Slope, blocks, each, only, place};
+use super::{Elementwise, Epilogue, Map, Operator, Run, Slope, blocks, each, only, place};
 use crate::kernels::frame::Frame;
 use crate::kernels::vector::Vector;
 use crate::kernels::{Real, Task};
@@ -23,6 +23,10 @@ impl Operator for MaxPool {
 
     fn layer(&self, inputs: &[&Tensor]) -> Result<Tensor> {
         max_pool2d(only(inputs)?, self.0)
+    }
+
+    fn elementwise(&self) -> Option<Elementwise> {
+        Some(Elementwise::MaxPool(self.0))
     }
 
     fn epilogue(&self) -> Option<Epilogue> {

@@ -40,10 +40,27 @@ pub(super) trait Operator: Debug + Send + Sync + Run<f32> + Run<f64> {
     fn shape(&self, inputs: &[[usize; 3]]) -> Result<[usize; 3]>;
     /// Its output for tensors `[N, C, H, W]`, or `[N, C]`.
     fn layer(&self, inputs: &[&Tensor]) -> Result<Tensor>;
+    /// What it is on a GPU.
+    fn elementwise(&self) -> Option<Elementwise>;
     /// How a convolution may do it to results in registers.
     fn epilogue(&self) -> Option<Epilogue> {
         None
     }
+}
+
+/// An operator as a GPU has it.
+#[derive(Clone, Debug)]
+#[cfg_attr(not(any(test, feature = "cudnn")), expect(dead_code, reason = "read by the lowering for a GPU"))]
+pub(super) enum Elementwise {
+    Add,
+    Concat,
+    MaxPool(usize),
+    AveragePool([usize; 2]),
+    Relu,
+    /// Scale and shift of every channel.
+    Scale(Vec<f64>, Vec<f64>),
+    Sigmoid,
+    Upsample(usize),
 }
 
 /// What a convolution can do to its results.

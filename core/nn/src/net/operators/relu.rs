@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{Epilogue, Map, Operator, Run, Slope, each, only, place};
+use super::{Elementwise, Epilogue, Map, Operator, Run, Slope, each, only, place};
 use crate::kernels::Real;
 use crate::kernels::frame::Frame;
 use crate::relu;
@@ -17,6 +17,10 @@ impl Operator for Relu {
 
     fn layer(&self, inputs: &[&Tensor]) -> Result<Tensor> {
         relu(only(inputs)?)
+    }
+
+    fn elementwise(&self) -> Option<Elementwise> {
+        Some(Elementwise::Relu)
     }
 
     fn epilogue(&self) -> Option<Epilogue> {

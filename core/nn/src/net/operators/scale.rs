@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use super::{Map, Operator, Run, Slope, each, only, place};
+use super::{Elementwise, Map, Operator, Run, Slope, each, only, place};
 use crate::kernels::Real;
 use crate::kernels::frame::Frame;
 use crate::ops::norm::channel_affine;
@@ -37,6 +37,10 @@ impl Operator for Scale {
             2 => x.broadcast_mul(&scale)?.broadcast_add(&shift),
             _ => channel_affine(x, &scale, &shift),
         }
+    }
+
+    fn elementwise(&self) -> Option<Elementwise> {
+        Some(Elementwise::Scale(self.scale.clone(), self.shift.clone()))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{Map, Operator, Run, Slope, each, only, place};
+use super::{Elementwise, Map, Operator, Run, Slope, each, only, place};
 use crate::kernels::Real;
 use crate::kernels::elementwise::logistic;
 use crate::kernels::frame::Frame;
@@ -18,6 +18,10 @@ impl Operator for Sigmoid {
 
     fn layer(&self, inputs: &[&Tensor]) -> Result<Tensor> {
         sigmoid(only(inputs)?)
+    }
+
+    fn elementwise(&self) -> Option<Elementwise> {
+        Some(Elementwise::Sigmoid)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use super::{Epilogue, Map, Operator, Run, Slope, each, only, place};
+use super::{Elementwise, Epilogue, Map, Operator, Run, Slope, each, only, place};
 use crate::kernels::Real;
 use crate::kernels::frame::Frame;
 use crate::upsample_nearest2d;
@@ -22,6 +22,10 @@ impl Operator for Upsample {
 
     fn layer(&self, inputs: &[&Tensor]) -> Result<Tensor> {
         upsample_nearest2d(only(inputs)?, self.0)
+    }
+
+    fn elementwise(&self) -> Option<Elementwise> {
+        Some(Elementwise::Upsample(self.0))
     }
 
     fn epilogue(&self) -> Option<Epilogue> {

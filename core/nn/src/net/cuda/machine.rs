@@ -1,0 +1,653 @@
+//! A program on a GPU: cuDNN's convolutions, cuBLAS's products and kernels of our own between them, in buffers that stay. The way forward
+//! and the way back are each recorded once as a CUDA graph and replayed: what a launch costs the processor is paid once a pass.
+//!
+//! All work is ordered by the calling thread's default stream, as candle's is: no call waits for the GPU.
+
+use std::ffi::{c_int, c_void};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::cuda_backend::cudarc::driver::{self, CudaFunction, CudaGraph, CudaSlice, CudaStream, DevicePtr};
+use candle_core::cuda_backend::cudarc::{cublas, cudnn, nvrtc};
+use candle_core::cuda_backend::{CudaDevice, CudaStorage};
+use candle_core::{Device, Error, Result, Storage, Tensor};
+
+use super::lower::{Argument, Conv, Launch, Order, Program};
+
+/// Bytes that an algorithm for a convolution may use beside its maps.
+const SCRATCH: usize = 512 << 20;
+
+/// Bytes for products.
+const BLAS_SCRATCH: usize = 32 << 20;
+
+/// Threads of a block, and blocks at most: a GPU's processors several times over.
+const THREADS: u32 = 256;
+const BLOCKS: u32 = 132 * 16;
+
+/// Buffers begin at multiples of so many bytes.
+const ALIGNED: usize = 256;
+
+/// How the factors of products are rounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// Not at all.
+    Single,
+    /// To 10 bits after the point, with sums in `f32`: what tensor cores do.
+    Tf32,
+}
+
+/// A compiled program with its constants.
+pub struct Machine {
+    pub program: Program,
+    device: CudaDevice,
+    stream: Arc<CudaStream>,
+    kernels: Vec<CudaFunction>,
+    constants: CudaSlice<f32>,
+    /// Where each constant begins.
+    places: Vec<usize>,
+    dnn: Dnn,
+    blas: Blas,
+    precision: Precision,
+    /// The algorithm of each convolution, and of its transpose, once it is known.
+    algorithms: Mutex<Vec<[Option<Algorithm>; 2]>>,
+}
+
+/// Buffers for some images, and the graphs that were recorded over them.
+pub struct Workspace {
+    images: usize,
+    arena: CudaSlice<u8>,
+    /// Address of each buffer.
+    places: Vec<u64>,
+    scratch: CudaSlice<u8>,
+    shapes: Vec<Shapes>,
+    graphs: [Option<CudaGraph>; 2],
+}
+
+// SAFETY: a workspace is used by one caller at a time, and a graph is launched into the stream of whoever calls.
+unsafe impl Send for Workspace {}
+unsafe impl Sync for Workspace {}
+
+#[derive(Clone, Copy)]
+enum Algorithm {
+    Forward(cudnn::sys::cudnnConvolutionFwdAlgo_t),
+    Backward(cudnn::sys::cudnnConvolutionBwdDataAlgo_t),
+}
+
+/// An error of one of CUDA's libraries as one of candle.
+fn failed(what: &'static str) -> impl Fn(&dyn std::fmt::Debug) -> Error {
+    move |error| Error::msg(format!("{what}: {error:?}"))
+}
+
+/// cuDNN's handle.
+struct Dnn(cudnn::sys::cudnnHandle_t);
+
+/// cuBLAS's handle, and its memory.
+struct Blas(cublas::sys::cublasHandle_t, CudaSlice<u8>);
+
+// SAFETY: handles are used under the machine's calls, which one thread makes at a time.
+unsafe impl Send for Dnn {}
+unsafe impl Sync for Dnn {}
+unsafe impl Send for Blas {}
+unsafe impl Sync for Blas {}
+
+impl Drop for Dnn {
+    fn drop(&mut self) {
+        // SAFETY: the handle was created with the machine and is destroyed once.
+        let _ = unsafe { cudnn::result::destroy_handle(self.0) };
+    }
+}
+
+impl Drop for Blas {
+    fn drop(&mut self) {
+        // SAFETY: as above.
+        let _ = unsafe { cublas::result::destroy_handle(self.0) };
+    }
+}
+
+/// Descriptors of a convolution of some images.
+struct Shapes {
+    x: cudnn::sys::cudnnTensorDescriptor_t,
+    y: cudnn::sys::cudnnTensorDescriptor_t,
+    w: cudnn::sys::cudnnFilterDescriptor_t,
+    conv: cudnn::sys::cudnnConvolutionDescriptor_t,
+}
+
+impl Shapes {
+    fn new(conv: &Conv, images: usize, order: Order, precision: Precision) -> Result<Shapes> {
+        use cudnn::sys::{cudnnConvolutionMode_t, cudnnDataType_t, cudnnMathType_t, cudnnTensorFormat_t};
+        let error = failed("cuDNN");
+        let g = conv.geometry;
+        let format = match order {
+            Order::Planes => cudnnTensorFormat_t::CUDNN_TENSOR_NCHW,
+            Order::ChannelsLast => cudnnTensorFormat_t::CUDNN_TENSOR_NHWC,
+        };
+        let float = cudnnDataType_t::CUDNN_DATA_FLOAT;
+        let four = |n: usize, [c, h, w]: [usize; 3]| [n, c, h, w].map(|v| v as c_int);
+        let create = || -> std::result::Result<Shapes, cudnn::CudnnError> {
+            let shapes = Shapes {
+                x: cudnn::result::create_tensor_descriptor()?,
+                y: cudnn::result::create_tensor_descriptor()?,
+                w: cudnn::result::create_filter_descriptor()?,
+                conv: cudnn::result::create_convolution_descriptor()?,
+            };
+            let [top, left, stride] = [g.top, g.left, g.stride].map(|v| v as c_int);
+            // SAFETY: the descriptors were just created.
+            unsafe {
+                cudnn::result::set_tensor4d_descriptor(shapes.x, format, float, four(images, g.input()))?;
+                cudnn::result::set_tensor4d_descriptor(shapes.y, format, float, four(images, g.output()))?;
+                let filter = four(g.c_out, [g.c_in, g.kh, g.kw]);
+                cudnn::result::set_filter4d_descriptor(shapes.w, float, format, filter)?;
+                let mode = cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION;
+                cudnn::result::set_convolution2d_descriptor(shapes.conv, top, left, stride, stride, 1, 1, mode, float)?;
+                let math = match precision {
+                    Precision::Single => cudnnMathType_t::CUDNN_FMA_MATH,
+                    Precision::Tf32 => cudnnMathType_t::CUDNN_DEFAULT_MATH,
+                };
+                cudnn::result::set_convolution_math_type(shapes.conv, math)?;
+            }
+            Ok(shapes)
+        };
+        create().map_err(|e| error(&e))
+    }
+}
+
+impl Drop for Shapes {
+    fn drop(&mut self) {
+        // SAFETY: the descriptors were created with the value and are destroyed once.
+        unsafe {
+            let _ = cudnn::result::destroy_tensor_descriptor(self.x);
+            let _ = cudnn::result::destroy_tensor_descriptor(self.y);
+            let _ = cudnn::result::destroy_filter_descriptor(self.w);
+            let _ = cudnn::result::destroy_convolution_descriptor(self.conv);
+        }
+    }
+}
+
+impl Machine {
+    /// Compiles a program's kernels for a device and takes its constants there.
+    ///
+    /// # Errors
+    /// Where one of CUDA's libraries fails.
+    pub fn new(program: Program, device: &CudaDevice, precision: Precision) -> Result<Machine> {
+        let stream = device.cuda_stream();
+        let driver = failed("CUDA");
+        stream.context().bind_to_thread().map_err(|e| driver(&e))?;
+        let kernels = compile(&program, &stream)?;
+        let values = program.constants(&Device::Cuda(device.clone()))?;
+        let mut places = vec![];
+        let mut len = 0;
+        for value in &values {
+            places.push(len);
+            len += value.elem_count().next_multiple_of(ALIGNED / size_of::<f32>());
+        }
+        let constants = stream.alloc_zeros::<f32>(len.max(1)).map_err(|e| driver(&e))?;
+        let dnn = Dnn(cudnn::result::create_handle().map_err(|e| failed("cuDNN")(&e))?);
+        // SAFETY: handle and stream are alive.
+        unsafe { cudnn::result::set_stream(dnn.0, stream.cu_stream().cast()) }.map_err(|e| failed("cuDNN")(&e))?;
+        let machine = Machine {
+            algorithms: Mutex::new(vec![[None; 2]; program.convs.len()]),
+            blas: Blas::new(&stream, precision)?,
+            program,
+            device: device.clone(),
+            stream,
+            kernels,
+            constants,
+            places,
+            dnn,
+            precision,
+        };
+        machine.fill(&values)?;
+        Ok(machine)
+    }
+
+    /// Takes in the constants as they are now. Graphs stay as they are.
+    ///
+    /// # Errors
+    /// Where an operation fails.
+    pub fn refresh(&self) -> Result<()> {
+        self.fill(&self.program.constants(&Device::Cuda(self.device.clone()))?)
+    }
+
+    fn fill(&self, values: &[Tensor]) -> Result<()> {
+        let base = self.constants.device_ptr(&self.stream).0;
+        for (value, place) in values.iter().zip(&self.places) {
+            let (storage, layout) = value.storage_and_layout();
+            let Storage::Cuda(storage) = &*storage else {
+                candle_core::bail!("a constant is not on the GPU")
+            };
+            let to = base + (place * size_of::<f32>()) as u64;
+            let from = address(storage, layout.start_offset(), &self.stream)?;
+            self.copy(to, from, value.elem_count())?;
+        }
+        Ok(())
+    }
+
+    /// Copies numbers from one place on the device to another.
+    ///
+    /// # Errors
+    /// Where the driver fails.
+    pub fn copy(&self, to: u64, from: u64, numbers: usize) -> Result<()> {
+        let bytes = numbers * size_of::<f32>();
+        // SAFETY: callers give places of that many numbers that are alive.
+        unsafe { driver::result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }
+            .map_err(|e| failed("CUDA")(&e))
+    }
+
+    /// Images that fit into the free memory together.
+    pub fn room(&self) -> usize {
+        let free = self.stream.context().mem_get_info().map_or(0, |(free, _)| free);
+        room(self.program.bytes(), free.saturating_sub(SCRATCH))
+    }
+
+    /// Buffers for some images, with graphs over them.
+    ///
+    /// # Errors
+    /// Where memory does not suffice, or a library has no algorithm.
+    pub fn workspace(&self, images: usize) -> Result<Workspace> {
+        let driver = failed("CUDA");
+        let mut places = vec![];
+        let mut len = 0;
+        for buffer in &self.program.buffers {
+            places.push(len as u64);
+            len += (buffer.bytes() * images).next_multiple_of(ALIGNED);
+        }
+        let arena = self.stream.alloc_zeros::<u8>(len).map_err(|e| driver(&e))?;
+        let base = arena.device_ptr(&self.stream).0;
+        places.iter_mut().for_each(|place| *place += base);
+        let shapes = |conv| Shapes::new(conv, images, self.program.order, self.precision);
+        let mut work = Workspace {
+            images,
+            places,
+            arena,
+            scratch: self.stream.alloc_zeros::<u8>(1).map_err(|e| driver(&e))?,
+            shapes: self.program.convs.iter().map(shapes).collect::<Result<_>>()?,
+            graphs: [None, None],
+        };
+        self.choose(&mut work)?;
+        for (way, launches) in [&self.program.forward, &self.program.backward].into_iter().enumerate() {
+            // Once as it is: libraries load their kernels at the first call, which no graph records.
+            self.launch_all(&work, launches)?;
+            work.graphs[way] = self.record(&work, launches)?;
+        }
+        Ok(work)
+    }
+
+    fn record(&self, work: &Workspace, launches: &[Launch]) -> Result<Option<CudaGraph>> {
+        use driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+        let error = failed("a CUDA graph");
+        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.stream.begin_capture(mode).map_err(|e| error(&e))?;
+        let launched = self.launch_all(work, launches);
+        // SAFETY: 0 is no flag, which the driver takes.
+        let none = unsafe { std::mem::transmute::<u32, CUgraphInstantiate_flags>(0) };
+        let graph = self.stream.end_capture(none).map_err(|e| error(&e));
+        launched?;
+        graph
+    }
+
+    /// Outputs for `n` images from one place to another. What the way back needs stays in the workspace.
+    ///
+    /// # Errors
+    /// Where a library fails.
+    pub fn forward(&self, work: &Workspace, n: usize, x: u64, y: u64) -> Result<()> {
+        self.way(work, 0, n, [(self.program.images, x), (self.program.outputs, y)])
+    }
+
+    /// Gradients at the images of the last way forward, from those at the outputs.
+    ///
+    /// # Errors
+    /// Where a library fails.
+    pub fn backward(&self, work: &Workspace, n: usize, dy: u64, dx: u64) -> Result<()> {
+        self.way(work, 1, n, [(self.program.output_slope, dy), (self.program.image_slope, dx)])
+    }
+
+    fn way(&self, work: &Workspace, way: usize, n: usize, [(from, x), (to, y)]: [(usize, u64); 2]) -> Result<()> {
+        let numbers = |buffer: usize| self.program.buffers[buffer].bytes() / size_of::<f32>() * n;
+        self.copy(work.places[from], x, numbers(from))?;
+        match &work.graphs[way] {
+            Some(graph) => graph.launch().map_err(|e| failed("a CUDA graph")(&e))?,
+            None if way == 0 => self.launch_all(work, &self.program.forward)?,
+            None => self.launch_all(work, &self.program.backward)?,
+        }
+        self.copy(y, work.places[to], numbers(to))
+    }
+
+    fn launch_all(&self, work: &Workspace, launches: &[Launch]) -> Result<()> {
+        launches.iter().try_for_each(|launch| self.launch(work, launch))
+    }
+
+    fn launch(&self, work: &Workspace, launch: &Launch) -> Result<()> {
+        match launch {
+            Launch::Kernel {
+                number,
+                elements,
+                arguments,
+                ..
+            } => self.launch_kernel(work, &self.kernels[*number], *elements, arguments),
+            Launch::Product {
+                weight,
+                inputs,
+                outputs,
+                from,
+                to,
+                transposed,
+                add,
+            } => {
+                let sizes = [*inputs, *outputs, work.images];
+                let places = [self.constant(*weight), work.places[*from], work.places[*to]];
+                self.blas.product(sizes, places, *transposed, *add)
+            }
+            Launch::Conv {
+                conv,
+                from,
+                to,
+                transposed,
+                add,
+            } => self.convolve(work, *conv, [work.places[*from], work.places[*to]], *transposed, *add),
+        }
+    }
+
+    fn launch_kernel(&self, work: &Workspace, kernel: &CudaFunction, elements: usize, arguments: &[Argument]) -> Result<()> {
+        let mut places: Vec<u64> = arguments
+            .iter()
+            .map(|argument| match argument {
+                Argument::Buffer(i) => work.places[*i],
+                Argument::Constant(i) => self.constant(*i),
+            })
+            .collect();
+        let mut total = (elements * work.images) as u32;
+        let mut parameters: Vec<*mut c_void> = places.iter_mut().map(|p| (&raw mut *p).cast()).collect();
+        parameters.push((&raw mut total).cast());
+        let blocks = total.div_ceil(THREADS).clamp(1, BLOCKS);
+        // SAFETY: the kernel takes these addresses, of buffers as large as it was compiled for, and a number of elements.
+        unsafe {
+            let (grid, block) = ((blocks, 1, 1), (THREADS, 1, 1));
+            driver::result::launch_kernel(kernel.cu_function(), grid, block, 0, self.stream.cu_stream(), &mut parameters)
+        }
+        .map_err(|e| failed("a kernel")(&e))
+    }
+
+    fn constant(&self, i: usize) -> u64 {
+        self.constants.device_ptr(&self.stream).0 + (self.places[i] * size_of::<f32>()) as u64
+    }
+
+    fn convolve(&self, work: &Workspace, conv: usize, [from, to]: [u64; 2], transposed: bool, add: bool) -> Result<()> {
+        let (one, beta) = (1f32, if add { 1f32 } else { 0. });
+        let [alpha, beta] = [&raw const one, &raw const beta].map(<*const f32>::cast::<c_void>);
+        let shapes = &work.shapes[conv];
+        let w = pointer(self.constant(self.program.convs[conv].weight));
+        let (from, to) = (pointer(from), pointer(to));
+        let (scratch, size) = (pointer(work.scratch.device_ptr(&self.stream).0), work.scratch.len());
+        let algorithm = self.algorithms()[conv][usize::from(transposed)];
+        // SAFETY: descriptors are alive and describe the buffers; the scratch memory is as large as the algorithms ask for.
+        let done = unsafe {
+            match algorithm {
+                Some(Algorithm::Forward(algorithm)) => cudnn::result::convolution_forward(
+                    self.dnn.0, alpha, shapes.x, from, shapes.w, w, shapes.conv, algorithm, scratch, size, beta, shapes.y, to,
+                ),
+                Some(Algorithm::Backward(algorithm)) => cudnn::result::convolution_backward_data(
+                    self.dnn.0, alpha, shapes.w, w, shapes.y, from, shapes.conv, algorithm, scratch, size, beta, shapes.x, to,
+                ),
+                None => candle_core::bail!("no algorithm was chosen for a convolution"),
+            }
+        };
+        done.map_err(|e| failed("cuDNN")(&e))
+    }
+
+    fn algorithms(&self) -> std::sync::MutexGuard<'_, Vec<[Option<Algorithm>; 2]>> {
+        self.algorithms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Chooses an algorithm for every convolution that has none, and makes room for what they use.
+    ///
+    /// All are timed once, on the first buffers that are made; of those that give the same results every time the first is taken that is
+    /// not a tenth slower than the fastest, so that a second run chooses alike.
+    fn choose(&self, work: &mut Workspace) -> Result<()> {
+        let error = failed("cuDNN");
+        let mut trial = None;
+        let mut most = 1;
+        for launch in self.program.forward.iter().chain(&self.program.backward) {
+            let Launch::Conv {
+                conv,
+                from,
+                to,
+                transposed,
+                ..
+            } = launch
+            else {
+                continue;
+            };
+            let chosen = &mut self.algorithms()[*conv][usize::from(*transposed)];
+            let shapes = &work.shapes[*conv];
+            if chosen.is_none() {
+                let trial = match &mut trial {
+                    Some(trial) => trial,
+                    none => none.insert(self.stream.alloc_zeros::<u8>(SCRATCH).map_err(|e| failed("CUDA")(&e))?),
+                };
+                let w = pointer(self.constant(self.program.convs[*conv].weight));
+                let places = [w, pointer(work.places[*from]), pointer(work.places[*to])];
+                let scratch = (pointer(trial.device_ptr(&self.stream).0), trial.len());
+                *chosen = Some(match transposed {
+                    false => shapes.fastest_forward(&self.dnn, places, scratch)?,
+                    true => shapes.fastest_backward(&self.dnn, places, scratch)?,
+                });
+            }
+            // SAFETY: handle and descriptors are alive.
+            let size = unsafe {
+                match *chosen {
+                    Some(Algorithm::Forward(algorithm)) => cudnn::result::get_convolution_forward_workspace_size(
+                        self.dnn.0, shapes.x, shapes.w, shapes.conv, shapes.y, algorithm,
+                    ),
+                    Some(Algorithm::Backward(algorithm)) => cudnn::result::get_convolution_backward_data_workspace_size(
+                        self.dnn.0, shapes.w, shapes.y, shapes.conv, shapes.x, algorithm,
+                    ),
+                    None => Ok(0),
+                }
+            };
+            most = most.max(size.map_err(|e| error(&e))?);
+        }
+        work.scratch = self.stream.alloc_zeros::<u8>(most).map_err(|e| failed("CUDA")(&e))?;
+        Ok(())
+    }
+
+    /// What each launch of a pass takes, in milliseconds: its name, and the median of several.
+    ///
+    /// # Errors
+    /// Where a library fails.
+    pub fn profile(&self, work: &Workspace) -> Result<Vec<(String, f32)>> {
+        use driver::sys::CUevent_flags;
+        let error = failed("CUDA");
+        let flags = Some(CUevent_flags::CU_EVENT_DEFAULT);
+        let mut rows = vec![];
+        for (way, launches) in [("", &self.program.forward), ("back: ", &self.program.backward)] {
+            for launch in launches {
+                let mut times = vec![];
+                for _ in 0..5 {
+                    let start = self.stream.record_event(flags).map_err(|e| error(&e))?;
+                    self.launch(work, launch)?;
+                    let end = self.stream.record_event(flags).map_err(|e| error(&e))?;
+                    times.push(start.elapsed_ms(&end).map_err(|e| error(&e))?);
+                }
+                times.sort_by(f32::total_cmp);
+                rows.push((format!("{way}{}", self.name(launch)), times[times.len() / 2]));
+            }
+        }
+        Ok(rows)
+    }
+
+    fn name(&self, launch: &Launch) -> String {
+        match launch {
+            Launch::Kernel { name, elements, .. } => format!("{name} of {elements}"),
+            Launch::Product { inputs, outputs, .. } => format!("product of {inputs} and {outputs}"),
+            Launch::Conv { conv, transposed, .. } => {
+                let g = self.program.convs[*conv].geometry;
+                let algorithm = match self.algorithms()[*conv][usize::from(*transposed)] {
+                    Some(Algorithm::Forward(algorithm)) => algorithm as u32,
+                    Some(Algorithm::Backward(algorithm)) => algorithm as u32,
+                    None => 0,
+                };
+                let what = if *transposed { "transposed convolution" } else { "convolution" };
+                format!("{what} {}x{} of {:?} and {:?}, algorithm {algorithm}", g.kh, g.kw, g.input(), g.output())
+            }
+        }
+    }
+}
+
+/// Images of so many bytes that fit into free memory, of which a fifth is left to others: at least one.
+pub fn room(bytes: usize, free: usize) -> usize {
+    (free / 5 * 4 / bytes.max(1)).max(1)
+}
+
+impl Workspace {
+    /// Images it has room for.
+    pub fn images(&self) -> usize {
+        self.images
+    }
+
+    /// Bytes it takes.
+    pub fn bytes(&self) -> usize {
+        self.arena.len() + self.scratch.len()
+    }
+}
+
+/// The first choice of cuDNN's measurements that is not a tenth slower than the best: `(milliseconds, number, choice)`.
+fn first_fast<A>(mut found: Vec<(f32, u32, A)>) -> Option<A> {
+    let best = found.iter().map(|(time, ..)| *time).min_by(f32::total_cmp)?;
+    found.retain(|(time, ..)| *time <= best * 1.1);
+    found.into_iter().min_by_key(|(_, number, _)| *number).map(|(.., choice)| choice)
+}
+
+/// What cuDNN tries at most.
+const TRIALS: usize = 16;
+
+impl Shapes {
+    fn fastest_forward(&self, dnn: &Dnn, [w, x, y]: [*mut c_void; 3], scratch: (*mut c_void, usize)) -> Result<Algorithm> {
+        use cudnn::sys::{cudnnConvolutionFwdAlgoPerf_t, cudnnDeterminism_t, cudnnFindConvolutionForwardAlgorithmEx};
+        let mut count = 0;
+        let mut found = [const { std::mem::MaybeUninit::<cudnnConvolutionFwdAlgoPerf_t>::uninit() }; TRIALS];
+        // SAFETY: descriptors are alive and describe the buffers; there is room for as many answers as are asked for.
+        let answers = unsafe {
+            cudnnFindConvolutionForwardAlgorithmEx(
+                dnn.0, self.x, x, self.w, w, self.conv, self.y, y, TRIALS as c_int, &raw mut count,
+                found.as_mut_ptr().cast(), scratch.0, scratch.1,
+            )
+            .result()
+            .map_err(|e| failed("cuDNN finds no algorithm")(&e))?;
+            found[..count as usize].iter().map(|found| found.assume_init()).collect::<Vec<_>>()
+        };
+        let sound = answers.iter().filter(|a| {
+            a.status.result().is_ok() && a.determinism == cudnnDeterminism_t::CUDNN_DETERMINISTIC && a.time > 0.
+        });
+        let sound = sound.map(|a| (a.time, a.algo as u32, Algorithm::Forward(a.algo))).collect();
+        first_fast(sound).ok_or_else(|| Error::msg("cuDNN has no algorithm for a convolution"))
+    }
+
+    fn fastest_backward(&self, dnn: &Dnn, [w, y, x]: [*mut c_void; 3], scratch: (*mut c_void, usize)) -> Result<Algorithm> {
+        use cudnn::sys::{cudnnConvolutionBwdDataAlgoPerf_t, cudnnDeterminism_t, cudnnFindConvolutionBackwardDataAlgorithmEx};
+        let mut count = 0;
+        let mut found = [const { std::mem::MaybeUninit::<cudnnConvolutionBwdDataAlgoPerf_t>::uninit() }; TRIALS];
+        // SAFETY: as above.
+        let answers = unsafe {
+            cudnnFindConvolutionBackwardDataAlgorithmEx(
+                dnn.0, self.w, w, self.y, y, self.conv, self.x, x, TRIALS as c_int, &raw mut count,
+                found.as_mut_ptr().cast(), scratch.0, scratch.1,
+            )
+            .result()
+            .map_err(|e| failed("cuDNN finds no algorithm")(&e))?;
+            found[..count as usize].iter().map(|found| found.assume_init()).collect::<Vec<_>>()
+        };
+        let sound = answers.iter().filter(|a| {
+            a.status.result().is_ok() && a.determinism == cudnnDeterminism_t::CUDNN_DETERMINISTIC && a.time > 0.
+        });
+        let sound = sound.map(|a| (a.time, a.algo as u32, Algorithm::Backward(a.algo))).collect();
+        first_fast(sound).ok_or_else(|| Error::msg("cuDNN has no algorithm for the gradient of a convolution"))
+    }
+}
+
+impl Blas {
+    fn new(stream: &Arc<CudaStream>, precision: Precision) -> Result<Blas> {
+        use cublas::sys::{cublasMath_t, cublasSetMathMode, cublasSetWorkspace_v2};
+        let error = failed("cuBLAS");
+        let scratch = stream.alloc_zeros::<u8>(BLAS_SCRATCH).map_err(|e| failed("CUDA")(&e))?;
+        let place = pointer(scratch.device_ptr(stream).0);
+        let blas = Blas(cublas::result::create_handle().map_err(|e| error(&e))?, scratch);
+        let math = match precision {
+            Precision::Single => cublasMath_t::CUBLAS_DEFAULT_MATH,
+            Precision::Tf32 => cublasMath_t::CUBLAS_TF32_TENSOR_OP_MATH,
+        };
+        // SAFETY: the handle was just created, stream and memory are alive; memory is set last, as a change of stream forgets it.
+        unsafe {
+            cublas::result::set_stream(blas.0, stream.cu_stream().cast()).map_err(|e| error(&e))?;
+            cublasSetMathMode(blas.0, math).result().map_err(|e| error(&e))?;
+            cublasSetWorkspace_v2(blas.0, place, BLAS_SCRATCH).result().map_err(|e| error(&e))?;
+        }
+        Ok(blas)
+    }
+
+    /// Rows `x W^T` of `n` rows `x`, or `x W` where it is transposed; `W` is `[outputs, inputs]`.
+    fn product(&self, [inputs, outputs, n]: [usize; 3], [w, x, y]: [u64; 3], transposed: bool, add: bool) -> Result<()> {
+        use cublas::sys::cublasOperation_t::{CUBLAS_OP_N, CUBLAS_OP_T};
+        let (one, beta) = (1f32, if add { 1f32 } else { 0. });
+        let [ni, no, n] = [inputs, outputs, n].map(|v| v as c_int);
+        // Columns first, as cuBLAS has matrices: `W` is `[inputs, outputs]`, rows are columns.
+        let (of_w, m, k) = if transposed { (CUBLAS_OP_N, ni, no) } else { (CUBLAS_OP_T, no, ni) };
+        // SAFETY: the matrices are as large as their sizes say.
+        unsafe {
+            cublas::result::sgemm(
+                self.0, of_w, CUBLAS_OP_N, m, n, k, &raw const one, pointer(w).cast(), ni, pointer(x).cast(), k,
+                &raw const beta, pointer(y).cast(), m,
+            )
+        }
+        .map_err(|e| failed("cuBLAS")(&e))
+    }
+}
+
+/// A device's address as libraries take it.
+fn pointer(address: u64) -> *mut c_void {
+    std::ptr::with_exposed_provenance_mut(address as usize)
+}
+
+/// Address of numbers of a tensor on the device.
+///
+/// # Errors
+/// Where they are no `f32`.
+pub fn address(storage: &CudaStorage, offset: usize, stream: &CudaStream) -> Result<u64> {
+    let slice = storage.as_cuda_slice::<f32>()?;
+    Ok(slice.device_ptr(stream).0 + (offset * size_of::<f32>()) as u64)
+}
+
+/// A program's kernels, compiled for the device.
+fn compile(program: &Program, stream: &Arc<CudaStream>) -> Result<Vec<CudaFunction>> {
+    if program.kernels() == 0 {
+        return Ok(vec![]);
+    }
+    let context = stream.context();
+    let error = failed("CUDA");
+    let (major, minor) = context.compute_capability().map_err(|e| error(&e))?;
+    let options = nvrtc::CompileOptions {
+        options: vec![format!("--gpu-architecture=compute_{major}{minor}")],
+        ..Default::default()
+    };
+    let ptx = nvrtc::compile_ptx_with_opts(program.source(), options).map_err(|e| failed("NVRTC")(&e))?;
+    let module = context.load_module(ptx).map_err(|e| error(&e))?;
+    (0..program.kernels())
+        .map(|k| module.load_function(&format!("k{k}")).map_err(|e| error(&e)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_of_nearly_equal_algorithms_is_taken() {
+        assert_eq!(first_fast(vec![(1.05, 1, 'a'), (1., 6, 'b'), (2., 0, 'c')]), Some('a'));
+        assert_eq!(first_fast(vec![(1.2, 1, 'a'), (1., 6, 'b')]), Some('b'));
+        assert_eq!(first_fast::<char>(vec![]), None);
+    }
+
+    #[test]
+    fn as_many_images_go_at_once_as_memory_holds() {
+        assert_eq!(room(1 << 20, 10 << 30), 8192);
+        assert_eq!(room(1 << 20, 0), 1);
+    }
+}
