@@ -210,7 +210,11 @@ impl Program {
             _ => "float *",
         });
         let types: Vec<&str> = types.collect();
-        let parameters: Vec<String> = types.iter().enumerate().map(|(i, t)| format!("{t}__restrict__ p{i}")).collect();
+        let parameters: Vec<String> = types
+            .iter()
+            .enumerate()
+            .map(|(i, t)| format!("{t}__restrict__ p{i}"))
+            .collect();
         let casts: String = types.iter().enumerate().fold(String::new(), |mut text, (i, t)| {
             let _ = write!(text, "{t}p{i} = ({t})p[{i}]; ");
             text
@@ -331,8 +335,16 @@ enum Back {
 /// How a layer with weights goes, forward; the other way it is the transpose.
 #[derive(Clone, Copy)]
 enum Way {
-    Conv { conv: usize, transposed: bool, padding: Option<Padding> },
-    Product { weight: usize, inputs: usize, outputs: usize },
+    Conv {
+        conv: usize,
+        transposed: bool,
+        padding: Option<Padding>,
+    },
+    Product {
+        weight: usize,
+        inputs: usize,
+        outputs: usize,
+    },
 }
 
 /// Zeros that a convolution needs around its input where they are not alike on both sides.
@@ -461,7 +473,12 @@ impl Lowering<'_> {
                 }
             }
             DraftKind::Widen => {
-                self.push("give_out", len, &[B(values[0]), B(to)], &with(self.shapes[sources[0]], &[0]));
+                self.push(
+                    "give_out",
+                    len,
+                    &[B(values[0]), B(to)],
+                    &with(self.shapes[sources[0]], &[0]),
+                );
                 Back::Widen {
                     source: sources[0],
                     target,
@@ -498,10 +515,20 @@ impl Lowering<'_> {
             Elementwise::MaxPool(k) => {
                 let bytes = self.program.buffer(Buffer::Bytes(len));
                 which = Some(bytes);
-                self.push("max_pool", len, &[B(values[0]), B(to), B(bytes)], &[c, h, w, sh, sw, *k]);
+                self.push(
+                    "max_pool",
+                    len,
+                    &[B(values[0]), B(to), B(bytes)],
+                    &[c, h, w, sh, sw, *k],
+                );
             }
             Elementwise::AveragePool([kh, kw]) => {
-                self.push("average_pool", len, &[B(values[0]), B(to)], &[c, h, w, sh, sw, *kh, *kw]);
+                self.push(
+                    "average_pool",
+                    len,
+                    &[B(values[0]), B(to)],
+                    &[c, h, w, sh, sw, *kh, *kw],
+                );
             }
             Elementwise::Relu => self.push("relu", len, &[B(values[0]), B(to)], &[]),
             Elementwise::Sigmoid => self.push("sigmoid", len, &[B(values[0]), B(to)], &[]),
@@ -510,7 +537,12 @@ impl Lowering<'_> {
                 let scale = self.program.constant(Constant::Fixed(scale.clone()));
                 let shift = self.program.constant(Constant::Fixed(shift.clone()));
                 factors = Some(scale);
-                self.push("affine", len, &[B(values[0]), K(scale), K(shift), B(to)], &with(shape, &[0]));
+                self.push(
+                    "affine",
+                    len,
+                    &[B(values[0]), K(scale), K(shift), B(to)],
+                    &with(shape, &[0]),
+                );
             }
         }
         Ok(Back::Plain {
@@ -524,7 +556,10 @@ impl Lowering<'_> {
 
     /// How a layer with weights goes.
     fn way(&mut self, weight: &Param, correlation: &Correlation, norm: Option<BatchNorm2d>, source: [usize; 3]) -> Way {
-        let Correlation { geometry: g, transposed } = *correlation;
+        let Correlation {
+            geometry: g,
+            transposed,
+        } = *correlation;
         let last = self.program.order == Order::ChannelsLast;
         let constant = |last: Option<Vec<usize>>| Constant::Weight {
             param: weight.clone(),
@@ -544,13 +579,18 @@ impl Lowering<'_> {
         let shape = (last && g.taps() > 1).then(|| vec![g.c_out, g.c_in, g.kh, g.kw]);
         let weight = self.program.constant(constant(shape));
         // What it gives where zeros are alike on both sides.
-        let alike = |size: usize, k: usize, before: usize| (size + 2 * before).checked_sub(k).map(|room| room / g.stride + 1);
+        let alike =
+            |size: usize, k: usize, before: usize| (size + 2 * before).checked_sub(k).map(|room| room / g.stride + 1);
         let symmetric = alike(g.h, g.kh, g.top) == Some(g.h_out) && alike(g.w, g.kw, g.left) == Some(g.w_out);
         let (geometry, padding) = match symmetric {
             true => (g, None),
             false => {
                 let border = g.reach();
-                let padded = [g.c_in, g.h + border.top + border.bottom, g.w + border.left + border.right];
+                let padded = [
+                    g.c_in,
+                    g.h + border.top + border.bottom,
+                    g.w + border.left + border.right,
+                ];
                 let padding = Padding {
                     padded,
                     bare: g.input(),
@@ -580,7 +620,11 @@ impl Lowering<'_> {
     fn go(&mut self, way: Way, from: usize, to: usize, backward: bool, add: bool) {
         let mut launches = vec![];
         match way {
-            Way::Product { weight, inputs, outputs } => launches.push(Launch::Product {
+            Way::Product {
+                weight,
+                inputs,
+                outputs,
+            } => launches.push(Launch::Product {
                 weight,
                 inputs,
                 outputs,
@@ -589,7 +633,11 @@ impl Lowering<'_> {
                 transposed: backward,
                 add,
             }),
-            Way::Conv { conv, transposed, padding } => {
+            Way::Conv {
+                conv,
+                transposed,
+                padding,
+            } => {
                 let transposed = transposed != backward;
                 let conv = |from, to, add| Launch::Conv {
                     conv,
@@ -636,7 +684,12 @@ impl Lowering<'_> {
     fn way_back(&mut self, output: usize) -> Result<()> {
         let (out, outputs) = (self.shapes[output], self.program.outputs);
         if outputs != self.values[output] {
-            self.push("give_out", self.len(output), &[B(self.values[output]), B(outputs)], &with(out, &[0]));
+            self.push(
+                "give_out",
+                self.len(output),
+                &[B(self.values[output]), B(outputs)],
+                &with(out, &[0]),
+            );
             let arguments = [B(self.program.output_slope), B(self.slopes[output])];
             self.push_back("take_in", self.len(output), &arguments, &out);
         }
@@ -675,7 +728,12 @@ impl Lowering<'_> {
                         self.push_back("pool_back", elements, &[B(slope), B(which), B(raw)], &numbers);
                     }
                     (Post::Upsample, Some(raw), _) => {
-                        self.push_back("upsample_relu_back", elements, &[B(slope), B(value), B(raw)], &[c, h, w]);
+                        self.push_back(
+                            "upsample_relu_back",
+                            elements,
+                            &[B(slope), B(value), B(raw)],
+                            &[c, h, w],
+                        );
                     }
                     _ => {}
                 }
@@ -701,7 +759,12 @@ impl Lowering<'_> {
             Back::Widen { source, target } => {
                 let add = usize::from(self.write(source));
                 let arguments = [B(self.slopes[target]), B(self.slopes[source])];
-                self.push_back("take_back", self.len(source), &arguments, &with(self.shapes[source], &[add]));
+                self.push_back(
+                    "take_back",
+                    self.len(source),
+                    &arguments,
+                    &with(self.shapes[source], &[add]),
+                );
             }
             Back::Plain {
                 sources,

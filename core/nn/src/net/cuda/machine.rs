@@ -54,7 +54,8 @@ pub struct Machine {
 /// Buffers for some images, and the graphs that were recorded over them.
 pub struct Workspace {
     images: usize,
-    arena: CudaSlice<u8>,
+    /// What the buffers lie in.
+    _arena: CudaSlice<u8>,
     /// Address of each buffer.
     places: Vec<u64>,
     scratch: CudaSlice<u8>,
@@ -81,7 +82,10 @@ fn failed(what: &'static str) -> impl Fn(&dyn std::fmt::Debug) -> Error {
 struct Dnn(cudnn::sys::cudnnHandle_t);
 
 /// cuBLAS's handle, and its memory.
-struct Blas(cublas::sys::cublasHandle_t, CudaSlice<u8>);
+struct Blas {
+    handle: cublas::sys::cublasHandle_t,
+    _scratch: CudaSlice<u8>,
+}
 
 // SAFETY: handles are used under the machine's calls, which one thread makes at a time.
 unsafe impl Send for Dnn {}
@@ -99,7 +103,7 @@ impl Drop for Dnn {
 impl Drop for Blas {
     fn drop(&mut self) {
         // SAFETY: as above.
-        let _ = unsafe { cublas::result::destroy_handle(self.0) };
+        let _ = unsafe { cublas::result::destroy_handle(self.handle) };
     }
 }
 
@@ -257,7 +261,7 @@ impl Machine {
         let mut work = Workspace {
             images,
             places,
-            arena,
+            _arena: arena,
             scratch: self.stream.alloc_zeros::<u8>(1).map_err(|e| driver(&e))?,
             shapes: self.program.convs.iter().map(shapes).collect::<Result<_>>()?,
             graphs: [None, None],
@@ -297,7 +301,12 @@ impl Machine {
     /// # Errors
     /// Where a library fails.
     pub fn backward(&self, work: &Workspace, n: usize, dy: u64, dx: u64) -> Result<()> {
-        self.way(work, 1, n, [(self.program.output_slope, dy), (self.program.image_slope, dx)])
+        self.way(
+            work,
+            1,
+            n,
+            [(self.program.output_slope, dy), (self.program.image_slope, dx)],
+        )
     }
 
     fn way(&self, work: &Workspace, way: usize, n: usize, [(from, x), (to, y)]: [(usize, u64); 2]) -> Result<()> {
@@ -346,7 +355,13 @@ impl Machine {
         }
     }
 
-    fn launch_kernel(&self, work: &Workspace, kernel: &CudaFunction, elements: usize, arguments: &[Argument]) -> Result<()> {
+    fn launch_kernel(
+        &self,
+        work: &Workspace,
+        kernel: &CudaFunction,
+        elements: usize,
+        arguments: &[Argument],
+    ) -> Result<()> {
         let mut places: Vec<u64> = arguments
             .iter()
             .map(|argument| match argument {
@@ -361,7 +376,14 @@ impl Machine {
         // SAFETY: the kernel takes these addresses, of buffers as large as it was compiled for, and a number of elements.
         unsafe {
             let (grid, block) = ((blocks, 1, 1), (THREADS, 1, 1));
-            driver::result::launch_kernel(kernel.cu_function(), grid, block, 0, self.stream.cu_stream(), &mut parameters)
+            driver::result::launch_kernel(
+                kernel.cu_function(),
+                grid,
+                block,
+                0,
+                self.stream.cu_stream(),
+                &mut parameters,
+            )
         }
         .map_err(|e| failed("a kernel")(&e))
     }
@@ -382,10 +404,34 @@ impl Machine {
         let done = unsafe {
             match algorithm {
                 Some(Algorithm::Forward(algorithm)) => cudnn::result::convolution_forward(
-                    self.dnn.0, alpha, shapes.x, from, shapes.w, w, shapes.conv, algorithm, scratch, size, beta, shapes.y, to,
+                    self.dnn.0,
+                    alpha,
+                    shapes.x,
+                    from,
+                    shapes.w,
+                    w,
+                    shapes.conv,
+                    algorithm,
+                    scratch,
+                    size,
+                    beta,
+                    shapes.y,
+                    to,
                 ),
                 Some(Algorithm::Backward(algorithm)) => cudnn::result::convolution_backward_data(
-                    self.dnn.0, alpha, shapes.w, w, shapes.y, from, shapes.conv, algorithm, scratch, size, beta, shapes.x, to,
+                    self.dnn.0,
+                    alpha,
+                    shapes.w,
+                    w,
+                    shapes.y,
+                    from,
+                    shapes.conv,
+                    algorithm,
+                    scratch,
+                    size,
+                    beta,
+                    shapes.x,
+                    to,
                 ),
                 None => candle_core::bail!("no algorithm was chosen for a convolution"),
             }
@@ -435,11 +481,23 @@ impl Machine {
             let size = unsafe {
                 match *chosen {
                     Some(Algorithm::Forward(algorithm)) => cudnn::result::get_convolution_forward_workspace_size(
-                        self.dnn.0, shapes.x, shapes.w, shapes.conv, shapes.y, algorithm,
+                        self.dnn.0,
+                        shapes.x,
+                        shapes.w,
+                        shapes.conv,
+                        shapes.y,
+                        algorithm,
                     ),
-                    Some(Algorithm::Backward(algorithm)) => cudnn::result::get_convolution_backward_data_workspace_size(
-                        self.dnn.0, shapes.w, shapes.y, shapes.conv, shapes.x, algorithm,
-                    ),
+                    Some(Algorithm::Backward(algorithm)) => {
+                        cudnn::result::get_convolution_backward_data_workspace_size(
+                            self.dnn.0,
+                            shapes.w,
+                            shapes.y,
+                            shapes.conv,
+                            shapes.x,
+                            algorithm,
+                        )
+                    }
                     None => Ok(0),
                 }
             };
@@ -485,8 +543,18 @@ impl Machine {
                     Some(Algorithm::Backward(algorithm)) => algorithm as u32,
                     None => 0,
                 };
-                let what = if *transposed { "transposed convolution" } else { "convolution" };
-                format!("{what} {}x{} of {:?} and {:?}, algorithm {algorithm}", g.kh, g.kw, g.input(), g.output())
+                let what = if *transposed {
+                    "transposed convolution"
+                } else {
+                    "convolution"
+                };
+                format!(
+                    "{what} {}x{} of {:?} and {:?}, algorithm {algorithm}",
+                    g.kh,
+                    g.kw,
+                    g.input(),
+                    g.output()
+                )
             }
         }
     }
@@ -502,63 +570,105 @@ impl Workspace {
     pub fn images(&self) -> usize {
         self.images
     }
-
-    /// Bytes it takes.
-    pub fn bytes(&self) -> usize {
-        self.arena.len() + self.scratch.len()
-    }
 }
 
 /// The first choice of cuDNN's measurements that is not a tenth slower than the best: `(milliseconds, number, choice)`.
 fn first_fast<A>(mut found: Vec<(f32, u32, A)>) -> Option<A> {
     let best = found.iter().map(|(time, ..)| *time).min_by(f32::total_cmp)?;
     found.retain(|(time, ..)| *time <= best * 1.1);
-    found.into_iter().min_by_key(|(_, number, _)| *number).map(|(.., choice)| choice)
+    found
+        .into_iter()
+        .min_by_key(|(_, number, _)| *number)
+        .map(|(.., choice)| choice)
 }
 
 /// What cuDNN tries at most.
 const TRIALS: usize = 16;
 
 impl Shapes {
-    fn fastest_forward(&self, dnn: &Dnn, [w, x, y]: [*mut c_void; 3], scratch: (*mut c_void, usize)) -> Result<Algorithm> {
+    fn fastest_forward(
+        &self,
+        dnn: &Dnn,
+        [w, x, y]: [*mut c_void; 3],
+        scratch: (*mut c_void, usize),
+    ) -> Result<Algorithm> {
         use cudnn::sys::{cudnnConvolutionFwdAlgoPerf_t, cudnnDeterminism_t, cudnnFindConvolutionForwardAlgorithmEx};
         let mut count = 0;
         let mut found = [const { std::mem::MaybeUninit::<cudnnConvolutionFwdAlgoPerf_t>::uninit() }; TRIALS];
         // SAFETY: descriptors are alive and describe the buffers; there is room for as many answers as are asked for.
         let answers = unsafe {
             cudnnFindConvolutionForwardAlgorithmEx(
-                dnn.0, self.x, x, self.w, w, self.conv, self.y, y, TRIALS as c_int, &raw mut count,
-                found.as_mut_ptr().cast(), scratch.0, scratch.1,
+                dnn.0,
+                self.x,
+                x,
+                self.w,
+                w,
+                self.conv,
+                self.y,
+                y,
+                TRIALS as c_int,
+                &raw mut count,
+                found.as_mut_ptr().cast(),
+                scratch.0,
+                scratch.1,
             )
             .result()
             .map_err(|e| failed("cuDNN finds no algorithm")(&e))?;
-            found[..count as usize].iter().map(|found| found.assume_init()).collect::<Vec<_>>()
+            found[..count as usize]
+                .iter()
+                .map(|found| found.assume_init())
+                .collect::<Vec<_>>()
         };
         let sound = answers.iter().filter(|a| {
             a.status.result().is_ok() && a.determinism == cudnnDeterminism_t::CUDNN_DETERMINISTIC && a.time > 0.
         });
-        let sound = sound.map(|a| (a.time, a.algo as u32, Algorithm::Forward(a.algo))).collect();
+        let sound = sound
+            .map(|a| (a.time, a.algo as u32, Algorithm::Forward(a.algo)))
+            .collect();
         first_fast(sound).ok_or_else(|| Error::msg("cuDNN has no algorithm for a convolution"))
     }
 
-    fn fastest_backward(&self, dnn: &Dnn, [w, y, x]: [*mut c_void; 3], scratch: (*mut c_void, usize)) -> Result<Algorithm> {
-        use cudnn::sys::{cudnnConvolutionBwdDataAlgoPerf_t, cudnnDeterminism_t, cudnnFindConvolutionBackwardDataAlgorithmEx};
+    fn fastest_backward(
+        &self,
+        dnn: &Dnn,
+        [w, y, x]: [*mut c_void; 3],
+        scratch: (*mut c_void, usize),
+    ) -> Result<Algorithm> {
+        use cudnn::sys::{
+            cudnnConvolutionBwdDataAlgoPerf_t, cudnnDeterminism_t, cudnnFindConvolutionBackwardDataAlgorithmEx,
+        };
         let mut count = 0;
         let mut found = [const { std::mem::MaybeUninit::<cudnnConvolutionBwdDataAlgoPerf_t>::uninit() }; TRIALS];
         // SAFETY: as above.
         let answers = unsafe {
             cudnnFindConvolutionBackwardDataAlgorithmEx(
-                dnn.0, self.w, w, self.y, y, self.conv, self.x, x, TRIALS as c_int, &raw mut count,
-                found.as_mut_ptr().cast(), scratch.0, scratch.1,
+                dnn.0,
+                self.w,
+                w,
+                self.y,
+                y,
+                self.conv,
+                self.x,
+                x,
+                TRIALS as c_int,
+                &raw mut count,
+                found.as_mut_ptr().cast(),
+                scratch.0,
+                scratch.1,
             )
             .result()
             .map_err(|e| failed("cuDNN finds no algorithm")(&e))?;
-            found[..count as usize].iter().map(|found| found.assume_init()).collect::<Vec<_>>()
+            found[..count as usize]
+                .iter()
+                .map(|found| found.assume_init())
+                .collect::<Vec<_>>()
         };
         let sound = answers.iter().filter(|a| {
             a.status.result().is_ok() && a.determinism == cudnnDeterminism_t::CUDNN_DETERMINISTIC && a.time > 0.
         });
-        let sound = sound.map(|a| (a.time, a.algo as u32, Algorithm::Backward(a.algo))).collect();
+        let sound = sound
+            .map(|a| (a.time, a.algo as u32, Algorithm::Backward(a.algo)))
+            .collect();
         first_fast(sound).ok_or_else(|| Error::msg("cuDNN has no algorithm for the gradient of a convolution"))
     }
 }
@@ -569,32 +679,59 @@ impl Blas {
         let error = failed("cuBLAS");
         let scratch = stream.alloc_zeros::<u8>(BLAS_SCRATCH).map_err(|e| failed("CUDA")(&e))?;
         let place = pointer(scratch.device_ptr(stream).0);
-        let blas = Blas(cublas::result::create_handle().map_err(|e| error(&e))?, scratch);
+        let blas = Blas {
+            handle: cublas::result::create_handle().map_err(|e| error(&e))?,
+            _scratch: scratch,
+        };
         let math = match precision {
             Precision::Single => cublasMath_t::CUBLAS_DEFAULT_MATH,
             Precision::Tf32 => cublasMath_t::CUBLAS_TF32_TENSOR_OP_MATH,
         };
         // SAFETY: the handle was just created, stream and memory are alive; memory is set last, as a change of stream forgets it.
         unsafe {
-            cublas::result::set_stream(blas.0, stream.cu_stream().cast()).map_err(|e| error(&e))?;
-            cublasSetMathMode(blas.0, math).result().map_err(|e| error(&e))?;
-            cublasSetWorkspace_v2(blas.0, place, BLAS_SCRATCH).result().map_err(|e| error(&e))?;
+            cublas::result::set_stream(blas.handle, stream.cu_stream().cast()).map_err(|e| error(&e))?;
+            cublasSetMathMode(blas.handle, math).result().map_err(|e| error(&e))?;
+            cublasSetWorkspace_v2(blas.handle, place, BLAS_SCRATCH)
+                .result()
+                .map_err(|e| error(&e))?;
         }
         Ok(blas)
     }
 
     /// Rows `x W^T` of `n` rows `x`, or `x W` where it is transposed; `W` is `[outputs, inputs]`.
-    fn product(&self, [inputs, outputs, n]: [usize; 3], [w, x, y]: [u64; 3], transposed: bool, add: bool) -> Result<()> {
+    fn product(
+        &self,
+        [inputs, outputs, n]: [usize; 3],
+        [w, x, y]: [u64; 3],
+        transposed: bool,
+        add: bool,
+    ) -> Result<()> {
         use cublas::sys::cublasOperation_t::{CUBLAS_OP_N, CUBLAS_OP_T};
         let (one, beta) = (1f32, if add { 1f32 } else { 0. });
         let [ni, no, n] = [inputs, outputs, n].map(|v| v as c_int);
         // Columns first, as cuBLAS has matrices: `W` is `[inputs, outputs]`, rows are columns.
-        let (of_w, m, k) = if transposed { (CUBLAS_OP_N, ni, no) } else { (CUBLAS_OP_T, no, ni) };
+        let (of_w, m, k) = if transposed {
+            (CUBLAS_OP_N, ni, no)
+        } else {
+            (CUBLAS_OP_T, no, ni)
+        };
         // SAFETY: the matrices are as large as their sizes say.
         unsafe {
             cublas::result::sgemm(
-                self.0, of_w, CUBLAS_OP_N, m, n, k, &raw const one, pointer(w).cast(), ni, pointer(x).cast(), k,
-                &raw const beta, pointer(y).cast(), m,
+                self.handle,
+                of_w,
+                CUBLAS_OP_N,
+                m,
+                n,
+                k,
+                &raw const one,
+                pointer(w).cast(),
+                ni,
+                pointer(x).cast(),
+                k,
+                &raw const beta,
+                pointer(y).cast(),
+                m,
             )
         }
         .map_err(|e| failed("cuBLAS")(&e))

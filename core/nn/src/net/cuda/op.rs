@@ -32,7 +32,14 @@ fn rounded(images: usize) -> usize {
 
 impl Slot {
     /// The machine for the graph's present weights.
-    fn ready(&self, graph: &Graph, output: usize, version: u64, device: &Device, precision: Precision) -> Result<Arc<Ready>> {
+    fn ready(
+        &self,
+        graph: &Graph,
+        output: usize,
+        version: u64,
+        device: &Device,
+        precision: Precision,
+    ) -> Result<Arc<Ready>> {
         let Device::Cuda(cuda) = device else {
             bail!("a network for a GPU was asked for on another device")
         };
@@ -199,7 +206,10 @@ impl CustomOp1 for NetOp {
         let stream = device.cuda_stream();
         // SAFETY: as above.
         let dx = unsafe { device.alloc::<f32>(x.elem_count()) }?;
-        let [mut to, mut from] = [dx.device_ptr(&stream).0, address(storage, layout.start_offset(), &stream)?];
+        let [mut to, mut from] = [
+            dx.device_ptr(&stream).0,
+            address(storage, layout.start_offset(), &stream)?,
+        ];
         let [x_len, y_len] = self.sizes().map(|len| (len * size_of::<f32>()) as u64);
         for (images, work) in lock(&self.tape).iter() {
             self.ready.machine.backward(work, *images, from, to)?;
@@ -217,7 +227,10 @@ mod tests {
 
     #[test]
     fn sizes_of_batches_are_rounded_by_a_sixteenth_at_most() {
-        assert_eq!([1, 7, 16, 17, 31, 32, 33, 500, 512, 513].map(rounded), [1, 7, 16, 17, 31, 32, 34, 512, 512, 544]);
+        assert_eq!(
+            [1, 7, 16, 17, 31, 32, 33, 500, 512, 513].map(rounded),
+            [1, 7, 16, 17, 31, 32, 34, 512, 512, 544]
+        );
         assert!((1..5000).all(|n| rounded(n) >= n && rounded(n) - n <= n / 16));
     }
 }

@@ -33,13 +33,25 @@ impl Drop for Folder {
 
 impl Host {
     fn new(program: Program, images: usize, name: &str) -> Host {
-        let folder = std::env::temp_dir().join(format!("advae-lowering-{}-{name}-{:?}", std::process::id(), program.order));
+        let folder = std::env::temp_dir().join(format!(
+            "advae-lowering-{}-{name}-{:?}",
+            std::process::id(),
+            program.order
+        ));
         std::fs::create_dir_all(&folder).unwrap();
         let (source, library) = (folder.join("kernels.c"), folder.join("kernels.so"));
         std::fs::write(&source, program.host_source()).unwrap();
         let compiler = std::env::var("CC").unwrap_or("cc".into());
         let done = Command::new(compiler)
-            .args(["-O1", "-Wall", "-Werror", "-Wno-unused-function", "-shared", "-fPIC", "-o"])
+            .args([
+                "-O1",
+                "-Wall",
+                "-Werror",
+                "-Wno-unused-function",
+                "-shared",
+                "-fPIC",
+                "-o",
+            ])
             .args([&library, &source])
             .arg("-lm")
             .output()
@@ -59,7 +71,9 @@ impl Host {
     }
 
     fn floats(&self, buffer: usize) -> Vec<f32> {
-        let Buffer::Floats(len) = self.program.buffers[buffer] else { panic!() };
+        let Buffer::Floats(len) = self.program.buffers[buffer] else {
+            panic!()
+        };
         let data = self.buffers[buffer].as_ptr().cast::<f32>();
         // SAFETY: the buffer was made for that many numbers.
         unsafe { std::slice::from_raw_parts(data, self.images * len) }.to_vec()
@@ -116,11 +130,25 @@ impl Host {
                 add,
             } => {
                 let (x, w) = (self.floats(*from), &self.constants[*weight]);
-                let (inner, outer) = if *transposed { (*outputs, *inputs) } else { (*inputs, *outputs) };
-                let mut y = if *add { self.floats(*to) } else { vec![0.; self.images * outer] };
+                let (inner, outer) = if *transposed {
+                    (*outputs, *inputs)
+                } else {
+                    (*inputs, *outputs)
+                };
+                let mut y = if *add {
+                    self.floats(*to)
+                } else {
+                    vec![0.; self.images * outer]
+                };
                 for n in 0..self.images {
                     for o in 0..outer {
-                        let w = |i: usize| if *transposed { w[i * inputs + o] } else { w[o * inputs + i] };
+                        let w = |i: usize| {
+                            if *transposed {
+                                w[i * inputs + o]
+                            } else {
+                                w[o * inputs + i]
+                            }
+                        };
                         y[n * outer + o] += (0..inner).map(|i| x[n * inner + i] * w(i)).sum::<f32>();
                     }
                 }
@@ -198,7 +226,9 @@ fn check(name: &str, shape: [usize; 3], build: impl Fn(&Weights, &mut NetBuilder
             true => values.iter().map(|v| v + 1.5).collect(),
             false => values.iter().map(|v| v * 0.5).collect(),
         };
-        param.set(&Tensor::from_vec(values, param.var().shape(), &Device::Cpu).unwrap()).unwrap();
+        param
+            .set(&Tensor::from_vec(values, param.var().shape(), &Device::Cpu).unwrap())
+            .unwrap();
     }
     let images = 3;
     let x = numbers(images * c * h * w, 1);
@@ -210,7 +240,11 @@ fn check(name: &str, shape: [usize; 3], build: impl Fn(&Weights, &mut NetBuilder
         let mut host = Host::new(Program::new(&graph, output, order).unwrap(), images, name);
         host.set(host.program.images, &x);
         host.run(false);
-        close(&format!("{name}, {order:?}"), &host.floats(host.program.outputs), &expected);
+        close(
+            &format!("{name}, {order:?}"),
+            &host.floats(host.program.outputs),
+            &expected,
+        );
         // The way back may be gone again, with another cotangent.
         for seed in [7, 8] {
             let dy = numbers(expected.len(), seed);
@@ -219,7 +253,11 @@ fn check(name: &str, shape: [usize; 3], build: impl Fn(&Weights, &mut NetBuilder
             host.set(host.program.output_slope, &dy);
             host.run(true);
             let dx: Vec<f32> = dx.flatten_all().unwrap().to_vec1().unwrap();
-            close(&format!("{name}, {order:?}, back"), &host.floats(host.program.image_slope), &dx);
+            close(
+                &format!("{name}, {order:?}, back"),
+                &host.floats(host.program.image_slope),
+                &dx,
+            );
         }
     }
 }
@@ -233,7 +271,10 @@ fn close(what: &str, found: &[f32], expected: &[f32]) {
     assert_eq!(found.len(), expected.len(), "{what}");
     let scale = expected.iter().fold(1e-3f32, |max, v| max.max(v.abs()));
     for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
-        assert!((found - expected).abs() <= 1e-4 * scale, "{what}: element {i} is {found}, not {expected}");
+        assert!(
+            (found - expected).abs() <= 1e-4 * scale,
+            "{what}: element {i} is {found}, not {expected}"
+        );
     }
 }
 

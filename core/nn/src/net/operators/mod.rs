@@ -50,7 +50,10 @@ pub(super) trait Operator: Debug + Send + Sync + Run<f32> + Run<f64> {
 
 /// An operator as a GPU has it.
 #[derive(Clone, Debug)]
-#[cfg_attr(not(any(test, feature = "cudnn")), expect(dead_code, reason = "read by the lowering for a GPU"))]
+#[cfg_attr(
+    not(any(test, feature = "cudnn")),
+    expect(dead_code, reason = "read by the lowering for a GPU")
+)]
 pub(super) enum Elementwise {
     Add,
     Concat,
