@@ -251,7 +251,7 @@ fn main() -> Result<()> {
             let how = Pass { tf32, ..Pass::eval() };
             for images in [128, 512, 2_000, 10_000].into_iter().filter(|n| *n <= most) {
                 let x = Var::from_tensor(&random(&[images, shape[0], shape[1], shape[2]], 3)?.to_device(&gpu)?)?;
-                let mut once = || -> Result<()> {
+                let once = || -> Result<()> {
                     let y = net.forward(&how, x.as_tensor())?;
                     vjp(x.as_tensor(), &y, &y.detach())?;
                     Ok(())

@@ -21,13 +21,15 @@
 //! In evaluation on the CPU the whole graph is one operator with one tape: maps stay in the kernels' own layout and, a
 //! few images at a time, in cache; bias, batch norm, `relu`, pooling and upsampling happen to results still in
 //! registers; the tape keeps a bit or an index for an element instead of the element; no weight gradient is computed. In training the
-//! graph is cut at norms and dropouts, and the pieces between them run likewise, with gradients of weights. On other devices,
+//! graph is cut at norms and dropouts, and the pieces between them run likewise, with gradients of weights. On a GPU, with feature
+//! `cudnn`, evaluation is a replayed graph of cuDNN's convolutions and a few kernels of our own. On other devices, in training on a GPU
 //! and inside [`with_composed_ops`](crate::with_composed_ops), the same graph runs layer by layer. All give the same values and
 //! gradients within rounding.
 
 mod builder;
 mod compose;
 #[cfg(any(test, feature = "cudnn"))]
+#[cfg_attr(not(feature = "cudnn"), allow(dead_code, reason = "tests of the lowering run what needs no GPU"))]
 mod cuda;
 mod draft;
 mod exec;

@@ -65,7 +65,6 @@ pub struct Workspace {
 
 // SAFETY: a workspace is used by one caller at a time, and a graph is launched into the stream of whoever calls.
 unsafe impl Send for Workspace {}
-unsafe impl Sync for Workspace {}
 
 #[derive(Clone, Copy)]
 enum Algorithm {
@@ -89,8 +88,11 @@ struct Blas {
 
 // SAFETY: handles are used under the machine's calls, which one thread makes at a time.
 unsafe impl Send for Dnn {}
+// SAFETY: as above.
 unsafe impl Sync for Dnn {}
+// SAFETY: as above.
 unsafe impl Send for Blas {}
+// SAFETY: as above.
 unsafe impl Sync for Blas {}
 
 impl Drop for Dnn {
