@@ -1,7 +1,8 @@
 //! Readers of what others have written, on damaged copies of sound files: an error is an answer, a panic or a crash is none. `fuzz/` has the
 //! same readers for cargo-fuzz, which looks where it has been; this needs nothing but the toolchain.
 //!
-//! `ADVAE_FUZZ_SECONDS` seconds a reader, or 2. The input that was at hand when the process died lies in the folder that a failure names.
+//! `ADVAE_FUZZ_SECONDS` seconds a reader, or 2, from `ADVAE_FUZZ_SEED`, or 1. The input that was at hand when the process died lies in the
+//! folder that a failure names.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../../fuzz/src/targets.rs"]
@@ -9,8 +10,11 @@ mod targets;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::io::{Seek, Write};
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use targets::{TARGETS, Target};
 
@@ -31,6 +35,79 @@ const EXTREME: [u64; 12] = [
 ];
 /// Inputs grow no larger than this.
 const LARGEST: usize = 1 << 17;
+
+/// All readers together get no more memory than this: one that asks for more ends the process, not the machine.
+const MEMORY: usize = 8 << 30;
+
+/// The system's memory, up to a limit.
+struct Limited {
+    used: AtomicUsize,
+    told: AtomicBool,
+}
+
+#[global_allocator]
+static LIMITED: Limited = Limited {
+    used: AtomicUsize::new(0),
+    told: AtomicBool::new(false),
+};
+
+impl Limited {
+    /// Takes memory, if there is as much.
+    fn take(&self, size: usize) -> bool {
+        let used = self.used.fetch_add(size, Ordering::Relaxed);
+        if used.checked_add(size).is_some_and(|used| used <= MEMORY) {
+            return true;
+        }
+        self.used.fetch_sub(size, Ordering::Relaxed);
+        if !self.told.swap(true, Ordering::Relaxed) {
+            // The allocation that fails ends the process without a word about its input, and with what tests have printed.
+            let thread = std::thread::current();
+            let _ = writeln!(
+                std::io::stderr(),
+                "{} asks for more memory than there is: its input is in '{}', fuzz-*",
+                thread.name().unwrap_or("a reader"),
+                env!("CARGO_TARGET_TMPDIR")
+            );
+        }
+        false
+    }
+}
+
+// SAFETY: it is the system's, or refuses.
+unsafe impl GlobalAlloc for Limited {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        match self.take(layout.size()) {
+            // SAFETY: the caller's promise.
+            true => unsafe { System.alloc(layout) },
+            false => std::ptr::null_mut(),
+        }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        match self.take(layout.size()) {
+            // SAFETY: the caller's promise.
+            true => unsafe { System.alloc_zeroed(layout) },
+            false => std::ptr::null_mut(),
+        }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        match self.take(size.saturating_sub(layout.size())) {
+            true => {
+                (self.used).fetch_sub(layout.size().saturating_sub(size), Ordering::Relaxed);
+                // SAFETY: the caller's promise.
+                unsafe { System.realloc(memory, layout, size) }
+            }
+            false => std::ptr::null_mut(),
+        }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        self.used.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(memory, layout) }
+    }
+}
 
 fn folder(part: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz").join(part)
@@ -90,25 +167,32 @@ fn fuzz(name: &str, target: Target) -> usize {
     let seeds = files(&folder("corpus").join(name));
     assert!(!seeds.is_empty(), "no seeds for {name}");
     let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("fuzz-{name}"));
-    let run = |bytes: &[u8]| {
-        std::fs::write(&kept, bytes).unwrap();
+    // Open all the time: a file system that saves at every close would take longer than most readers.
+    let mut open = std::fs::File::create(&kept).unwrap();
+    let mut run = |bytes: &[u8]| {
+        open.rewind().unwrap();
+        open.write_all(bytes).unwrap();
+        open.set_len(bytes.len() as u64).unwrap();
+        let start = Instant::now();
         let outcome = catch_unwind(|| target(bytes));
         assert!(outcome.is_ok(), "{name} panicked: its input is '{}'", kept.display());
+        start.elapsed()
     };
     let known = files(&folder("regressions").join(name));
-    seeds.iter().chain(&known).for_each(|bytes| run(bytes));
-    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let mut slowest = seeds.iter().chain(&known).map(|bytes| run(bytes)).max().unwrap();
+    let seed = std::env::var("ADVAE_FUZZ_SEED").map_or(1, |seed| seed.parse().unwrap());
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let (start, mut count) = (Instant::now(), 0);
     while start.elapsed() < Duration::from_secs_f64(seconds) {
         let mut bytes = seeds[rng.random_range(0..seeds.len())].clone();
         for _ in 0..1 << rng.random_range(0..4) {
             damage(&mut bytes, &seeds, &mut rng);
         }
-        run(&bytes);
+        slowest = slowest.max(run(&bytes));
         count += 1;
     }
     let _ = std::fs::remove_file(&kept);
-    println!("{name}: {count} inputs");
+    println!("{name}: {count} inputs, {slowest:.1?} at most");
     count
 }
 

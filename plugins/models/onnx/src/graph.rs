@@ -7,6 +7,7 @@ use prost::Message;
 
 use crate::ops::{self, Call};
 use crate::proto::{GraphProto, ModelProto, NodeProto, ValueInfoProto};
+use crate::room::{self, Room};
 use crate::tensor::{read, types};
 
 /// A constant of a node.
@@ -110,6 +111,8 @@ pub struct Graph {
     pub constants: HashMap<usize, Tensor>,
     pub input: Input,
     pub output: usize,
+    /// Elements that all values of an image may have together.
+    pub work: usize,
     /// What was left out of the file, for the reader of results.
     pub notes: Vec<String>,
 }
@@ -163,6 +166,7 @@ impl Graph {
             constants,
             input,
             output,
+            work: room::of_file(bytes.len()),
             notes: vec![],
         };
         graph.keep_needed();
@@ -228,6 +232,7 @@ impl Graph {
     /// Computes what does not depend on the images.
     fn fold(&mut self) -> Result<()> {
         let mut rest = vec![];
+        let room = Room::new(1, self.work);
         for node in std::mem::take(&mut self.nodes) {
             let inputs: Vec<Option<Tensor>> = (node.inputs.iter())
                 .map(|value| value.and_then(|v| self.constants.get(&v).cloned()))
@@ -241,7 +246,7 @@ impl Graph {
                 rest.push(node);
                 continue;
             }
-            let outputs = Call::new(&node, inputs).compute()?;
+            let outputs = Call::new(&node, inputs, &room).compute()?;
             for (value, tensor) in node.outputs.iter().zip(outputs) {
                 if let Some(value) = value {
                     self.constants.insert(*value, tensor);

@@ -8,6 +8,7 @@ use advae_sdk::prelude::*;
 
 use crate::graph::{Graph, Node};
 use crate::ops::Call;
+use crate::room::Room;
 
 /// What a constant is to the node that reads it.
 #[derive(Clone, Copy, Debug)]
@@ -104,8 +105,9 @@ impl Layers {
     /// Where a node fails.
     pub fn run(&self, pass: &Pass, x: &Tensor, asked: &[usize]) -> Result<Vec<Tensor>> {
         let mut values = HashMap::from([(self.graph.input.value, x.clone())]);
+        let room = self.room(x);
         for (at, node) in self.graph.nodes.iter().enumerate() {
-            for (value, tensor) in self.step(pass, node, x, &values)? {
+            for (value, tensor) in self.step(pass, node, x, &values, &room)? {
                 values.insert(value, tensor);
             }
             for value in node.inputs.iter().flatten() {
@@ -130,13 +132,20 @@ impl Layers {
     pub fn shapes(&self, n: usize, arrange: impl Fn(usize) -> Result<Tensor>) -> Result<HashMap<usize, Vec<usize>>> {
         let x = arrange(n)?;
         let mut values = HashMap::from([(self.graph.input.value, x.clone())]);
-        for node in &self.graph.nodes {
-            values.extend(self.step(&Pass::eval(), node, &x, &values)?);
+        let mut shapes = HashMap::from([(self.graph.input.value, x.dims().to_vec())]);
+        let room = self.room(&x);
+        for (at, node) in self.graph.nodes.iter().enumerate() {
+            for (value, tensor) in self.step(&Pass::eval(), node, &x, &values, &room)? {
+                shapes.insert(value, tensor.dims().to_vec());
+                values.insert(value, tensor);
+            }
+            values.retain(|value, _| self.last.get(value).is_some_and(|last| *last > at));
         }
-        Ok(values
-            .into_iter()
-            .map(|(value, x)| (value, x.dims().to_vec()))
-            .collect())
+        Ok(shapes)
+    }
+
+    fn room(&self, x: &Tensor) -> Room {
+        Room::new(x.dims().first().copied().unwrap_or(1), self.graph.work)
     }
 
     fn step(
@@ -145,6 +154,7 @@ impl Layers {
         node: &Node,
         x: &Tensor,
         values: &HashMap<usize, Tensor>,
+        room: &Room,
     ) -> Result<Vec<(usize, Tensor)>> {
         let input = |value: usize| match (values.get(&value), self.params.get(&value)) {
             (Some(tensor), _) => Ok(tensor.clone()),
@@ -157,7 +167,7 @@ impl Layers {
         if node.op == "Reshape" {
             self.free_batch(x, &mut inputs)?;
         }
-        let outputs = Call::new(node, inputs).compute()?;
+        let outputs = Call::new(node, inputs, room).compute()?;
         let named = node.outputs.iter().zip(outputs);
         Ok(named.filter_map(|(value, tensor)| Some(((*value)?, tensor))).collect())
     }

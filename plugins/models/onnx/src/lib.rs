@@ -14,6 +14,7 @@ mod lower;
 mod model;
 mod ops;
 mod proto;
+mod room;
 mod tensor;
 
 pub use model::{Layout, OnnxClassifier, OnnxPurifier, OnnxSettings};

@@ -10,6 +10,7 @@ use advae_sdk::prelude::*;
 use crate::graph::{Graph, Node};
 use crate::layers::role;
 use crate::ops::{Call, Spatial, pads_of, repeats};
+use crate::room::Room;
 
 /// Shapes of all values for two images, and for three.
 pub type Shapes = [HashMap<usize, Vec<usize>>; 2];
@@ -498,7 +499,8 @@ impl<'a> Lowering<'a> {
             }
             inputs.push(constant);
         }
-        let factor = repeats(&Call::new(node, inputs), &[1, c, h, w])?;
+        let room = Room::new(1, self.graph.work);
+        let factor = repeats(&Call::new(node, inputs, &room), &[1, c, h, w])?;
         let Some(factor) = factor else {
             bail!("it does not repeat rows and columns alone")
         };

@@ -8,6 +8,7 @@ use advae_sdk::serde::{Deserialize, Serialize};
 use crate::graph::Graph;
 use crate::layers::Layers;
 use crate::lower::{Entry, lower};
+use crate::room::{Room, count};
 
 settings! {
     /// What the file itself does not say.
@@ -100,9 +101,9 @@ impl Arrangement {
             (None, Some([h, w, c])) if channels_last => [*c, *h, *w],
             (None, Some([c, h, w])) => [*c, *h, *w],
             // One axis of pixels, such as of MNIST's.
-            (None, Some(axes)) => match axes.iter().product() {
-                784 => [1, 28, 28],
-                3072 => [3, 32, 32],
+            (None, Some(axes)) => match count(axes) {
+                Some(784) => [1, 28, 28],
+                Some(3072) => [3, 32, 32],
                 _ => bail!(
                     "the file's input is {}: say which images it takes, shape=[channels,rows,columns]",
                     shown()
@@ -118,6 +119,7 @@ impl Arrangement {
         if image.contains(&0) {
             bail!("shape {image:?} has an axis of no elements")
         }
+        (Room::new(1, graph.work).value(&image, 0)).map_err(|e| e.context(format!("images of shape {image:?}")))?;
         let [c, h, w] = image;
         let as_image = if channels_last { [h, w, c] } else { image };
         let axes = match own {
@@ -140,7 +142,7 @@ impl Arrangement {
             None => None,
         };
         if let Some(axes) = &axes
-            && axes.iter().product::<usize>() != c * h * w
+            && count(axes) != Some(c * h * w)
         {
             bail!("images of shape {image:?} do not fit the file's input {}", shown())
         }

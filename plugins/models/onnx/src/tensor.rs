@@ -3,6 +3,7 @@
 use advae_sdk::candle_core::{Device, Result, Tensor, bail};
 
 use crate::proto::TensorProto;
+use crate::room;
 
 /// Types of elements, by the number that ONNX gives them.
 pub mod types {
@@ -47,13 +48,11 @@ pub fn read(tensor: &TensorProto) -> Result<Tensor> {
     let dims: Vec<usize> = (tensor.dims.iter())
         .map(|d| usize::try_from(*d).or_else(|_| bail!("'{name}' has an axis of {d} elements")))
         .collect::<Result<_>>()?;
-    let mut count = 1usize;
-    for d in &dims {
-        count = match count.checked_mul(*d) {
-            Some(count) => count,
-            None => bail!("'{name}' has shape {dims:?}, which no machine can hold"),
-        };
-    }
+    let count: usize = match room::count(&dims) {
+        // Without elements, the other axes are no larger than those of a value.
+        Some(count) if count <= room::VALUE || !dims.contains(&0) => dims.iter().product(),
+        _ => bail!("'{name}' has shape {dims:?}, which no machine can hold"),
+    };
     let elements = match tensor.raw_data.is_empty() {
         true => typed(tensor)?,
         false => raw(tensor)?,

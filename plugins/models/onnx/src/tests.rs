@@ -111,6 +111,12 @@ impl File {
         self
     }
 
+    /// Of another output.
+    fn ending(mut self, output: &str) -> Self {
+        self.0.output = vec![value(output, &[])];
+        self
+    }
+
     fn bytes(&self) -> Vec<u8> {
         let opset = OperatorSetIdProto {
             domain: String::new(),
@@ -195,6 +201,7 @@ fn one(op: &str, inputs: &str, attributes: &[(&str, A)]) -> File {
         .weight("map", &[4, 6, 5])
         .weight("matrix", &[5, 3])
         .floats("v4", &[4], &[0.5, 1., 2., 0.25])
+        .floats("v4b", &[4, 1, 1], &[0.5, -1., 2., 0.25])
         .floats("two", &[], &[2.])
         .floats("half", &[], &[0.5])
         .floats("scales", &[4], &[1., 1., 1.5, 2.])
@@ -210,12 +217,13 @@ fn one(op: &str, inputs: &str, attributes: &[(&str, A)]) -> File {
         .ints("flat", &[0, -1])
 }
 
-#[test]
-fn gradients_of_every_operator_are_its_differences() {
+/// Operator, inputs, attributes.
+type Case = (&'static str, &'static str, &'static [(&'static str, A)]);
+
+/// Every operator of floats that has a gradient everywhere.
+const CASES: &[Case] = {
     use A::{F, I, Is, S};
-    /// Operator, inputs, attributes.
-    type Case = (&'static str, &'static str, &'static [(&'static str, A)]);
-    let cases: &[Case] = &[
+    &[
         ("Conv", "x w33 b6", &[("pads", Is(&[1, 1, 1, 1]))]),
         (
             "Conv",
@@ -323,9 +331,13 @@ fn gradients_of_every_operator_are_its_differences() {
         ("Transpose", "x", &[("perm", Is(&[0, 3, 1, 2]))]),
         ("Reshape", "x flat", &[]),
         ("Concat", "x x", &[("axis", I(-1))]),
-    ];
-    for (op, inputs, attributes) in cases {
-        let file = one(op, inputs, attributes).floats("v4b", &[4, 1, 1], &[0.5, -1., 2., 0.25]);
+    ]
+};
+
+#[test]
+fn gradients_of_every_operator_are_its_differences() {
+    for (op, inputs, attributes) in CASES {
+        let file = one(op, inputs, attributes);
         let x = tensor(&[2, 4, 6, 5], "images");
         let report = gradcheck(
             |x| file.run(x),
@@ -637,6 +649,370 @@ fn what_a_file_leaves_open_is_asked_for() {
     assert!(error.contains("do not fit the file's input [N,12]"), "{error}");
     let error = model(&[0, 3, 4, 4], Some(vec![1, 4, 4])).unwrap_err();
     assert!(error.contains("do not fit the file's input [N,3,4,4]"), "{error}");
+}
+
+/// Why a file is not read as a classifier of images `[N, 1, 4, 4]`.
+fn refusal(file: &File) -> String {
+    let (_kept, settings) = file.saved();
+    let refused = OnnxClassifier::new(settings, &Weights::own());
+    crate::model::plain(&refused.err().unwrap())
+}
+
+#[test]
+fn what_is_larger_than_any_image_is_refused_before_it_is_made() {
+    use A::{I, Is, S};
+    const FAR: i64 = i64::MAX;
+    let cases: &[Case] = &[
+        ("Resize", "x - much", &[]),
+        ("Resize", "x - much", &[("mode", S("linear"))]),
+        ("Resize", "x - - far", &[]),
+        ("Expand", "x far", &[]),
+        ("Expand", "x million", &[]),
+        ("ConstantOfShape", "million", &[]),
+        ("ConstantOfShape", "far", &[]),
+        ("Pad", "x around", &[]),
+        ("Pad", "x around", &[("mode", S("reflect"))]),
+        ("Pad", "x beside", &[]),
+        (
+            "MaxPool",
+            "x",
+            &[("kernel_shape", Is(&[2, 2])), ("pads", Is(&[9999; 4]))],
+        ),
+        (
+            "AveragePool",
+            "x",
+            &[("kernel_shape", Is(&[2, 2])), ("pads", Is(&[9999; 4]))],
+        ),
+        ("Conv", "x kernel", &[("pads", Is(&[9999; 4]))]),
+        (
+            "Conv",
+            "x kernel",
+            &[("pads", Is(&[9999; 4])), ("dilations", Is(&[2, 1]))],
+        ),
+        ("ConvTranspose", "x kernel", &[("strides", Is(&[9999, 9999]))]),
+        ("Add", "column row", &[]),
+        ("Where", "one column row", &[]),
+        ("Equal", "column row", &[]),
+        ("Sum", "one column row", &[]),
+        ("PRelu", "column row", &[]),
+        ("MatMul", "column row", &[]),
+        ("Gemm", "column row", &[]),
+        ("LayerNormalization", "x long", &[]),
+        ("BatchNormalization", "x many many many many", &[]),
+        ("Gather", "column places", &[("axis", I(1))]),
+    ];
+    for (op, inputs, attributes) in cases {
+        let file = File::new(18, &[0, 1, 4, 4])
+            .node("Expand", "one tall", "column", &[])
+            .node("Expand", "one wide", "row", &[])
+            .node("Expand", "one long_shape", "long", &[])
+            .node("Expand", "one many_shape", "many", &[])
+            .node("Expand", "zero places_shape", "places", &[])
+            .node(op, inputs, "y", attributes)
+            .floats("one", &[], &[1.])
+            .ints("zero", &[0])
+            .floats("much", &[4], &[7e16, 1., 1., 1.])
+            .weight("kernel", &[1, 1, 2, 2])
+            .ints("far", &[1, FAR, 4, 4])
+            .ints("million", &[1_000_000, 1, 9, 4, 4])
+            .ints("around", &[0, 0, 1 << 62, 0, 0, 0, 1 << 62, 0])
+            .ints("beside", &[0, 0, 0, 99_999_999, 0, 0, 0, 0])
+            .ints("tall", &[99_999, 1])
+            .ints("wide", &[1, 99_999])
+            .ints("long_shape", &[1, 40_000_000, 1, 1])
+            .ints("many_shape", &[40_000_000])
+            .ints("places_shape", &[99_999]);
+        let error = refusal(&file);
+        assert!(
+            error.contains(&format!("{op} 'y'")) && error.contains("more than the 67108864 an image that fit here"),
+            "{op} {inputs}: {error}"
+        );
+    }
+    // What no arithmetic can reach is no size at all.
+    let cases: &[Case] = &[
+        ("Pad", "x least", &[]),
+        (
+            "MaxPool",
+            "x",
+            &[("kernel_shape", Is(&[2, 2])), ("pads", Is(&[0, FAR, 0, FAR]))],
+        ),
+        (
+            "MaxPool",
+            "x",
+            &[("kernel_shape", Is(&[FAR, FAR])), ("auto_pad", S("SAME_UPPER"))],
+        ),
+        (
+            "MaxPool",
+            "x",
+            &[("kernel_shape", Is(&[2, 2])), ("dilations", Is(&[FAR, 1]))],
+        ),
+        (
+            "MaxPool",
+            "x",
+            &[
+                ("kernel_shape", Is(&[2, 2])),
+                ("strides", Is(&[FAR, 1])),
+                ("ceil_mode", I(1)),
+            ],
+        ),
+        ("MaxPool", "x", &[("kernel_shape", Is(&[0, 2]))]),
+        ("Conv", "x kernel", &[("dilations", Is(&[FAR, FAR]))]),
+        ("ConvTranspose", "x kernel", &[("strides", Is(&[FAR, FAR]))]),
+        ("ConvTranspose", "x kernel", &[("strides", Is(&[1]))]),
+        ("ConvTranspose", "x kernel", &[("output_shape", Is(&[4]))]),
+        ("ConvTranspose", "x kernel", &[("pads", Is(&[3, 3, 3, 3]))]),
+        ("Reshape", "x far", &[]),
+        ("Reshape", "x both", &[]),
+        ("Unsqueeze", "x axes", &[]),
+        ("Gather", "two x", &[]),
+        ("Mul", "far far", &[]),
+        ("Div", "far none", &[]),
+        ("Sub", "least most", &[]),
+        ("Softmax", "far", &[]),
+    ];
+    for (op, inputs, attributes) in cases {
+        let file = File::new(18, &[0, 1, 4, 4])
+            .node(op, inputs, "y", attributes)
+            .floats("two", &[], &[2.])
+            .weight("kernel", &[1, 1, 2, 2])
+            .ints("far", &[FAR, FAR, 4, 4])
+            .ints("both", &[FAR, FAR, -1])
+            .ints("none", &[0])
+            .ints("axes", &[5; 64])
+            .ints("most", &[FAR])
+            .ints("least", &[0, 0, i64::MIN, 0, 0, 0, FAR, 0]);
+        let error = refusal(&file);
+        assert!(error.contains(&format!("{op} 'y'")), "{op} {inputs}: {error}");
+    }
+}
+
+/// What a damaged file may have in place of a number.
+const DAMAGED: [i64; 20] = [
+    i64::MIN,
+    i64::MIN + 1,
+    -(1 << 40),
+    -9999,
+    -2,
+    -1,
+    0,
+    1,
+    2,
+    3,
+    7,
+    64,
+    5000,
+    70_000,
+    1 << 24,
+    1 << 31,
+    1 << 40,
+    1 << 62,
+    i64::MAX - 1,
+    i64::MAX,
+];
+
+/// Numbers without a pattern below `below`.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, below: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (self.0 >> 33) as usize % below.max(1)
+    }
+
+    /// Replaces one of these, if there are any.
+    fn damage<T>(&mut self, values: &mut [T], as_type: impl Fn(i64) -> T) {
+        let (at, new) = (self.roll(values.len()), DAMAGED[self.roll(DAMAGED.len())]);
+        if let Some(value) = values.get_mut(at) {
+            *value = as_type(new);
+        }
+    }
+}
+
+#[test]
+fn no_operator_panics_or_takes_long_on_damaged_numbers() {
+    use A::{I, Is, S};
+    let more: &[Case] = &[
+        ("Expand", "x sizes", &[]),
+        ("ConstantOfShape", "sizes", &[]),
+        ("Split", "x", &[("axis", I(1))]),
+        ("Squeeze", "x", &[("axes", Is(&[1]))]),
+        ("Unsqueeze", "x axis1", &[]),
+        ("Flatten", "x", &[("axis", I(2))]),
+        ("Where", "x map last", &[]),
+        ("Equal", "x map", &[]),
+        ("Gemm", "matrix matrix - ", &[("transA", I(1))]),
+        ("Upsample", "x scales", &[]),
+        ("Cast", "x", &[("to", I(7))]),
+        ("Shape", "x", &[("start", I(1))]),
+        ("Pad", "x pads", &[("mode", S("edge"))]),
+        ("Pad", "x pads", &[("mode", S("wrap"))]),
+        ("Add", "sizes sizes", &[]),
+        ("Div", "sizes sizes", &[]),
+        ("Pow", "sizes sizes", &[]),
+        ("Neg", "sizes", &[]),
+        ("Exp", "sizes", &[]),
+        ("ReduceSum", "sizes", &[]),
+        ("Concat", "sizes axes", &[("axis", I(0))]),
+        ("Slice", "sizes from to axes steps", &[]),
+    ];
+    let times = std::env::var("ADVAE_FUZZ_TIMES").map_or(10, |times| times.parse().unwrap());
+    let mut dice = Dice(std::env::var("ADVAE_FUZZ_SEED").map_or(1, |seed| seed.parse().unwrap()));
+    for (op, inputs, attributes) in CASES.iter().chain(more) {
+        for _ in 0..times {
+            let mut file = one(op, inputs, attributes);
+            file.1 = [9, 10, 12, 18][dice.roll(4)];
+            let names: Vec<&str> = inputs.split_whitespace().collect();
+            for _ in 0..=dice.roll(3) {
+                let graph = &mut file.0;
+                match dice.roll(5) {
+                    0 => {
+                        let tensor = (graph.initializer.iter_mut()).find(|t| t.name == names[dice.roll(names.len())]);
+                        if let Some(tensor) = tensor {
+                            dice.damage(&mut tensor.int64_data, |v| v);
+                            dice.damage(&mut tensor.double_data, |v| v as f64);
+                        }
+                    }
+                    1 => {
+                        let tensor = (graph.initializer.iter_mut()).find(|t| t.name == names[dice.roll(names.len())]);
+                        if let Some(tensor) = tensor {
+                            // Other axes for as many elements.
+                            let count = tensor.double_data.len().max(tensor.int64_data.len()) as i64;
+                            tensor.dims = match dice.roll(5) {
+                                0 => vec![count],
+                                1 => vec![count, 1, 1, 1, 1],
+                                2 => vec![1, count],
+                                3 => vec![],
+                                _ => vec![0, DAMAGED[dice.roll(DAMAGED.len())]],
+                            };
+                        }
+                    }
+                    2 => {
+                        let shape = graph.input[0].r#type.as_mut().unwrap().tensor_type.as_mut().unwrap();
+                        dice.damage(&mut shape.shape.as_mut().unwrap().dim, size);
+                    }
+                    3 => {
+                        let inputs = &mut graph.node[0].input;
+                        let (to, from) = (dice.roll(inputs.len()), dice.roll(graph.initializer.len()));
+                        inputs[to] = graph.initializer[from].name.clone();
+                    }
+                    _ => {
+                        let attributes = &mut graph.node[0].attribute;
+                        let at = dice.roll(attributes.len());
+                        if let Some(a) = attributes.get_mut(at) {
+                            dice.damage(&mut a.ints, |v| v);
+                            dice.damage(std::slice::from_mut(&mut a.i), |v| v);
+                            if dice.roll(4) == 0 {
+                                a.ints.pop();
+                            }
+                        }
+                    }
+                }
+            }
+            // Its output alone is often no classifier's.
+            let file = File(file.0, file.1).node("Flatten", "y", "z", &[]).ending("z");
+            let (kept, settings) = file.saved();
+            let start = std::time::Instant::now();
+            let outcome = std::panic::catch_unwind(|| OnnxClassifier::new(settings, &Weights::own()).map(|_| ()));
+            let took = start.elapsed();
+            if outcome.is_err() || took.as_secs() >= 30 {
+                let (_, path) = kept.keep().unwrap();
+                panic!("{op} {inputs}: {took:?}, '{}'", path.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn steps_without_end_are_taken_once() {
+    let file = |steps: &[i64]| {
+        File::new(13, &[0, 1, 4, 4])
+            .node("Slice", "x from to axes steps", "y", &[])
+            .ints("from", &[i64::MAX, i64::MIN])
+            .ints("to", &[i64::MIN, i64::MAX])
+            .ints("axes", &[2, 3])
+            .ints("steps", steps)
+    };
+    let x = tensor(&[2, 1, 4, 4], "images");
+    let y = file(&[i64::MIN, i64::MAX]).run(&x).unwrap();
+    assert_eq!(y.dims(), [2, 1, 1, 1]);
+    close(&values(&y), &[values(&x)[12], values(&x)[28]], 0.);
+}
+
+#[test]
+fn doubling_and_the_sum_of_many_values_are_refused() {
+    // 2^30 elements after 26 of them.
+    let mut file = File::new(13, &[0, 1, 4, 4]);
+    for i in 0..30 {
+        let (x, y) = (format!("x{i}"), format!("x{}", i + 1));
+        let x = if i == 0 { "x" } else { &x };
+        file = file.node("Concat", &format!("{x} {x}"), &y, &[("axis", A::I(1))]);
+    }
+    let error = refusal(&file.node("Flatten", "x30", "y", &[]));
+    assert!(
+        error.contains("Concat 'x23'") && error.contains("268435456 elements for 2 images"),
+        "{error}"
+    );
+    // Each of them fits.
+    let mut file = File::new(13, &[0, 1, 4, 4])
+        .node("ConstantOfShape", "size", "c0", &[])
+        .ints("size", &[1 << 25]);
+    for i in 0..9 {
+        file = file.node("Exp", &format!("c{i}"), &format!("c{}", i + 1), &[]);
+    }
+    let error = refusal(&file.node("Add", "x c9", "y", &[]));
+    assert!(error.contains("a file of this size may ask for"), "{error}");
+    // Products.
+    let file = File::new(13, &[0, 1, 4, 4])
+        .node("ConstantOfShape", "size", "c", &[])
+        .node("MatMul", "c c", "d", &[])
+        .node("Add", "x d", "y", &[])
+        .ints("size", &[1 << 13, 1 << 13]);
+    let error = refusal(&file);
+    assert!(
+        error.contains("MatMul 'd'") && error.contains("multiplications"),
+        "{error}"
+    );
+    // The images themselves.
+    let error = refusal(&File::new(13, &[0, 1, 1 << 31, 1 << 31]).node("Relu", "x", "y", &[]));
+    assert!(
+        error.contains("images of shape") && error.contains("4611686018427387904 elements"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_file_may_hold_what_is_larger_than_a_value() {
+    // Weights of 2^26 elements and more are moved about, as long as they do not grow.
+    let room = crate::room::Room::new(1, 1 << 30);
+    assert!(room.value(&[1 << 27], 1 << 27).is_ok());
+    assert!(room.value(&[(1 << 27) + 1], 1 << 27).is_err());
+    assert!(room.value(&[0, usize::MAX, 2], 0).is_err());
+    assert!(room.value(&[1; 33], 0).is_err());
+    let room = crate::room::Room::new(4, 1 << 30);
+    assert!(room.value(&[4, 1 << 26], 0).is_ok());
+    let error = room.value(&[5, 1 << 26], 0).unwrap_err().to_string();
+    assert!(error.contains("335544320 elements for 4 images"), "{error}");
+}
+
+#[test]
+fn whole_numbers_are_computed_as_such() {
+    let file = |op: &str, inputs: &str| {
+        let file = File::new(13, &[0, 4])
+            .node(op, inputs, "c", &[])
+            .node("Add", "x c", "y", &[])
+            .ints("a", &[7, -7, 2, i64::MAX - 1])
+            .ints("b", &[2, 2, 3, 1]);
+        let graph = file.graph();
+        let constant = graph.names.iter().position(|name| name == "c").unwrap();
+        graph.constants[&constant].to_vec1::<i64>().unwrap()
+    };
+    assert_eq!(file("Add", "a b"), [9, -5, 5, i64::MAX]);
+    assert_eq!(file("Sub", "b a"), [-5, 9, 1, 2 - i64::MAX]);
+    assert_eq!(file("Div", "a b"), [3, -3, 0, i64::MAX - 1]);
+    assert_eq!(file("Min", "a b"), [2, -7, 2, 1]);
+    assert_eq!(file("Pow", "b b"), [4, 4, 27, 1]);
+    assert_eq!(file("Neg", "b"), [-2, -2, -3, -1]);
+    assert_eq!(file("Abs", "b"), [2, 2, 3, 1]);
 }
 
 #[test]

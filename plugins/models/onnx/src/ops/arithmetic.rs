@@ -1,13 +1,25 @@
 //! Numbers with numbers: element by element, products, sums along axes.
 
-use advae_sdk::candle_core::{D, DType, Result, Tensor, bail};
+use advae_sdk::candle_core::{D, DType, Result, Shape, Tensor, bail};
 use advae_sdk::nn;
 
 use super::{Call, axis};
 
 /// Functions of one tensor.
 pub fn unary(call: &Call) -> Result<Tensor> {
-    let (node, x) = (call.node, call.input(0)?);
+    as_floats(call.input(0)?, |x| function(call, x))
+}
+
+/// candle has few functions of whole numbers, and those overflow.
+fn as_floats(x: &Tensor, f: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    match x.dtype() {
+        floats if floats.is_float() => f(x),
+        whole => f(&x.to_dtype(DType::F64)?)?.to_dtype(whole),
+    }
+}
+
+fn function(call: &Call, x: &Tensor) -> Result<Tensor> {
+    let node = call.node;
     let float = |name, default| node.float(name, default);
     // `x` where it is positive, else `other`; the derivative at 0 is that of `other`.
     let positive_or = |other: Tensor| nn::relu(x)? + other;
@@ -88,7 +100,16 @@ fn pair(call: &Call, a: &Tensor, b: &Tensor) -> Result<Tensor> {
         (one, _) if a.track_op() => (a.clone(), b.to_dtype(one)?),
         (_, other) => (a.to_dtype(other)?, b.clone()),
     };
+    let b = if call.node.op == "PRelu" {
+        channelwise(&a, &b)?
+    } else {
+        b
+    };
     let (a, b) = (&a, &b);
+    call.room_for_both(a, b)?;
+    if !a.dtype().is_float() {
+        return whole(call.node.op.as_str(), a, b);
+    }
     match call.node.op.as_str() {
         "Add" | "Sum" => a.broadcast_add(b),
         "Sub" => a.broadcast_sub(b),
@@ -97,9 +118,31 @@ fn pair(call: &Call, a: &Tensor, b: &Tensor) -> Result<Tensor> {
         "Min" => a.broadcast_minimum(b),
         "Max" => a.broadcast_maximum(b),
         "Pow" => power(a, b),
-        "PRelu" => nn::relu(a)? - nn::relu(&a.neg()?)?.broadcast_mul(&channelwise(a, b)?)?,
+        "PRelu" => nn::relu(a)? - nn::relu(&a.neg()?)?.broadcast_mul(b)?,
         other => bail!("no operator {other} here"),
     }
+}
+
+/// Of whole numbers, as they are computed from shapes.
+fn whole(op: &str, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let f = match op {
+        "Add" | "Sum" => i64::checked_add,
+        "Sub" => i64::checked_sub,
+        "Mul" => i64::checked_mul,
+        "Div" => i64::checked_div,
+        "Min" => |a: i64, b: i64| Some(a.min(b)),
+        "Max" => |a: i64, b: i64| Some(a.max(b)),
+        "Pow" => |a: i64, b: i64| a.checked_pow(u32::try_from(b).ok()?),
+        other => bail!("no operator {other} of whole numbers here"),
+    };
+    let shape = a.shape().broadcast_shape_binary_op(b.shape(), "broadcast")?;
+    let numbers = |x: &Tensor| x.broadcast_as(&shape)?.flatten_all()?.to_vec1::<i64>();
+    let pairs = numbers(a)?.into_iter().zip(numbers(b)?);
+    let results = pairs.map(|(a, b)| match f(a, b) {
+        Some(y) => Ok(y),
+        None => bail!("{op} of {a} and {b} is no whole number of 64 bits: the file is damaged"),
+    });
+    Tensor::from_vec(results.collect::<Result<Vec<i64>>>()?, &shape, a.device())
 }
 
 /// Old files give the slopes `[C]` of an input `[N, C, ...]`.
@@ -133,6 +176,7 @@ pub fn choose(call: &Call) -> Result<Tensor> {
     let (condition, a, b) = (call.input(0)?, call.input(1)?, call.input(2)?);
     let shape = (condition.shape().broadcast_shape_binary_op(a.shape(), "where")?)
         .broadcast_shape_binary_op(b.shape(), "where")?;
+    call.room(shape.dims())?;
     let to = |x: &Tensor| x.broadcast_as(&shape)?.contiguous();
     to(&condition.ne(&condition.zeros_like()?)?)?.where_cond(&to(a)?, &to(b)?)
 }
@@ -140,6 +184,7 @@ pub fn choose(call: &Call) -> Result<Tensor> {
 /// `Equal`, as 0 and 1.
 pub fn equal(call: &Call) -> Result<Tensor> {
     let (a, b) = (call.input(0)?, call.input(1)?);
+    call.room_for_both(a, b)?;
     a.detach().broadcast_eq(&b.detach())?.to_dtype(DType::I64)
 }
 
@@ -152,18 +197,22 @@ pub fn gemm(call: &Call) -> Result<Tensor> {
     };
     let (a, b) = (turned(0, "transA")?, turned(1, "transB")?);
     let scaled = |x: Tensor, by: f64| if by == 1. { Ok(x) } else { x * by };
-    let y = scaled(matmul(&a, &b)?, node.float("alpha", 1.))?;
+    let y = scaled(matmul(call, &a, &b)?, node.float("alpha", 1.))?;
     match call.optional(2) {
         None => Ok(y),
-        Some(c) => y.broadcast_add(&scaled(c.clone(), node.float("beta", 1.))?),
+        Some(c) => {
+            call.room_for_both(&y, c)?;
+            y.broadcast_add(&scaled(c.clone(), node.float("beta", 1.))?)
+        }
     }
 }
 
 /// Products of matrices as numpy has them.
-pub fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+pub fn matmul(call: &Call, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let (rows, columns) = (a.rank() == 1, b.rank() == 1);
     let a = if rows { a.unsqueeze(0)? } else { a.clone() };
     let b = if columns { b.unsqueeze(1)? } else { b.clone() };
+    room_for_product(call, &a, &b)?;
     let mut y = match (a.rank(), b.rank()) {
         (2, 2) => a.contiguous()?.matmul(&b.contiguous()?)?,
         _ => a.contiguous()?.broadcast_matmul(&b.contiguous()?)?,
@@ -177,9 +226,26 @@ pub fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     Ok(y)
 }
 
+/// Matrices along all other axes, which broadcast: candle repeats both operands to these.
+pub fn room_for_product(call: &Call, a: &Tensor, b: &Tensor) -> Result<()> {
+    let ([batch_a @ .., m, k], [batch_b @ .., _, n]) = (a.dims(), b.dims()) else {
+        bail!("a product of {:?} and {:?}: these are no matrices", a.dims(), b.dims())
+    };
+    let batch = Shape::from(batch_a).broadcast_shape_binary_op(&Shape::from(batch_b), "matmul")?;
+    let with = |sizes: &[usize]| [batch.dims(), sizes].concat();
+    for sizes in [[*m, *k], [*k, *n], [*m, *n]] {
+        call.room(&with(&sizes))?;
+    }
+    call.product(&with(&[*m, *k, *n]))
+}
+
 /// Mean, sum or maximum along axes.
 pub fn reduce(call: &Call) -> Result<Tensor> {
-    let (node, x) = (call.node, call.input(0)?);
+    as_floats(call.input(0)?, |x| reduced(call, x))
+}
+
+fn reduced(call: &Call, x: &Tensor) -> Result<Tensor> {
+    let node = call.node;
     let axes = match call.whole_or(1, "axes")? {
         Some(axes) if !axes.is_empty() => axes.iter().map(|a| axis(*a, x.rank())).collect::<Result<_>>()?,
         _ if node.int("noop_with_empty_axes", 0) != 0 => return Ok(x.clone()),

@@ -3,9 +3,9 @@
 use advae_sdk::candle_core::{Result, Tensor, bail};
 use advae_sdk::nn::{self, Padding};
 
+use super::Call;
 use super::shapes::pad_axis;
-use super::window::{Spatial, pads_of};
-use super::{Call, sizes};
+use super::window::{Spatial, extents, pads_of};
 
 /// `Conv` of maps `[N, C, ...]` with a weight `[O, C / group, ...]`.
 pub fn conv(call: &Call) -> Result<Tensor> {
@@ -18,11 +18,11 @@ pub fn conv(call: &Call) -> Result<Tensor> {
         )
     }
     let windows = Spatial::new(call.node, &x.dims()[2..], &weight.dims()[2..])?;
-    convolve(x, weight, call.optional(2), &windows, call.node.int("group", 1))
+    convolve(call, x, weight, &windows)
 }
 
-fn convolve(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, windows: &Spatial, groups: i64) -> Result<Tensor> {
-    let groups = usize::try_from(groups).unwrap_or(0);
+fn convolve(call: &Call, x: &Tensor, weight: &Tensor, windows: &Spatial) -> Result<Tensor> {
+    let groups = usize::try_from(call.node.int("group", 1)).unwrap_or(0);
     let (inputs, outputs) = (x.dims()[1], weight.dims()[0]);
     if groups == 0 || inputs % groups != 0 || outputs % groups != 0 || weight.dims()[1] != inputs / groups {
         bail!(
@@ -30,6 +30,9 @@ fn convolve(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, windows: &Spatia
             weight.dims()
         )
     }
+    let shape = windows.shape(x.dims()[0], outputs);
+    call.room(&shape)?;
+    call.product(&[&shape, &weight.dims()[1..]].concat())?;
     let part = |x: &Tensor, axis: usize, i: usize| match groups {
         1 => Ok(x.clone()),
         _ => {
@@ -38,29 +41,29 @@ fn convolve(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, windows: &Spatia
         }
     };
     let parts: Vec<Tensor> = (0..groups)
-        .map(|i| one_group(&part(x, 1, i)?, &part(weight, 0, i)?, windows))
+        .map(|i| one_group(call, &part(x, 1, i)?, &part(weight, 0, i)?, windows))
         .collect::<Result<_>>()?;
     let y = match parts.as_slice() {
         [one] => one.clone(),
         several => Tensor::cat(several, 1)?,
     };
-    let Some(bias) = bias else { return Ok(y) };
+    let Some(bias) = call.optional(2) else { return Ok(y) };
     let mut dims = vec![1; y.rank()];
     dims[1] = outputs;
     y.broadcast_add(&bias.reshape(dims)?)
 }
 
-fn one_group(x: &Tensor, weight: &Tensor, windows: &Spatial) -> Result<Tensor> {
+fn one_group(call: &Call, x: &Tensor, weight: &Tensor, windows: &Spatial) -> Result<Tensor> {
     if let Some(stride) = kernel_stride(windows) {
         let mut x = x.clone();
         for (i, [before, after]) in windows.pads.iter().enumerate() {
-            x = pad_axis(&x, 2 + i, [*before as i64, *after as i64], "constant", 0.)?;
+            x = pad_axis(call, &x, 2 + i, [*before as i64, *after as i64], "constant", 0.)?;
         }
         return nn::conv2d(&x, weight, None, stride, Padding::Valid);
     }
     // [N, C, taps, outputs] as [N, C taps, outputs]
     let (n, outputs) = (x.dims()[0], weight.dims()[0]);
-    let columns = windows.windows(x, 0.)?.flatten(1, 2)?;
+    let columns = windows.windows(call, x, 0.)?.flatten(1, 2)?;
     let weight = weight
         .contiguous()?
         .reshape((1, outputs, weight.elem_count() / outputs.max(1)))?;
@@ -88,19 +91,25 @@ pub fn conv_transpose(call: &Call) -> Result<Tensor> {
         )
     }
     let numbers = |name: &str, default: usize| match node.ints(name) {
-        Some(values) => sizes(values),
+        Some(values) => extents(values, rank),
         None => Ok(vec![default; rank]),
     };
     let (strides, dilations) = (numbers("strides", 1)?, numbers("dilations", 1)?);
     let more = numbers("output_padding", 0)?;
     let kernel = weight.dims()[2..].to_vec();
+    if [&x.dims()[2..], &kernel, &strides, &dilations].concat().contains(&0) {
+        bail!(
+            "kernel {kernel:?}, strides {strides:?} and dilations {dilations:?} on a tensor {:?}: these do not fit",
+            x.dims()
+        )
+    }
     let full = |i: usize| (x.dims()[2 + i] - 1) * strides[i] + (kernel[i] - 1) * dilations[i] + 1;
     let mut pads: Vec<[i64; 2]> = match node.text("auto_pad", "NOTSET") {
         "NOTSET" | "" | "VALID" => pads_of(node, rank)?.iter().map(|p| p.map(|v| v as i64)).collect(),
         _ => vec![[0, 0]; rank],
     };
     let asked = match node.ints("output_shape") {
-        Some(shape) => Some(sizes(&shape[shape.len().saturating_sub(rank)..])?),
+        Some(shape) => Some(extents(&shape[shape.len().saturating_sub(rank)..], rank)?),
         None if node.text("auto_pad", "NOTSET").starts_with("SAME") => {
             Some((0..rank).map(|i| x.dims()[2 + i] * strides[i]).collect())
         }
@@ -121,8 +130,9 @@ pub fn conv_transpose(call: &Call) -> Result<Tensor> {
     for i in 0..rank {
         let reach = ((kernel[i] - 1) * dilations[i]) as i64;
         let [before, after] = pads[i];
-        spread = apart(&spread, 2 + i, strides[i])?;
+        spread = apart(call, &spread, 2 + i, strides[i])?;
         spread = pad_axis(
+            call,
             &spread,
             2 + i,
             [reach - before, reach - after + more[i] as i64],
@@ -130,28 +140,32 @@ pub fn conv_transpose(call: &Call) -> Result<Tensor> {
             0.,
         )?;
     }
+    let outputs: Vec<usize> = (0..rank)
+        .map(|i| spread.dims()[2 + i].saturating_sub((kernel[i] - 1) * dilations[i]))
+        .collect();
+    if outputs.contains(&0) {
+        bail!("nothing is left of a tensor {:?} with pads {pads:?}", x.dims())
+    }
     let windows = Spatial {
-        outputs: (0..rank)
-            .map(|i| spread.dims()[2 + i].saturating_sub((kernel[i] - 1) * dilations[i]))
-            .collect(),
+        outputs,
         strides: vec![1; rank],
         pads: vec![[0, 0]; rank],
         kernel,
         dilations,
     };
-    let groups = node.int("group", 1);
-    convolve(&spread, &turned(weight, groups)?, call.optional(2), &windows, groups)
+    convolve(call, &spread, &turned(weight, node.int("group", 1))?, &windows)
 }
 
 /// `stride - 1` zeros between the elements of an axis.
-fn apart(x: &Tensor, axis: usize, stride: usize) -> Result<Tensor> {
+fn apart(call: &Call, x: &Tensor, axis: usize, stride: usize) -> Result<Tensor> {
     let size = x.dims()[axis];
     if stride == 1 || size == 0 {
         return Ok(x.clone());
     }
     let (mut dims, mut joined) = (x.dims().to_vec(), x.dims().to_vec());
     dims.insert(axis + 1, 1);
-    joined[axis] = size * stride;
+    joined[axis] = size.saturating_mul(stride);
+    call.room(&joined)?;
     let x = x.contiguous()?.reshape(dims)?.pad_with_zeros(axis + 1, 0, stride - 1)?;
     x.reshape(joined)?
         .narrow(axis, 0, (size - 1) * stride + 1)?

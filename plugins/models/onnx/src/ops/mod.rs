@@ -11,10 +11,11 @@ mod resize;
 mod shapes;
 mod window;
 
-use advae_sdk::candle_core::{DType, Result, Tensor, bail};
+use advae_sdk::candle_core::{DType, Error, Result, Tensor, bail};
 use advae_sdk::nn;
 
 use crate::graph::Node;
+use crate::room::Room;
 
 pub use resize::repeats;
 pub use window::{Spatial, pads_of, pooling};
@@ -30,28 +31,84 @@ pub const SUPPORTED: &[&str] = &[
     "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tanh", "Transpose", "Unsqueeze", "Upsample", "Where",
 ];
 
-/// A node, and the tensors it is given.
+/// Operators that compute with floats alone, and get nothing else.
+#[rustfmt::skip]
+const FLOATS: &[&str] = &[
+    "AveragePool", "BatchNormalization", "Conv", "ConvTranspose", "Gemm", "GlobalAveragePool", "GlobalMaxPool",
+    "InstanceNormalization", "LayerNormalization", "LogSoftmax", "MatMul", "MaxPool", "PRelu", "Softmax",
+];
+
+/// A node, the tensors it is given, and the room for what it makes.
 pub struct Call<'a> {
     pub node: &'a Node,
     inputs: Vec<Option<Tensor>>,
+    room: &'a Room,
 }
 
 impl<'a> Call<'a> {
     /// Inputs in the node's order; none where one is left out.
-    pub fn new(node: &'a Node, inputs: Vec<Option<Tensor>>) -> Self {
-        Call { node, inputs }
+    pub fn new(node: &'a Node, inputs: Vec<Option<Tensor>>, room: &'a Room) -> Self {
+        Call { node, inputs, room }
     }
 
     /// The outputs.
     ///
     /// # Errors
-    /// Where shapes or attributes do not fit; names the node.
+    /// Where shapes or attributes do not fit, or there is no room; names the node.
     pub fn compute(&self) -> Result<Vec<Tensor>> {
-        self.outputs().map_err(|e| e.context(self.node.label()))
+        let outputs = || {
+            let outputs = self.outputs()?;
+            // Whoever makes a value that is larger than its inputs asks before; here all of them are counted. What a file holds is no
+            // growth.
+            if self.node.op != "Constant" {
+                outputs.iter().try_for_each(|y| self.room(y.dims()))?;
+            }
+            Ok(outputs)
+        };
+        outputs().map_err(|e: Error| e.context(self.node.label()))
+    }
+
+    /// That a value of this shape, the output or one on the way to it, has room.
+    ///
+    /// # Errors
+    /// Where it has not.
+    pub fn room(&self, dims: &[usize]) -> Result<()> {
+        let given = self.inputs().iter().map(|x| x.elem_count()).max();
+        self.room.value(dims, given.unwrap_or(0))
+    }
+
+    /// That `x` has room with an axis of another size.
+    ///
+    /// # Errors
+    /// Where it has not.
+    pub fn room_along(&self, x: &Tensor, at: usize, size: usize) -> Result<()> {
+        let mut dims = x.dims().to_vec();
+        dims[at] = size;
+        self.room(&dims)
+    }
+
+    /// That what two tensors broadcast to has room.
+    ///
+    /// # Errors
+    /// Where it has not, or they do not fit each other.
+    pub fn room_for_both(&self, a: &Tensor, b: &Tensor) -> Result<()> {
+        let shape = a.shape().broadcast_shape_binary_op(b.shape(), "broadcast")?;
+        self.room(shape.dims())
+    }
+
+    /// That so many multiplications and additions, the product of these sizes, are not too much.
+    ///
+    /// # Errors
+    /// Where they are.
+    pub fn product(&self, sizes: &[usize]) -> Result<()> {
+        self.room.product(sizes)
     }
 
     fn outputs(&self) -> Result<Vec<Tensor>> {
         let x = || self.input(0);
+        if FLOATS.contains(&self.node.op.as_str()) && self.inputs().iter().any(|x| !x.dtype().is_float()) {
+            bail!("an operator for floats on whole numbers: the file is damaged")
+        }
         let y = match self.node.op.as_str() {
             "Split" => return shapes::split(self),
             "Constant" => shapes::constant(self)?,
@@ -84,7 +141,7 @@ impl<'a> Call<'a> {
             "InstanceNormalization" => normalisation::instance(self)?,
             "LayerNormalization" => normalisation::layer(self)?,
             "Gemm" => arithmetic::gemm(self)?,
-            "MatMul" => arithmetic::matmul(x()?, self.input(1)?)?,
+            "MatMul" => arithmetic::matmul(self, x()?, self.input(1)?)?,
             "Add" | "Sub" | "Mul" | "Div" | "Pow" | "Min" | "Max" | "Sum" | "PRelu" => arithmetic::binary(self)?,
             "ReduceMean" | "ReduceSum" | "ReduceMax" => arithmetic::reduce(self)?,
             "Softmax" => arithmetic::over_axis(self, nn::softmax)?,
@@ -137,7 +194,7 @@ impl<'a> Call<'a> {
 pub fn axis(axis: i64, rank: usize) -> Result<usize> {
     let positive = if axis < 0 { axis + rank as i64 } else { axis };
     match usize::try_from(positive) {
-        Ok(axis) if axis < rank.max(1) => Ok(axis),
+        Ok(axis) if axis < rank => Ok(axis),
         _ => bail!("axis {axis} of a tensor of {rank} axes"),
     }
 }

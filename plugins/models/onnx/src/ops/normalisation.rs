@@ -13,6 +13,7 @@ pub fn batch(call: &Call) -> Result<Tensor> {
     let along = |i: usize| channels(x, call.input(i)?);
     let deviation = (along(4)? + call.node.float("epsilon", 1e-5))?.sqrt()?;
     let scale = (along(1)? / deviation)?;
+    call.room_for_both(x, &scale)?;
     let shift = (along(2)? - (along(3)? * &scale)?)?;
     x.broadcast_mul(&scale)?.broadcast_add(&shift)
 }
@@ -23,7 +24,10 @@ pub fn instance(call: &Call) -> Result<Tensor> {
     let axes: Vec<usize> = (2..x.rank()).collect();
     let y = standard(x, &axes, call.node.float("epsilon", 1e-5))?;
     let (scale, shift) = (channels(x, call.input(1)?)?, channels(x, call.input(2)?)?);
-    y.broadcast_mul(&scale)?.broadcast_add(&shift)
+    call.room_for_both(&y, &scale)?;
+    let y = y.broadcast_mul(&scale)?;
+    call.room_for_both(&y, &shift)?;
+    y.broadcast_add(&shift)
 }
 
 /// By the statistics over all axes from one on.
@@ -31,9 +35,14 @@ pub fn layer(call: &Call) -> Result<Tensor> {
     let x = call.input(0)?;
     let from = axis(call.node.int("axis", -1), x.rank())?;
     let axes: Vec<usize> = (from..x.rank()).collect();
-    let y = standard(x, &axes, call.node.float("epsilon", 1e-5))?.broadcast_mul(call.input(1)?)?;
+    let (y, scale) = (standard(x, &axes, call.node.float("epsilon", 1e-5))?, call.input(1)?);
+    call.room_for_both(&y, scale)?;
+    let y = y.broadcast_mul(scale)?;
     match call.optional(2) {
-        Some(shift) => y.broadcast_add(shift),
+        Some(shift) => {
+            call.room_for_both(&y, shift)?;
+            y.broadcast_add(shift)
+        }
         None => Ok(y),
     }
 }

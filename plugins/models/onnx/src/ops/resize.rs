@@ -18,6 +18,7 @@ pub fn resize(call: &Call) -> Result<Tensor> {
     let mut x = call.input(0)?.clone();
     let axes = axes(call, x.dims())?;
     for (at, axis) in axes.iter().enumerate().filter(|(_, axis)| axis.from != axis.to) {
+        call.room_along(&x, at, axis.to)?;
         x = along(call.node, &x, at, axis)?;
     }
     Ok(x)
@@ -82,6 +83,9 @@ fn along(node: &Node, x: &Tensor, at: usize, axis: &Axis) -> Result<Tensor> {
                 .map(|i| nearest(node, axis, i))
                 .collect::<Result<Vec<u32>>>()?;
             take(x, at, indices)
+        }
+        "linear" | "bilinear" if !x.dtype().is_float() => {
+            bail!("whole numbers between whole numbers: the file is damaged")
         }
         "linear" | "bilinear" => {
             let (mut low, mut high, mut share) = (vec![], vec![], vec![]);

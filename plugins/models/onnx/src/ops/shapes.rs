@@ -4,6 +4,7 @@ use advae_sdk::candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::{Call, axis, sizes};
 use crate::graph::Attribute;
+use crate::room::count;
 use crate::tensor::types;
 
 /// Elements of an axis by constant indices; the gradient is summed back.
@@ -29,6 +30,7 @@ pub fn constant(call: &Call) -> Result<Tensor> {
 
 pub fn constant_of_shape(call: &Call) -> Result<Tensor> {
     let shape = sizes(&call.whole(0)?.unwrap_or_default())?;
+    call.room(&shape)?;
     match call.node.attribute("value") {
         Some(Attribute::Tensor(value)) => value.flatten_all()?.broadcast_as(shape)?.contiguous(),
         _ => Tensor::zeros(shape, DType::F64, &Device::Cpu),
@@ -74,14 +76,19 @@ pub fn reshape(call: &Call) -> Result<Tensor> {
     if target.iter().filter(|size| **size == -1).count() > 1 {
         bail!("a shape {target:?} leaves several sizes open")
     }
-    let known: i64 = target.iter().filter(|size| **size != -1).product();
-    if let Some(open) = target.iter_mut().find(|size| **size == -1) {
-        *open = x.elem_count() as i64 / known.max(1);
+    let known: Vec<i64> = target.iter().copied().filter(|size| *size != -1).collect();
+    let known = count(&sizes(&known)?);
+    if let (Some(open), Some(known)) = (target.iter_mut().find(|size| **size == -1), known) {
+        *open = (x.elem_count() / known) as i64;
     }
-    let target = sizes(&target)?;
-    if target.iter().product::<usize>() != x.elem_count() {
+    let fits = |target: &[i64]| {
+        let target = sizes(target).ok().filter(|target| count(target).is_some())?;
+        (target.iter().product::<usize>() == x.elem_count()).then_some(target)
+    };
+    let Some(target) = fits(&target) else {
         bail!("elements of shape {:?} cannot be arranged as {target:?}", x.dims())
-    }
+    };
+    call.room(&target)?;
     x.contiguous()?.reshape(target)
 }
 
@@ -113,6 +120,7 @@ pub fn unsqueeze(call: &Call) -> Result<Tensor> {
     let x = call.input(0)?;
     let axes = call.whole_or(1, "axes")?.unwrap_or_default();
     let rank = x.rank() + axes.len();
+    call.room(&vec![1; rank])?;
     let axes: Vec<usize> = axes.iter().map(|a| axis(*a, rank)).collect::<Result<_>>()?;
     let mut old = x.dims().iter();
     let dims = (0..rank).map(|i| {
@@ -138,6 +146,8 @@ pub fn concat(call: &Call) -> Result<Tensor> {
     let xs = call.inputs();
     let rank = xs.first().map_or(0, |x| x.rank());
     let at = axis(call.node.int("axis", 1), rank)?;
+    let size = xs.iter().try_fold(0usize, |sum, x| sum.checked_add(x.elem_count()));
+    call.room(&[size.unwrap_or(usize::MAX)])?;
     // Whole numbers are whole numbers, whatever their width was.
     let one = xs
         .iter()
@@ -190,10 +200,11 @@ pub fn slice(call: &Call) -> Result<Tensor> {
             }
             _ => {
                 let (start, end) = (from_end(start).clamp(-1, size - 1), from_end(end).clamp(-1, size - 1));
-                let back = (0..).map(|i| start + i * step).take_while(|i| *i > end);
+                let back = std::iter::successors(Some(start), |i| i.checked_add(step)).take_while(|i| *i > end);
                 back.map(|i| i as u32).collect()
             }
         };
+        call.room_along(&y, at, indices.len())?;
         y = take(&y, at, indices)?;
     }
     Ok(y)
@@ -212,6 +223,7 @@ pub fn gather(call: &Call) -> Result<Tensor> {
     let mut dims = x.dims()[..at].to_vec();
     dims.extend(indices.dims());
     dims.extend(&x.dims()[at + 1..]);
+    call.room(&dims)?;
     take(x, at, rows)?.reshape(dims)
 }
 
@@ -219,6 +231,7 @@ pub fn expand(call: &Call) -> Result<Tensor> {
     let x = call.input(0)?;
     let target = sizes(&call.whole(1)?.unwrap_or_default())?;
     let shape = (x.shape()).broadcast_shape_binary_op(&target.into(), "expand")?;
+    call.room(shape.dims())?;
     x.broadcast_as(shape)?.contiguous()
 }
 
@@ -251,6 +264,7 @@ pub fn pad(call: &Call) -> Result<Tensor> {
     let mut y = x.clone();
     for (i, at) in axes.iter().enumerate() {
         y = pad_axis(
+            call,
             &y,
             *at,
             [pads[i], pads[axes.len() + i]],
@@ -262,15 +276,29 @@ pub fn pad(call: &Call) -> Result<Tensor> {
 }
 
 /// Along one axis.
-pub fn pad_axis(x: &Tensor, at: usize, [before, after]: [i64; 2], mode: &str, value: f64) -> Result<Tensor> {
+pub fn pad_axis(
+    call: &Call,
+    x: &Tensor,
+    at: usize,
+    [before, after]: [i64; 2],
+    mode: &str,
+    value: f64,
+) -> Result<Tensor> {
     if before == 0 && after == 0 {
         return Ok(x.clone());
     }
     let size = x.dims()[at] as i64;
-    let places = -before..size + after;
+    let (Some(first), Some(end)) = (before.checked_neg(), size.checked_add(after)) else {
+        bail!("{before} and {after} beside an axis of {size}: no widths of a padding")
+    };
+    let places = first..end;
     if places.is_empty() {
         bail!("nothing is left of an axis of {size} with {before} and {after} beside it")
     }
+    if size == 0 && mode != "constant" {
+        bail!("a padding of mode '{mode}' around an axis of no elements")
+    }
+    call.room_along(x, at, usize::try_from(end.abs_diff(first)).unwrap_or(usize::MAX))?;
     let source = |i: i64| match mode {
         "edge" => Ok(i.clamp(0, size - 1)),
         "wrap" => Ok(i.rem_euclid(size)),

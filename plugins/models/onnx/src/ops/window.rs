@@ -6,6 +6,7 @@ use advae_sdk::nn;
 use super::shapes::{take, with_one_more};
 use super::{Call, sizes};
 use crate::graph::Node;
+use crate::room::VALUE;
 
 /// How windows move over the last axes of maps `[N, C, ...]`: a number an axis each.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,17 +27,17 @@ impl Spatial {
     pub fn new(node: &Node, map: &[usize], kernel: &[usize]) -> Result<Spatial> {
         let rank = map.len();
         let numbers = |name: &str| match node.ints(name) {
-            Some(values) => sizes(values),
+            Some(values) => extents(values, rank),
             None => Ok(vec![1; rank]),
         };
         let (strides, dilations) = (numbers("strides")?, numbers("dilations")?);
-        let lists = [kernel.len(), strides.len(), dilations.len()];
-        if rank == 0 || lists.iter().any(|len| *len != rank) || strides.contains(&0) || dilations.contains(&0) {
+        let lists = [map, kernel, &strides, &dilations].concat();
+        if rank == 0 || kernel.len() != rank || lists.iter().any(|size| *size == 0 || *size > LONGEST) {
             bail!(
                 "kernel {kernel:?}, strides {strides:?} and dilations {dilations:?} on a map {map:?}: these do not fit"
             )
         }
-        let extent = |i: usize| (kernel[i].max(1) - 1) * dilations[i] + 1;
+        let extent = |i: usize| (kernel[i] - 1) * dilations[i] + 1;
         let pads = match node.text("auto_pad", "NOTSET") {
             "NOTSET" | "" => pads_of(node, rank)?,
             "VALID" => vec![[0, 0]; rank],
@@ -87,43 +88,44 @@ impl Spatial {
 
     /// For every tap of the kernel and every output, in this order, the element of the map, flattened; `None` outside of it. And
     /// whether it lies within the map and its padding.
-    fn places(&self, map: &[usize]) -> Vec<(Option<usize>, bool)> {
+    fn places(&self, map: &[usize]) -> impl Iterator<Item = (Option<usize>, bool)> {
         let [taps, outputs]: [usize; 2] = [&self.kernel, &self.outputs].map(|sizes| sizes.iter().product());
-        let mut places = Vec::with_capacity(taps * outputs);
-        for tap in 0..taps {
-            for output in 0..outputs {
-                let (mut tap, mut output) = (tap, output);
-                let (mut at, mut step) = (Some(0), 1);
-                let mut padded = true;
-                for i in (0..map.len()).rev() {
-                    let place = (output % self.outputs[i] * self.strides[i]) + tap % self.kernel[i] * self.dilations[i];
-                    (output, tap) = (output / self.outputs[i], tap / self.kernel[i]);
-                    let [before, after] = self.pads[i];
-                    padded &= place < before + map[i] + after;
-                    let inside = place.checked_sub(before).filter(|p| *p < map[i]);
-                    at = at.zip(inside).map(|(at, p)| at + p * step);
-                    step *= map[i];
-                }
-                places.push((at, padded));
+        (0..taps * outputs).map(move |place| {
+            let (mut tap, mut output) = (place / outputs, place % outputs);
+            let (mut at, mut step) = (Some(0), 1);
+            let mut padded = true;
+            for i in (0..map.len()).rev() {
+                let place = (output % self.outputs[i] * self.strides[i]) + tap % self.kernel[i] * self.dilations[i];
+                (output, tap) = (output / self.outputs[i], tap / self.kernel[i]);
+                let [before, after] = self.pads[i];
+                padded &= place < before + map[i] + after;
+                let inside = place.checked_sub(before).filter(|p| *p < map[i]);
+                at = at.zip(inside).map(|(at, p)| at + p * step);
+                step *= map[i];
             }
-        }
-        places
+            (at, padded)
+        })
+    }
+
+    /// That the windows of maps have room.
+    fn room(&self, call: &Call, x: &Tensor) -> Result<()> {
+        call.room(&[&x.dims()[..2], &self.kernel, &self.outputs].concat())
     }
 
     /// Windows of maps `[N, C, ...]`: `[N, C, taps, outputs]`, with `outside` around the maps.
     ///
     /// # Errors
-    /// Where an operation fails.
-    pub fn windows(&self, x: &Tensor, outside: f64) -> Result<Tensor> {
+    /// Where there is no room for them, or an operation fails.
+    pub fn windows(&self, call: &Call, x: &Tensor, outside: f64) -> Result<Tensor> {
+        self.room(call, x)?;
         let (n, c, map) = (x.dims()[0], x.dims()[1], &x.dims()[2..]);
         let size: usize = map.iter().product();
-        let places = self.places(map);
+        let indices: Vec<u32> = self.places(map).map(|(at, _)| at.unwrap_or(size) as u32).collect();
         let flat = x.contiguous()?.reshape((n, c, size))?;
-        let flat = match places.iter().any(|(at, _)| at.is_none()) {
+        let flat = match indices.contains(&(size as u32)) {
             true => with_one_more(&flat, 2, outside)?,
             false => flat,
         };
-        let indices = places.iter().map(|(at, _)| at.unwrap_or(size) as u32).collect();
         let [taps, outputs]: [usize; 2] = [&self.kernel, &self.outputs].map(|sizes| sizes.iter().product());
         take(&flat, 2, indices)?.reshape((n, c, taps, outputs))
     }
@@ -147,18 +149,33 @@ impl Spatial {
     }
 }
 
+/// Nothing of a window is longer, so that the arithmetic of windows cannot overflow.
+const LONGEST: usize = VALUE;
+
+/// Sizes, strides or widths of windows, of which there must be so many.
+///
+/// # Errors
+/// Where there are others, or one is negative or longer than anything of a map.
+pub fn extents(values: &[i64], expected: usize) -> Result<Vec<usize>> {
+    let extents = sizes(values)?;
+    if extents.len() != expected {
+        bail!("{values:?} for windows: expected {expected} numbers")
+    }
+    match extents.iter().find(|size| **size > LONGEST) {
+        Some(size) => bail!("a window, or a step or a width of one, of {size}: the file is damaged"),
+        None => Ok(extents),
+    }
+}
+
 /// A node's padding, `[before, after]` an axis.
 ///
 /// # Errors
 /// Where the attribute has another length, or a negative number.
 pub fn pads_of(node: &Node, rank: usize) -> Result<Vec<[usize; 2]>> {
     let pads = match node.ints("pads") {
-        Some(pads) => sizes(pads)?,
+        Some(pads) => extents(pads, 2 * rank)?,
         None => vec![0; 2 * rank],
     };
-    if pads.len() != 2 * rank {
-        bail!("pads {pads:?} of a map of {rank} axes: there must be two an axis")
-    }
     Ok((0..rank).map(|i| [pads[i], pads[rank + i]]).collect())
 }
 
@@ -167,10 +184,10 @@ pub fn pads_of(node: &Node, rank: usize) -> Result<Vec<[usize; 2]>> {
 /// # Errors
 /// Where they do not fit the map.
 pub fn pooling(node: &Node, dims: &[usize]) -> Result<Spatial> {
-    let kernel = sizes(node.ints("kernel_shape").unwrap_or_default())?;
     if dims.len() < 3 {
         bail!("pooling of a tensor {dims:?}: expected maps [N, C, ...]")
     }
+    let kernel = extents(node.ints("kernel_shape").unwrap_or_default(), dims.len() - 2)?;
     Spatial::new(node, &dims[2..], &kernel)
 }
 
@@ -180,7 +197,7 @@ pub fn max_pool(call: &Call) -> Result<Tensor> {
     if let Some(k) = windows.blocks(&x.dims()[2..]) {
         return nn::max_pool2d(x, k);
     }
-    let y = largest_of(&windows.windows(x, f64::NEG_INFINITY)?, 2)?;
+    let y = largest_of(&windows.windows(call, x, f64::NEG_INFINITY)?, 2)?;
     y.reshape(windows.shape(x.dims()[0], x.dims()[1]))
 }
 
@@ -191,15 +208,16 @@ pub fn average_pool(call: &Call) -> Result<Tensor> {
     if let Some(k) = windows.blocks(map) {
         return nn::avg_pool2d(x, k);
     }
+    windows.room(call, x)?;
     // By how many elements a window's sum is divided: those of the map, or those of its padding, too.
     let with_padding = call.node.int("count_include_pad", 0) != 0;
     let outputs: usize = windows.outputs.iter().product();
     let mut counts = vec![0f64; outputs];
-    for (i, (at, padded)) in windows.places(map).into_iter().enumerate() {
+    for (i, (at, padded)) in windows.places(map).enumerate() {
         counts[i % outputs.max(1)] += f64::from(u8::from(if with_padding { padded } else { at.is_some() }));
     }
     let counts = Tensor::new(counts, x.device())?.to_dtype(x.dtype())?;
-    let y = windows.windows(x, 0.)?.sum(2)?.broadcast_div(&counts)?;
+    let y = windows.windows(call, x, 0.)?.sum(2)?.broadcast_div(&counts)?;
     y.reshape(windows.shape(x.dims()[0], x.dims()[1]))
 }
 
