@@ -7,9 +7,11 @@
 
 First every network is compiled, in one process each, all at the same time; a lock keeps the GPU to one of them. Then one
 measurement is made after the other. PyTorch's times are those of the attack alone, in a process that is warm: weights
-frozen, the best of several batch sizes and of two layouts of memory. Compile times are apart. For advae the attack is run
-twice in one process, first with two steps: the time of the second is that of the results file's last row, in which the
-host's scoring is included. The time of the whole process, loading and both attacks, is given too.
+frozen, the best of several batch sizes and of two layouts of memory. Times of compiling are apart; in
+them the processes wait for one another.
+
+For advae the attack is run twice in one process, first with two steps. The time of the second is that of the results file's
+last row: the host's scoring is included. The time of the whole process, loading and both attacks, is given too.
 """
 
 import argparse
@@ -75,31 +77,43 @@ def title(name, options):
 # ---- PyTorch's side: a process that answers a line with a line.
 
 
+HOLDS = threading.local()
+
+
 @contextlib.contextmanager
 def alone(lock):
-    """The GPU for this process."""
-    with open(lock, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    """The GPU for this process. A thread that holds the lock may ask again."""
+    if getattr(HOLDS, "file", None):
         yield
+        return
+    with open(lock, "w") as HOLDS.file:
+        try:
+            fcntl.flock(HOLDS.file, fcntl.LOCK_EX)
+            yield
+        finally:
+            HOLDS.file = None
 
 
 class Torch:
     """One network, as a peer of the house attacks it."""
 
-    def __init__(self, name, precision, options):
+    def __init__(self, name, precision, options, compiling=False):
         import peer
         import torch
 
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
         torch.backends.cudnn.allow_tf32 = precision == "tf32"
-        torch.backends.cudnn.benchmark = True
+        # cuDNN's search for the fastest algorithms takes seconds: it is made for the chosen size alone.
+        torch.backends.cudnn.benchmark = False
         self.torch, self.peer, self.cell = torch, peer, ROWS[name]
         self.device, self.count = options.device, min(self.cell["images"], options.images)
         file = options.mnist if self.cell["data"] == MNIST else options.cifar
         self.x, self.y = peer.images(file, self.count, self.device)
         self.budget = peer.BUDGETS[self.x.shape[1]]
         self.model = peer.network(name.removeprefix("cw-")).requires_grad_(False).to(self.device)
-        self.batch, self.layout = self.best()
+        # A compiler chooses the layout itself.
+        self.batch, self.layout = self.best([torch.contiguous_format, *([] if compiling else [torch.channels_last])])
+        torch.backends.cudnn.benchmark = True
 
     def step(self, x_adv, x, y):
         """One step of PGD, to be run as it is."""
@@ -153,10 +167,10 @@ class Torch:
             self.torch.cuda.synchronize()
         return time.perf_counter() - start
 
-    def best(self):
+    def best(self, layouts):
         """The batch size and the layout that two steps are fastest with."""
         times, attack = {}, self.loop(self.step)
-        for layout in (self.torch.contiguous_format, self.torch.channels_last):
+        for layout in layouts:
             self.model = self.model.to(memory_format=layout)
             for batch in sorted({min(batch, self.count) for batch in BATCHES}):
                 try:
@@ -211,7 +225,7 @@ def compiling_worker(name, precision, options):
     """Compiles one network's attack, then times it on request."""
     on_device(options)
     with alone(options.lock):
-        subject = Torch(name, precision, options)
+        subject = Torch(name, precision, options, compiling=True)
     one_at_a_time(options.lock)
     start = time.perf_counter()
     try:

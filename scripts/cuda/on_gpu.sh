@@ -131,6 +131,7 @@ step check 90 "$python" scripts/cuda/check.py model_x advae hgd --samples 500 --
 # 3. The doctor, with gradients against finite differences, on everything else.
 doctor_one() {
   local said code=0
+  # The step before has seen these.
   case "$1" in */libmodel_x.so | */libadvae.so | */libhgd.so) return ;; esac
   said=$(timeout 60 "$HOST" doctor "$1" --device "$DEVICE" 2>&1) || code=$?
   if [ $code -eq 0 ]; then said=$(tail -n 1 <<<"$said"); fi
