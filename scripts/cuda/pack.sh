@@ -37,7 +37,7 @@ mkdir -p target/wheels
 python3 -m pip download --quiet --no-deps --dest target/wheels $wheels GitPython gitdb smmap || echo "no wheels: without torchattacks and foolbox" >&2
 cp -r target/wheels "$folder/"
 
-# One dictionary over everything: the same libraries are in every plugin. Files of one name lie beside each other.
+# One dictionary over everything: the same libraries are in every plugin.
 # It takes some minutes, and 7 GB of memory.
 tar -C "$folder" --owner=0 --group=0 --mtime=@0 --sort=name -cf - . | xz --lzma2=preset=5,dict=600MiB -T1 >"$archive.part"
 mv "$archive.part" "$archive"
