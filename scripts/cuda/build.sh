@@ -57,7 +57,8 @@ fi
 packages=(advae-resnet29v2)
 for name in x a b c d; do packages+=("advae-model-$name"); done
 for name in advae advae-cifar10 hgd hgd-cifar10 identity magnet defense-gan defense-vae ape-gan; do packages+=("advae-purifier-$name"); done
-for folder in plugins/attacks/*; do packages+=("advae-attack-$(basename "$folder" | tr _ -)"); done
+# All but `transfer`, which computes nothing.
+for name in apgd cw ddn deepfool fab fgsm fmn mi-fgsm noise pgd spsa square; do packages+=("advae-attack-$name"); done
 cargo build --release --locked --target-dir target/cuda "${packages[@]/#/--package=}" --features advae-model-x/cudnn
 # Programs that check the networks on a device, once there are any.
 if [ -e core/nn/examples/cuda_net.rs ]; then

@@ -31,7 +31,7 @@ ATTACKS = ["--attack", "fgsm", "--attack", "pgd"]
 
 
 class Side:
-    """The host with the models of one folder. Attacks and threat models are those beside the host."""
+    """The host with the models and attacks of one folder. Threat models are those beside the host."""
 
     def __init__(self, host, models, device, folder):
         self.host, self.models, self.device, self.folder = host, models, device, folder
