@@ -85,7 +85,6 @@ fn a_plugin_of_a_contract_with_one_method_fewer() {
 fn a_plugin_of_a_contract_with_one_method_more() {
     let dir = golden::build("more", |file, text| match file {
         "model.rs" => {
-            let text = text.replacen("RErr, ROk, ROption", "RErr, ROk, ROption", 1);
             let text = append(&append(&text, END), LAST);
             append(
                 &text,

@@ -168,6 +168,9 @@ pub struct AbiTensor(*mut DLManagedTensorVersioned);
 // its deleter may run on any thread.
 unsafe impl Send for AbiTensor {}
 
+// SAFETY: through a shared reference only what nobody writes is read, the description and the elements.
+unsafe impl Sync for AbiTensor {}
+
 /// An element type that crosses the boundary.
 pub trait Element: Copy + Send + 'static {
     /// Its DLPack type.
