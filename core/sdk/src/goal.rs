@@ -130,6 +130,20 @@ impl Objective {
         Ok(rows(logits)?.into_iter().zip(&self.labels).map(reached).collect())
     }
 
+    /// The same where the logits lie, `[N]` of 1 and 0 (`u8`): nothing is read back from a device.
+    ///
+    /// # Errors
+    /// As for [`is_adversarial`](Self::is_adversarial), and where there is not one row a label.
+    pub fn reached(&self, logits: &Tensor) -> Result<Tensor> {
+        let labels: Vec<f32> = self.labels.iter().map(|label| *label as f32).collect();
+        let (said, labels) = (first_largest(logits)?, Tensor::new(labels, logits.device())?);
+        if self.targeted {
+            said.eq(&labels)
+        } else {
+            said.ne(&labels)
+        }
+    }
+
     /// The objective of some samples, by their places in the batch.
     ///
     /// # Panics
