@@ -227,7 +227,7 @@ fn an_evaluation_gives_the_same_rows_on_either_device() {
     let eval = |device: &str| {
         let plugin = |name: &str| fixtures::plugin(name).display().to_string();
         let output = Command::new(env!("CARGO_BIN_EXE_advae-host"))
-            .args(["eval", "--samples", "40", "--threads", "4", "--format", "json", "-v"])
+            .args(["eval", "--samples", "40", "--threads", "4", "--format", "json", "--in-process", "-vv"])
             .args(["--device", device, "--epsilon", "0.1"])
             .args(["--classifier", &plugin("device_linear")])
             .args(["--threat-model", &plugin("white_box")])

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds classifiers and purifiers for CUDA without a system toolkit: the compiler and the libraries come from PyPI, the
-# GPU's driver is not needed to build. The host and the attacks stay as they are.
+# Builds classifiers, purifiers and the attacks that work on a GPU for CUDA without a system toolkit: the compiler and the libraries come from PyPI, the
+# GPU's driver is not needed to build. The host stays as it is.
 #
 #   scripts/cuda/build.sh [HOME_DIR]      HOME_DIR (target/cuda-home by default) will hold 2 GB of toolkit
 #
@@ -40,6 +40,8 @@ cargo build --release --locked --target-dir target/cuda \
   -p mnist_models -p advae-model-x -p advae-model-a -p advae-model-b -p advae-model-c -p advae-model-d \
   -p advae-purifier-advae -p advae-purifier-hgd -p advae-purifier-identity -p advae-purifier-magnet \
   -p advae-purifier-defense-gan -p advae-purifier-defense-vae -p advae-purifier-ape-gan \
+  -p advae-attack-fgsm -p advae-attack-pgd -p advae-attack-mi-fgsm -p advae-attack-cw -p advae-attack-apgd \
+  -p advae-attack-ddn -p advae-attack-fmn -p advae-attack-deepfool \
   --features mnist_models/cudnn
 echo "Plugins for CUDA are in target/cuda/release:"
 ls target/cuda/release/*.so
