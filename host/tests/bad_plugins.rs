@@ -122,13 +122,13 @@ fn a_text_file() {
 #[test]
 fn another_major_of_the_contract() {
     let (scene, mut file) = (Scene::new(), linear());
-    let (from, to) = (br#""contract":"1.2.0""#, br#""contract":"2.0.0""#);
+    let (from, to) = (br#""contract":"1.3.0""#, br#""contract":"2.0.0""#);
     let at = file.windows(from.len()).position(|window| window == from).unwrap();
     file[at..at + to.len()].copy_from_slice(to);
     let path = scene.write("newer.so", file);
     scene.refused(
         &path,
-        &["plugin 'newer.so' needs contract 2.0, this host speaks 1.2: rebuild it with advae-sdk 1.x"],
+        &["plugin 'newer.so' needs contract 2.0, this host speaks 1.3: rebuild it with advae-sdk 1.x"],
     );
 }
 

@@ -87,13 +87,13 @@ fn the_list_of_plugins_holds_whole_and_broken_ones() {
         stdout(&output)
     };
     let text = plugins(&[]);
-    assert!(text.contains("attack plain_noise 1.0.0 (contract 1.2.0"), "{text}");
+    assert!(text.contains("attack plain_noise 1.0.0 (contract 1.3.0"), "{text}");
     assert!(
         text.contains("text.so: ") && text.contains("not a shared library"),
         "{text}"
     );
     let text = plugins(&["plain_noise"]);
-    assert!(text.contains("attack plain_noise 1.0.0 (contract 1.2.0"), "{text}");
+    assert!(text.contains("attack plain_noise 1.0.0 (contract 1.3.0"), "{text}");
     assert!(text.contains("epsilon = 0.3   radius of the Linf ball"), "{text}");
 }
 

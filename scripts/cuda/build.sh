@@ -60,10 +60,8 @@ for name in advae advae-cifar10 hgd hgd-cifar10 identity magnet defense-gan defe
 # All but `transfer`, which computes nothing.
 for name in apgd cw ddn deepfool fab fgsm fmn mi-fgsm noise pgd spsa square; do packages+=("advae-attack-$name"); done
 cargo build --release --locked --target-dir target/cuda "${packages[@]/#/--package=}" --features advae-model-x/cudnn
-# Programs that check the networks on a device, once there are any.
-if [ -e core/nn/examples/cuda_net.rs ]; then
-  cargo build --release --locked --target-dir target/cuda -p advae-nn --example cuda_net --features advae-nn/cudnn
-fi
+# It checks the networks on a device.
+cargo build --release --locked --target-dir target/cuda -p advae-nn --example cuda_net --features advae-nn/cudnn
 echo "Plugins for CUDA are in target/cuda/release:"
 ls target/cuda/release/*.so
 echo "To use them: LD_LIBRARY_PATH=$CUDA_HOME/lib64 ADVAE_PLUGIN_PATH=target/cuda/release ./target/release/advae-host eval --device cuda:0 ..."

@@ -12,6 +12,9 @@ pub mod flags {
     pub const ACCUMULATE_PARAMS: u64 = 2;
     /// Batch norm on batch statistics, as in training; running statistics and everything else as in evaluation. Since 1.1.
     pub const BATCH_STATISTICS: u64 = 4;
+    /// The caller takes device tensors: outputs and gradients may lie on the device that the model computes on, and inputs may lie there too.
+    /// The order of such tensors is that of [`CallCtx::stream`](super::CallCtx::stream). Since 1.3.
+    pub const DEVICE: u64 = 8;
     /// A GPU may round the factors of products to TF32. Never set where the host measures. Since 1.3.
     pub const TF32: u64 = 16;
 }
@@ -43,9 +46,13 @@ pub struct CallCtx {
     pub threads: u32,
     ids: *const u64,
     ids_len: u64,
-    /// CUDA stream of the producer, 0 on the CPU.
+    /// The stream in whose order the device tensors of the call are complete, numbered as DLPack does it: 0 where there are none,
+    /// [`PER_THREAD_STREAM`] with [`flags::DEVICE`]. See [`AbiDevice`](crate::AbiDevice) for the rule.
     pub stream: u64,
 }
+
+/// [`CallCtx::stream`]: the default stream of the thread that makes the call (`CU_STREAM_PER_THREAD`).
+pub const PER_THREAD_STREAM: u64 = 2;
 
 /// A borrowed context, valid for the call.
 #[repr(transparent)]
@@ -70,6 +77,18 @@ impl CallCtx {
             ids_len: ids.len() as u64,
             stream: 0,
         }
+    }
+
+    /// The same for a caller that takes device tensors, on the stream of its thread.
+    pub fn on_device(mut self) -> Self {
+        self.flags |= flags::DEVICE;
+        self.stream = PER_THREAD_STREAM;
+        self
+    }
+
+    /// Whether the caller takes device tensors.
+    pub fn takes_device(&self) -> bool {
+        self.flags & flags::DEVICE != 0
     }
 
     /// Lends the context for one call, during which `ids` must be the slice it was made over.

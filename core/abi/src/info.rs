@@ -328,6 +328,9 @@ pub struct AttackInfo {
     /// follows no gradient.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss: Option<String>,
+    /// Whether it works on images that lie on the device of its target. False: the host gives it images on the CPU. Since 1.3.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub device: bool,
 }
 
 impl AttackInfo {
@@ -342,6 +345,7 @@ impl AttackInfo {
             reach: None,
             random_start: None,
             loss: None,
+            device: false,
         }
     }
 }
@@ -359,6 +363,10 @@ pub struct OracleInfo {
     /// deterministic pipeline.
     #[serde(default)]
     pub early_stop: bool,
+    /// Device whose tensors it takes and gives, to calls with [`flags::DEVICE`](crate::flags::DEVICE): `cuda:N`. Absent: the CPU's alone.
+    /// Since 1.3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
 }
 
 /// Whom an attacker attacks.

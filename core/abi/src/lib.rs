@@ -1,4 +1,4 @@
-//! The binary contract between the advae host and its plugins, version 1.2.
+//! The binary contract between the advae host and its plugins, version 1.3.
 //!
 //! A plugin is one shared library that brings a classifier, a purifier, an attack or a threat model. It is built
 //! without the host, perhaps by another compiler, and meets the host only through the types of this crate:
@@ -6,6 +6,7 @@
 //! * tensors cross as [DLPack](https://dmlc.github.io/dlpack/latest/) ([`AbiTensor`] owned, [`AbiTensorRef`] borrowed);
 //! * models cross as "forward, then a tape that can be run backward" ([`AbiModel`], [`AbiTape`]);
 //! * attacks cross as "perturb `x`, given an oracle" ([`AbiAttack`], [`AbiOracle`]);
+//! * tensors may stay on a model's device during an attack ([`AbiDevice`], [`flags::DEVICE`]);
 //! * a threat model declares what an attacker may ask ([`AbiThreatModel`], [`info::Access`]).
 //!
 //! The contract is **append-only**: methods and fields are only ever added at the end, as options or with defaults.
@@ -18,6 +19,7 @@
 
 mod attack;
 mod context;
+mod device;
 mod error;
 pub mod info;
 pub mod load;
@@ -30,6 +32,7 @@ mod threat;
 pub use abi_stable;
 pub use attack::*;
 pub use context::*;
+pub use device::*;
 pub use error::*;
 pub use manifest::*;
 pub use model::*;
@@ -41,6 +44,6 @@ pub use threat::*;
 /// Major version of the contract: a plugin of another major is refused.
 pub const CONTRACT_MAJOR: u32 = 1;
 /// Minor version of the contract: grows when methods or fields are appended; any minor works with any other.
-pub const CONTRACT_MINOR: u32 = 2;
+pub const CONTRACT_MINOR: u32 = 3;
 /// The compiler that built this copy of the contract, as `rustc --version` prints it.
 pub const RUSTC_VERSION: &str = env!("ADVAE_RUSTC_VERSION");

@@ -4,7 +4,7 @@
 pub const MANIFEST_SECTION: &str = ".advae.manifest";
 
 /// Version of the contract as text.
-pub const CONTRACT_VERSION_STRING: &str = "1.2.0";
+pub const CONTRACT_VERSION_STRING: &str = "1.3.0";
 
 /// Length of the parts put together.
 pub const fn joined_len(parts: &[&str]) -> usize {

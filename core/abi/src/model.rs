@@ -1,9 +1,9 @@
 //! Classifiers and purifiers: forward, then a tape that can be run backward.
 
-use crate::{AbiError, AbiResult, AbiTensor, AbiTensorRef, CtxRef, ErrorCode};
+use crate::{AbiError, AbiResult, AbiTensor, AbiTensorRef, CtxRef, DeviceBox, ErrorCode};
 use abi_stable::StableAbi;
 use abi_stable::sabi_trait;
-use abi_stable::std_types::{RBox, RErr, ROption, RResult, RSlice, RStr, RString, RVec};
+use abi_stable::std_types::{RBox, RErr, ROk, ROption, RResult, RSlice, RStr, RString, RVec};
 
 /// What a forward pass left behind for its backward pass. It owns its workspace and frees it when dropped.
 #[sabi_trait]
@@ -143,6 +143,14 @@ pub trait AbiModel: Send + Sync {
             ErrorCode::Unsupported,
             "this model exposes no features to be differentiated",
         ))
+    }
+    /// The device that the model computes on, where calls with [`flags::DEVICE`](crate::flags::DEVICE) leave their tensors there. None: on
+    /// the CPU, or where tensors cross by the CPU only. Since 1.3.
+    ///
+    /// # Errors
+    /// Where the device fails.
+    fn device(&self) -> AbiResult<ROption<DeviceBox>> {
+        ROk(ROption::RNone)
     }
     // End of AbiModel.
 }

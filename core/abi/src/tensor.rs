@@ -168,6 +168,9 @@ pub struct AbiTensor(*mut DLManagedTensorVersioned);
 // its deleter may run on any thread.
 unsafe impl Send for AbiTensor {}
 
+// SAFETY: through a shared reference only what nobody writes is read, the description and the elements.
+unsafe impl Sync for AbiTensor {}
+
 /// An element type that crosses the boundary.
 pub trait Element: Copy + Send + 'static {
     /// Its DLPack type.
@@ -252,7 +255,8 @@ impl AbiTensor {
     ///
     /// # Safety
     /// `data` must point to as many elements of `dtype` on `device` as `shape` asks for, stay valid **and unwritten**
-    /// until `owner` is dropped, and `owner` may be dropped on any thread. `shape` has [`MAX_RANK`] extents at the most.
+    /// until `owner` is dropped, and `owner` may be dropped on any thread; that of a device tensor is dropped on the thread whose stream
+    /// orders it ([`AbiDevice`](crate::AbiDevice)). `shape` has [`MAX_RANK`] extents at the most.
     pub unsafe fn from_owner<O: 'static>(
         owner: O,
         data: *mut c_void,
@@ -403,6 +407,26 @@ impl<'a> AbiTensorRef<'a> {
         }
     }
 
+    /// A view of memory on a device, in row-major order.
+    ///
+    /// # Safety
+    /// `data` points to as many elements of `dtype` on `device` as `dims` asks for, which stay there for the borrow.
+    pub unsafe fn on_device(data: *mut c_void, dtype: DLDataType, device: DLDevice, dims: &'a Dims) -> Self {
+        let raw = DLTensor {
+            data,
+            device,
+            ndim: dims.shape.len() as i32,
+            dtype,
+            shape: dims.shape.as_ptr().cast_mut(),
+            strides: dims.strides.as_ptr().cast_mut(),
+            byte_offset: 0,
+        };
+        Self {
+            raw,
+            borrow: PhantomData,
+        }
+    }
+
     /// The raw DLPack view, unchecked.
     pub fn raw(&self) -> &DLTensor {
         &self.raw
@@ -466,22 +490,39 @@ impl<'a> AbiTensorRef<'a> {
     /// Those of [`shape`](Self::shape); [`ErrorCode::Device`] for memory of another device; [`ErrorCode::Shape`] for another
     /// element type, strides that are not row-major, and a null, unaligned or overflowing address.
     pub fn as_slice<T: Element>(&self) -> Result<&'a [T], AbiError> {
-        let shape = self.shape()?;
-        self.check_type::<T>()?;
-        let len = element_count(&shape, size_of::<T>()).unwrap_or(0);
+        let (start, len) = self.elements::<T>(DLDevice::CPU)?;
         if len == 0 {
             return Ok(&[]);
         }
-        self.check_strides(&shape)?;
-        let start = self.start(len * size_of::<T>(), align_of::<T>());
-        let Some(start) = start else {
-            return Err(shape_error(format!(
-                "a tensor of shape {shape:?} has no aligned memory"
-            )));
-        };
         // SAFETY: DLPack promises that many elements from `data + byte_offset` on, alive for the borrow; checked above:
         // non-null, aligned, typed, contiguous, and not longer than any memory.
         Ok(unsafe { std::slice::from_raw_parts(start.cast::<T>(), len) })
+    }
+
+    /// The address of the first element of a contiguous tensor of type `T` on `device`, for whoever has that device copy from there. Nothing
+    /// is read.
+    ///
+    /// # Errors
+    /// As for [`as_slice`](Self::as_slice).
+    pub fn address<T: Element>(&self, device: DLDevice) -> Result<usize, AbiError> {
+        self.elements::<T>(device).map(|(start, _)| start.addr())
+    }
+
+    /// Where the elements of a contiguous tensor of type `T` on `device` begin, and how many there are.
+    fn elements<T: Element>(&self, device: DLDevice) -> Result<(*const u8, usize), AbiError> {
+        let shape = self.shape()?;
+        self.check_type::<T>(device)?;
+        let len = element_count(&shape, size_of::<T>()).unwrap_or(0);
+        if len == 0 {
+            return Ok((std::ptr::null(), 0));
+        }
+        self.check_strides(&shape)?;
+        match self.start(len * size_of::<T>(), align_of::<T>()) {
+            Some(start) => Ok((start, len)),
+            None => Err(shape_error(format!(
+                "a tensor of shape {shape:?} has no aligned memory"
+            ))),
+        }
     }
 
     /// A copy of the elements, in row-major order.
@@ -501,9 +542,12 @@ impl<'a> AbiTensorRef<'a> {
         Ok(copy)
     }
 
-    fn check_type<T: Element>(&self) -> Result<(), AbiError> {
-        if self.raw.device != DLDevice::CPU {
-            let text = format!("a tensor on {} was given to a build for the cpu", self.raw.device);
+    fn check_type<T: Element>(&self, device: DLDevice) -> Result<(), AbiError> {
+        if self.raw.device != device {
+            let text = match device {
+                DLDevice::CPU => format!("a tensor on {} was given to a build for the cpu", self.raw.device),
+                device => format!("a tensor lies on {}, expected {device}", self.raw.device),
+            };
             return Err(AbiError::new(ErrorCode::Device, text));
         }
         if self.raw.dtype != T::DTYPE {

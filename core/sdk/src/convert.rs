@@ -9,6 +9,7 @@ use advae_abi::{
 use advae_nn::{Pass, Phase};
 use candle_core::op::BackpropOp;
 use candle_core::{CpuStorage, DType, Device, Error, Result, Shape, Storage, Tensor};
+use std::sync::{Mutex, PoisonError};
 
 /// Hands a candle tensor over, as a copy of its own: whoever else holds the tensor may still write to it in place.
 ///
@@ -24,6 +25,20 @@ pub(crate) fn export(tensor: &Tensor) -> Result<AbiTensor> {
     exported.map_err(to_candle)
 }
 
+/// Hands an output over to the caller of `ctx`: where it lies, if that is a device and the caller takes such tensors; else as [`export`] does.
+///
+/// # Errors
+/// Those of [`export`].
+pub(crate) fn export_to(ctx: CtxRef<'_>, tensor: &Tensor) -> Result<AbiTensor> {
+    #[cfg(feature = "cuda")]
+    if ctx.get().takes_device() && tensor.device().is_cuda() {
+        return crate::cuda::export(tensor);
+    }
+    #[cfg(not(feature = "cuda"))]
+    let _ = ctx;
+    export(tensor)
+}
+
 /// Lends a tensor for a call, without copying it where it lies on the CPU in one piece. In-place operations on it wait until the
 /// call is over.
 ///
@@ -31,13 +46,7 @@ pub(crate) fn export(tensor: &Tensor) -> Result<AbiTensor> {
 /// Those of [`export`], and the call's.
 pub(crate) fn lend<T>(tensor: &Tensor, call: impl FnOnce(AbiTensorRef<'_>) -> AbiResult<T>) -> Result<T> {
     let tensor = tensor.detach().contiguous()?.to_device(&Device::Cpu)?;
-    if tensor.rank() > MAX_RANK {
-        let text = format!(
-            "a tensor of shape {:?} has more than {MAX_RANK} dimensions",
-            tensor.dims()
-        );
-        return Err(to_candle(AbiError::new(ErrorCode::Shape, text)));
-    }
+    check_rank(&tensor)?;
     let dims = Dims::new(tensor.dims());
     // The guard is what in-place operations wait for.
     let (storage, layout) = tensor.storage_and_layout();
@@ -48,6 +57,38 @@ pub(crate) fn lend<T>(tensor: &Tensor, call: impl FnOnce(AbiTensorRef<'_>) -> Ab
         _ => return Err(to_candle(wrong_type(tensor.dtype()))),
     };
     call(view).into_result().map_err(to_candle)
+}
+
+/// The same where it lies, for a callee that takes device tensors.
+///
+/// # Errors
+/// Those of [`lend`].
+pub(crate) fn lend_in_place<T>(tensor: &Tensor, call: impl FnOnce(AbiTensorRef<'_>) -> AbiResult<T>) -> Result<T> {
+    #[cfg(feature = "cuda")]
+    if tensor.device().is_cuda() {
+        return crate::cuda::lend(tensor, call);
+    }
+    lend(tensor, call)
+}
+
+/// A tensor has a type and a rank that may cross, or an error.
+#[cfg(feature = "cuda")]
+pub(crate) fn may_cross(tensor: &Tensor) -> Result<()> {
+    if tensor.dtype() != DType::F32 {
+        return Err(to_candle(wrong_type(tensor.dtype())));
+    }
+    check_rank(tensor)
+}
+
+fn check_rank(tensor: &Tensor) -> Result<()> {
+    if tensor.rank() <= MAX_RANK {
+        return Ok(());
+    }
+    let text = format!(
+        "a tensor of shape {:?} has more than {MAX_RANK} dimensions",
+        tensor.dims()
+    );
+    Err(to_candle(AbiError::new(ErrorCode::Shape, text)))
 }
 
 fn wrong_type(dtype: DType) -> AbiError {
@@ -71,10 +112,14 @@ pub(crate) fn import(tensor: AbiTensorRef<'_>, variable: bool) -> std::result::R
     ))
 }
 
-/// The same on a model's device.
+/// The same on a model's device. A tensor that lies there already is copied there.
 pub(crate) fn import_to(device: &Device, tensor: AbiTensorRef<'_>, leaf: bool) -> Result<Tensor> {
     if device.is_cpu() {
         return import(tensor, leaf).map_err(to_candle);
+    }
+    #[cfg(feature = "cuda")]
+    if let (Device::Cuda(cuda), true) = (device, tensor.device() != advae_abi::DLDevice::CPU) {
+        return crate::cuda::import(cuda, tensor, leaf);
     }
     let moved = import(tensor, false).map_err(to_candle)?.to_device(device)?;
     if leaf { variable(&moved) } else { Ok(moved) }
@@ -118,7 +163,19 @@ pub(crate) fn device(name: &str) -> std::result::Result<Device, AbiError> {
             "device '{name}' asked of a build for the cpu: use --device cpu, or a plugin built with CUDA"
         )));
     }
-    Device::new_cuda(ordinal).map_err(|error| failed(format!("device '{name}' does not open: {}", to_abi(error))))
+    opened(ordinal).map_err(|error| failed(format!("device '{name}' does not open: {}", to_abi(error))))
+}
+
+/// The CUDA device of that ordinal, once a library: opening one compiles its kernels, and tensors of two openings do not mix.
+fn opened(ordinal: usize) -> Result<Device> {
+    static OPEN: Mutex<Vec<(usize, Device)>> = Mutex::new(Vec::new());
+    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, device)) = open.iter().find(|(known, _)| *known == ordinal) {
+        return Ok(device.clone());
+    }
+    let device = Device::new_cuda(ordinal)?;
+    open.push((ordinal, device.clone()));
+    Ok(device)
 }
 
 /// An error of candle as one of the contract. An error of the contract that went through the author's code, and through

@@ -107,7 +107,7 @@ impl Objective {
     /// # Errors
     /// If the logits are not one row of two classes or more per sample, or a label is none of their classes.
     pub fn loss(&self, logits: &Tensor) -> Result<Tensor> {
-        let loss = advae_nn::log_odds_against(logits, &self.tensor(logits)?)?;
+        let loss = advae_nn::log_odds_against(logits, &self.tensor()?)?;
         if self.targeted { loss.neg() } else { Ok(loss) }
     }
 
@@ -117,7 +117,7 @@ impl Objective {
     /// # Errors
     /// As for [`loss`](Self::loss), and where there is one class only.
     pub fn margin(&self, logits: &Tensor) -> Result<Tensor> {
-        let lead = advae_nn::margin(logits, &self.tensor(logits)?)?;
+        let lead = advae_nn::margin(logits, &self.tensor()?)?;
         if self.targeted { lead.neg() } else { Ok(lead) }
     }
 
@@ -128,6 +128,20 @@ impl Objective {
     pub fn is_adversarial(&self, logits: &Tensor) -> Result<Vec<bool>> {
         let reached = |(z, label): (Vec<f32>, &u32)| (first_of(&z, |a, b| a > b) == *label) == self.targeted;
         Ok(rows(logits)?.into_iter().zip(&self.labels).map(reached).collect())
+    }
+
+    /// The same where the logits lie, `[N]` of 1 and 0 (`u8`): nothing is read back from a device.
+    ///
+    /// # Errors
+    /// As for [`is_adversarial`](Self::is_adversarial), and where there is not one row a label.
+    pub fn reached(&self, logits: &Tensor) -> Result<Tensor> {
+        let labels: Vec<f32> = self.labels.iter().map(|label| *label as f32).collect();
+        let (said, labels) = (first_largest(logits)?, Tensor::new(labels, logits.device())?);
+        if self.targeted {
+            said.eq(&labels)
+        } else {
+            said.ne(&labels)
+        }
     }
 
     /// The objective of some samples, by their places in the batch.
@@ -151,9 +165,20 @@ impl Objective {
         self.targeted.then(|| self.labels.clone())
     }
 
-    fn tensor(&self, logits: &Tensor) -> Result<Tensor> {
-        Tensor::new(self.labels.as_slice(), logits.device())
+    /// On the CPU, from where losses take labels without waiting for a device.
+    fn tensor(&self) -> Result<Tensor> {
+        Tensor::new(self.labels.as_slice(), &Device::Cpu)
     }
+}
+
+/// The first of the largest values of every row of `[N,K]`, `[N]`, as a number: `argmax` of a device gives any of them.
+pub(crate) fn first_largest(rows: &Tensor) -> Result<Tensor> {
+    let (_, k) = rows.dims2()?;
+    let places = Tensor::arange(0f32, k as f32, rows.device())?.broadcast_as(rows.shape())?;
+    let largest = rows.broadcast_ge(&rows.max_keepdim(1)?)?;
+    largest
+        .where_cond(&places, &places.ones_like()?.affine(k as f64, 0.)?)?
+        .min(1)
 }
 
 /// Some samples of a batch `[N, ...]`, by their places in it.

@@ -89,6 +89,9 @@
 pub mod attack;
 mod classifier;
 mod convert;
+#[cfg(feature = "cuda")]
+mod cuda;
+mod device;
 mod energy;
 mod export;
 mod goal;

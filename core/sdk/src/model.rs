@@ -1,6 +1,6 @@
 //! The shim between a network of candle tensors and the contract's models and tapes.
 
-use crate::convert::{export, import_to, json, run, to_abi, to_candle};
+use crate::convert::{export_to, import_to, json, run, to_abi, to_candle};
 use crate::teacher::Teacher;
 use crate::train::Training;
 use advae_abi::abi_stable::sabi_trait::TD_Opaque;
@@ -8,7 +8,7 @@ use advae_abi::abi_stable::std_types::{RNone, ROption, RSome, RStr, RString};
 use advae_abi::info::{BackwardRule, Construct, MAP, ModelInfo, Threading, TrainSettings, WeightSource};
 use advae_abi::{
     AbiError, AbiModel, AbiModel_TO, AbiResult, AbiTape, AbiTape_TO, AbiTensor, AbiTensorRef, AbiTrainable_TO, CtxRef,
-    DLDataType, ErrorCode, Guarded, ModelBox, Taped, TrainableBox, flags, guard,
+    DLDataType, DeviceBox, ErrorCode, Guarded, ModelBox, Taped, TrainableBox, flags, guard,
 };
 use advae_nn::{KeyMap, Param, Pass, Rule, Weights};
 use candle_core::{Device, Result, Tensor};
@@ -254,7 +254,7 @@ impl<N: Network> AbiModel for Model<N> {
     fn forward(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<AbiTensor> {
         run(ctx, |pass| {
             let x = self.0.images(x, false)?;
-            export(&self.0.network.run(&Pass { track: false, ..pass }, &x)?)
+            export_to(ctx, &self.0.network.run(&Pass { track: false, ..pass }, &x)?)
         })
     }
 
@@ -277,12 +277,23 @@ impl<N: Network> AbiModel for Model<N> {
     fn features(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<AbiTensor> {
         run(ctx, |pass| {
             let x = self.0.images(x, false)?;
-            export(&features(&*self.0.network, &Pass { track: false, ..pass }, &x)?)
+            export_to(ctx, &features(&*self.0.network, &Pass { track: false, ..pass }, &x)?)
         })
     }
 
     fn features_tape(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<Taped> {
         self.taped(ctx, x, features)
+    }
+
+    fn device(&self) -> AbiResult<ROption<DeviceBox>> {
+        guard(|| {
+            let device = &self.0.device;
+            Ok(if device.is_cuda() {
+                RSome(crate::device::boxed(device))
+            } else {
+                RNone
+            })
+        })
     }
 }
 
@@ -309,7 +320,7 @@ impl<N: Network> Model<N> {
             let differentiable = self.0.rule == BackwardRule::Exact && !pass.track;
             let x = self.0.images(x, differentiable)?;
             let y = f(&self.0.network, &pass, &x)?;
-            let out = export(&y)?;
+            let out = export_to(ctx, &y)?;
             let keep = if differentiable || pass.track { y } else { y.detach() };
             let tape = Tape(Guarded::new(Recorded {
                 model: self.0.clone(),
@@ -339,12 +350,12 @@ struct Recorded<N: Network> {
 
 impl<N: Network> AbiTape for Tape<N> {
     fn backward(&self, ctx: CtxRef<'_>, cotangent: AbiTensorRef<'_>) -> AbiResult<ROption<AbiTensor>> {
-        run(ctx, |_| self.0.backward(ctx.get().flags, cotangent))
+        run(ctx, |_| self.0.backward(ctx, cotangent))
     }
 }
 
 impl<N: Network> Recorded<N> {
-    fn backward(&self, asked: u64, cotangent: AbiTensorRef<'_>) -> Result<ROption<AbiTensor>> {
+    fn backward(&self, ctx: CtxRef<'_>, cotangent: AbiTensorRef<'_>) -> Result<ROption<AbiTensor>> {
         let shape = cotangent.shape().map_err(to_candle)?;
         if shape != self.y.dims() {
             let y = self.y.dims();
@@ -353,7 +364,7 @@ impl<N: Network> Recorded<N> {
         }
         let cotangent = import_to(&self.model.device, cotangent, false)?;
         if self.pass.track {
-            self.accumulate(&cotangent, asked)?;
+            self.accumulate(&cotangent, ctx.get().flags)?;
             return Ok(RNone);
         }
         let gradient = match self.model.rule {
@@ -365,7 +376,7 @@ impl<N: Network> Recorded<N> {
         let Some(gradient) = gradient else {
             candle_core::bail!("no gradient reached the input: the graph was detached inside forward")
         };
-        Ok(RSome(export(&gradient)?))
+        Ok(RSome(export_to(ctx, &gradient)?))
     }
 
     fn accumulate(&self, cotangent: &Tensor, asked: u64) -> Result<()> {

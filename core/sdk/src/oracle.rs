@@ -1,11 +1,11 @@
 //! The attacker's view of the target.
 
-use crate::convert::{check_images, import, lend, to_candle, variable};
+use crate::convert::{check_images, import, import_to, lend, lend_in_place, to_candle};
 use advae_abi::abi_stable::std_types::RSome;
 use advae_abi::info::OracleInfo;
-use advae_abi::{AbiError, CallCtx, CallPhase, CtxRef, OracleBox, Taped};
+use advae_abi::{AbiError, AbiResult, AbiTensorRef, CallCtx, CallPhase, CtxRef, OracleBox, Taped};
 use advae_nn::{Pass, Phase};
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 /// What an attack may ask of its target, as far as the threat model grants it. Every answer is per sample.
 ///
@@ -19,6 +19,8 @@ pub struct Oracle<'a> {
     inner: &'a OracleBox,
     info: OracleInfo,
     pass: Pass,
+    /// Where it takes and gives tensors without a detour.
+    device: Device,
 }
 
 /// Input gradient, with the loss and logits of the same pass.
@@ -34,7 +36,7 @@ pub struct Gradient {
 impl<'a> Oracle<'a> {
     pub(crate) fn new(inner: &'a OracleBox, ctx: CtxRef<'_>) -> std::result::Result<Self, AbiError> {
         let text = inner.info().into_result()?;
-        let info = serde_json::from_str(&text).map_err(|e| {
+        let info: OracleInfo = serde_json::from_str(&text).map_err(|e| {
             AbiError::new(
                 advae_abi::ErrorCode::Compute,
                 format!("the oracle's description is not readable: {e}"),
@@ -44,7 +46,16 @@ impl<'a> Oracle<'a> {
             phase: Phase::Craft,
             ..crate::convert::pass(&ctx.get(), ctx.sample_ids())
         };
-        Ok(Self { inner, info, pass })
+        let device = match &info.device {
+            Some(name) if crate::CUDA => crate::convert::device(name)?,
+            _ => Device::Cpu,
+        };
+        Ok(Self {
+            inner,
+            info,
+            pass,
+            device,
+        })
     }
 
     /// Number of classes.
@@ -63,6 +74,12 @@ impl<'a> Oracle<'a> {
         self.info.early_stop
     }
 
+    /// Where questions cost no copy between devices: the GPU of the target, if the host lets tensors stay there, else the CPU. The images
+    /// that [`Attack::perturb`](crate::Attack::perturb) is given lie there. Answers lie where the images of the question do.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// Number of samples in the batch.
     pub fn samples(&self) -> usize {
         self.pass.sample_ids.len()
@@ -76,12 +93,11 @@ impl<'a> Oracle<'a> {
     /// The same oracle for another restart or repetition: its randomness differs.
     pub fn draw(&self, draw: u64) -> Oracle<'a> {
         Self {
-            inner: self.inner,
-            info: self.info.clone(),
             pass: Pass {
                 draw,
                 ..self.pass.clone()
             },
+            ..self.clone()
         }
     }
 
@@ -92,12 +108,11 @@ impl<'a> Oracle<'a> {
     pub fn select(&self, indices: &[usize]) -> Oracle<'a> {
         let ids: Vec<u64> = indices.iter().map(|i| self.pass.sample_ids[*i]).collect();
         Self {
-            inner: self.inner,
-            info: self.info.clone(),
             pass: Pass {
                 sample_ids: ids.into(),
                 ..self.pass.clone()
             },
+            ..self.clone()
         }
     }
 
@@ -116,10 +131,10 @@ impl<'a> Oracle<'a> {
     /// Those of every question, see [`Oracle`].
     pub fn logits(&self, x: &Tensor) -> Result<Tensor> {
         self.ask(x, |oracle, ctx, x| oracle.logits(ctx, x))
-            .and_then(|y| import(y.view(), false).map_err(to_candle))
+            .and_then(|y| import_to(x.device(), y.view(), false))
     }
 
-    /// Labels `[N]` (`i64`) of images `[N,C,H,W]`; each image is a query and is metered.
+    /// Labels `[N]` (`i64`, on the CPU) of images `[N,C,H,W]`; each image is a query and is metered.
     ///
     /// # Errors
     /// Those of every question, see [`Oracle`]; `Denied` also beyond the limit of queries.
@@ -146,7 +161,7 @@ impl<'a> Oracle<'a> {
     /// Those of [`gradient`](Self::gradient).
     pub fn gradients(&self, x: &Tensor, losses: impl Fn(&Tensor) -> Result<Vec<Tensor>>) -> Result<Vec<Gradient>> {
         let taped = self.ask(x, |oracle, ctx, x| oracle.forward_tape(ctx, x))?;
-        let logits = variable(&import(taped.y.view(), false).map_err(to_candle)?)?;
+        let logits = import_to(x.device(), taped.y.view(), true)?;
         let losses = losses(&logits)?;
         losses.iter().map(|loss| self.backward(&taped, &logits, loss)).collect()
     }
@@ -163,29 +178,32 @@ impl<'a> Oracle<'a> {
         let Some(cotangent) = advae_nn::vjp(logits, losses, &ones)?.0 else {
             candle_core::bail!("the loss does not depend on the logits")
         };
-        let context = self.context();
-        let ctx = context.lend(&self.pass.sample_ids);
-        let RSome(gradient) = lend(&cotangent, |cotangent| taped.tape.backward(ctx, cotangent))? else {
+        let gradient = self.lend(&cotangent, |ctx, cotangent| taped.tape.backward(ctx, cotangent))?;
+        let RSome(gradient) = gradient else {
             candle_core::bail!("the oracle's tape gave no gradient")
         };
-        let gradient = import(gradient.view(), false).map_err(to_candle)?;
         Ok(Gradient {
-            x: gradient,
+            x: import_to(logits.device(), gradient.view(), false)?,
             loss: losses.detach(),
             logits: logits.detach(),
         })
     }
 
-    fn context(&self) -> CallCtx {
-        let mut ctx = CallCtx::new(self.pass.seed, CallPhase::Craft, &self.pass.sample_ids);
-        ctx.draw = self.pass.draw;
-        ctx
+    /// Lends a tensor for a call: as it is where the oracle takes tensors of its device, else on the CPU.
+    fn lend<T>(&self, tensor: &Tensor, call: impl FnOnce(CtxRef<'_>, AbiTensorRef<'_>) -> AbiResult<T>) -> Result<T> {
+        let mut context = CallCtx::new(self.pass.seed, CallPhase::Craft, &self.pass.sample_ids);
+        context.draw = self.pass.draw;
+        if tensor.device().is_cuda() && tensor.device().same_device(&self.device) {
+            let context = context.on_device();
+            return lend_in_place(tensor, |tensor| call(context.lend(&self.pass.sample_ids), tensor));
+        }
+        lend(tensor, |tensor| call(context.lend(&self.pass.sample_ids), tensor))
     }
 
     fn ask<T>(
         &self,
         x: &Tensor,
-        call: impl FnOnce(&OracleBox, CtxRef<'_>, advae_abi::AbiTensorRef<'_>) -> advae_abi::AbiResult<T>,
+        call: impl FnOnce(&OracleBox, CtxRef<'_>, AbiTensorRef<'_>) -> AbiResult<T>,
     ) -> Result<T> {
         check_images(x, &self.info)?;
         if x.dim(0)? != self.samples() {
@@ -195,7 +213,6 @@ impl<'a> Oracle<'a> {
                 self.samples()
             )
         }
-        let context = self.context();
-        lend(x, |x| call(self.inner, context.lend(&self.pass.sample_ids), x))
+        self.lend(x, |ctx, x| call(self.inner, ctx, x))
     }
 }

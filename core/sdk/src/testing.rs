@@ -39,6 +39,7 @@ impl Testbed {
             classes,
             bounds: [0., 1.],
             early_stop: true,
+            device: None,
         };
         Self {
             forward: Arc::new(forward),

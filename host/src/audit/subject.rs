@@ -7,7 +7,7 @@ use crate::plugin::{Plugin, PluginSpec};
 use crate::terminal::cancel::Cancel;
 use crate::terminal::progress::Ticker;
 use crate::wire::attack::Attack;
-use crate::wire::oracle::{Meter, Oracle, Rules, Watch, everything};
+use crate::wire::oracle::{Meter, Rules, Watch, everything};
 use crate::wire::pipeline::Pipeline;
 use crate::wire::tensor::Call;
 use crate::wire::threat::ThreatModel;
@@ -371,9 +371,8 @@ impl<'a> Subject<'a> {
             watch: search.watch.clone(),
             cancel: self.cancel.clone(),
         };
-        let (oracle, state) = Oracle::boxed(rules, &ids, &batch.y, Ticker::silent());
         let call = Call::craft(self.seed(), &ids).with_threads(layout.call_threads);
-        let perturbed = search.attack.perturb(&call, &oracle, &batch.x, &batch.y);
+        let (perturbed, state) = search.attack.search(&call, rules, &batch.x, &batch.y, Ticker::silent());
         if let Some(error) = state.first_error() {
             return Err(anyhow!(error).context(format!("attack '{}'", search.attack.name())));
         }

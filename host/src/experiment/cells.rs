@@ -12,7 +12,7 @@ use crate::terminal::cancel::Cancel;
 use crate::terminal::progress::Progress;
 use crate::wire::attack::{Attack, Perturbed};
 use crate::wire::model::Model;
-use crate::wire::oracle::{Meter, Oracle, Rules, target};
+use crate::wire::oracle::{Meter, Rules, target};
 use crate::wire::pipeline::Pipeline;
 use crate::wire::tensor::Call;
 use crate::wire::threat::{Services, ThreatModel};
@@ -468,9 +468,8 @@ impl Run<'_> {
         let ticker = self
             .progress
             .ticker(attack.info().passes.max(1).saturating_mul(batch.ids.len() as u64));
-        let (oracle, state) = Oracle::boxed(rules.clone(), ids, &batch.y, ticker.clone());
         let call = Call::craft(self.seed, ids).with_threads(rules.call_threads);
-        let perturbed = attack.perturb(&call, &oracle, &batch.x, &batch.y);
+        let (perturbed, state) = attack.search(&call, rules.clone(), &batch.x, &batch.y, ticker.clone());
         ticker.complete();
         match state.first_error() {
             // An attack that swallowed the error has not seen what it was to attack.

@@ -31,12 +31,15 @@ pub struct Layout {
 
 impl Layout {
     /// For calls of these models: many workers with small batches, as large as the model that wants the smallest says (an expensive one,
-    /// that work may be interrupted between); or one worker with large ones, where a plugin threads by itself.
+    /// that work may be interrupted between); or one worker with large ones, where a plugin threads by itself or hands tensors over on a
+    /// device, which orders them by thread.
     pub fn of<'a>(models: impl Iterator<Item = &'a Model>, threads: usize, batch: Option<usize>) -> Self {
-        let infos: Vec<&ModelInfo> = models.map(Model::info).collect();
+        let models: Vec<&Model> = models.collect();
+        let infos: Vec<&ModelInfo> = models.iter().map(|model| model.info()).collect();
         let internal = |info: &&&ModelInfo| info.threading == Threading::Internal;
         let wanted = infos.iter().filter_map(|info| info.batch).min();
-        match infos.iter().any(|info| internal(&info)) {
+        let alone = infos.iter().any(|info| internal(&info)) || models.iter().any(|model| model.on_device());
+        match alone {
             true => Self {
                 workers: 1,
                 batch: batch

@@ -94,7 +94,7 @@ mod tests {
     #[test]
     fn another_major_is_refused_and_any_minor_accepted() {
         let error = check("pgd.so", &manifest("2.0.0", "unwind")).unwrap_err();
-        let line = "plugin 'pgd.so' needs contract 2.0, this host speaks 1.2: rebuild it with advae-sdk 1.x";
+        let line = "plugin 'pgd.so' needs contract 2.0, this host speaks 1.3: rebuild it with advae-sdk 1.x";
         assert_eq!(error.to_string(), line);
         assert!(check("pgd.so", &manifest("1.7.0", "unwind")).is_ok());
         assert!(check("pgd.so", &manifest("", "unwind")).is_err());

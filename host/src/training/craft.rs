@@ -8,7 +8,7 @@ use crate::plugin::{Plugin, PluginSpec};
 use crate::terminal::cancel::Cancel;
 use crate::terminal::progress::Ticker;
 use crate::wire::attack::{Attack, Perturbed};
-use crate::wire::oracle::{Oracle, Rules, everything};
+use crate::wire::oracle::{Rules, everything};
 use crate::wire::pipeline::Pipeline;
 use crate::wire::tensor::{Call, Tensor};
 use advae_abi::flags::BATCH_STATISTICS;
@@ -188,8 +188,7 @@ impl Crafter<'_> {
             watch: None,
             cancel: self.cancel.clone(),
         };
-        let (oracle, state) = Oracle::boxed(rules, &batch.ids, &labels, Ticker::silent());
-        let perturbed = attack.attack.perturb(&call, &oracle, &x, &labels);
+        let (perturbed, state) = attack.attack.search(&call, rules, &x, &labels, Ticker::silent());
         match state.first_error() {
             Some(error) => Err(error.into()),
             None => attack.accept(batch, &x, perturbed?),

@@ -2,11 +2,15 @@
 
 use crate::plugin::fenv::Foreign;
 use crate::plugin::{Plugin, files};
+use crate::terminal::progress::Ticker;
 use crate::wire::boundary::{LentCall, LentTensor, Origin};
+use crate::wire::device::DevicePipeline;
 use crate::wire::info;
+use crate::wire::on_device::OnDevice;
+use crate::wire::oracle::{Oracle, OracleState, Rules};
 use crate::wire::tensor::{Call, Tensor};
-use advae_abi::info::{AttackInfo, Construct, Kind};
-use advae_abi::{AttackBox, OracleBox};
+use advae_abi::info::{AttackInfo, Construct, Kind, Manifest};
+use advae_abi::{AbiTensorRef, AttackBox, DLDevice, OracleBox};
 use anyhow::{Result, ensure};
 use serde_json::{Map, Value};
 use std::sync::Arc;
@@ -19,6 +23,8 @@ struct Inner {
     name: String,
     origin: Origin,
     info: AttackInfo,
+    /// Whether it takes images that lie on the device of its target.
+    device: bool,
     attack: Foreign<AttackBox>,
 }
 
@@ -31,6 +37,15 @@ pub struct Perturbed {
     pub found: Option<Vec<bool>>,
     /// Target labels of a targeted attack.
     pub targets: Option<Vec<u32>>,
+}
+
+/// Whether a plugin of this manifest knows device tensors: since contract 1.3, where it was built for them.
+fn takes_device(manifest: &Manifest) -> bool {
+    let mut numbers = manifest
+        .contract
+        .split('.')
+        .map(|number| number.parse().unwrap_or(0u32));
+    manifest.cuda && (numbers.next(), numbers.next()) >= (Some(1), Some(3))
 }
 
 impl Attack {
@@ -54,6 +69,7 @@ impl Attack {
         Ok(Self(Arc::new(Inner {
             name,
             origin,
+            device: info.device && takes_device(&plugin.manifest),
             info,
             attack,
         })))
@@ -84,32 +100,108 @@ impl Attack {
             x.rows()
         );
         let labels: Vec<i64> = y.iter().map(|label| i64::from(*label)).collect();
-        let (mut ids, mut images) = (LentCall::new(call), LentTensor::new("images", call, x));
-        let mut lent_labels = LentTensor::labels(call, &labels);
+        let mut images = LentTensor::new("images", call, x);
+        let perturbed = self.enter(call, oracle, images.lend(), &labels)?;
+        self.0.origin.check_unwritten(&[&images])?;
+        let x_adv = self.images(&perturbed, x, None)?;
+        self.receive(&perturbed, x_adv)
+    }
+
+    /// Perturbs clean images as [`perturb`](Self::perturb) does, given an oracle by these rules for the samples of the call, and tells what
+    /// became of the oracle. The images stay on the target's device meanwhile, where the attack and every model of the target take
+    /// tensors there: they are copied there once, and the perturbed ones from there.
+    pub fn search(
+        &self,
+        call: &Call,
+        rules: Rules,
+        x: &Tensor,
+        y: &[u32],
+        ticker: Ticker,
+    ) -> (Result<Perturbed>, Arc<OracleState>) {
+        let meter = rules.meter.clone();
+        let device = match self.goes_on(&rules) {
+            true => OnDevice::of(&rules.target, call.ids),
+            false => Ok(None),
+        };
+        let device = match device {
+            Ok(device) => device,
+            Err(error) => return (Err(error), Arc::default()),
+        };
+        let (oracle, state) = Oracle::boxed_on(device, rules, call.ids, y, ticker);
+        let perturbed = match state.device() {
+            Some(device) => self.perturb_on(&device.pipeline, call, &oracle, x, y),
+            None => self.perturb(call, &oracle, x, y),
+        };
+        drop(oracle);
+        state.settle(&meter);
+        if let Some(device) = state.device() {
+            let (name, pipeline) = (self.name(), &device.pipeline);
+            tracing::debug!("attack '{name}' on {}: {}", pipeline.id(), pipeline.copies());
+        }
+        (perturbed, state)
+    }
+
+    /// Whether its searches by these rules run on one device, and therefore on one thread.
+    pub fn goes_on(&self, rules: &Rules) -> bool {
+        self.0.device && rules.watch.is_none() && DevicePipeline::of(&rules.target).is_some()
+    }
+
+    fn perturb_on(
+        &self,
+        device: &DevicePipeline,
+        call: &Call,
+        oracle: &OracleBox,
+        x: &Tensor,
+        y: &[u32],
+    ) -> Result<Perturbed> {
+        let labels: Vec<i64> = y.iter().map(|label| i64::from(*label)).collect();
+        let images = device.upload(x)?;
+        let perturbed = self.enter(&call.on_device(), oracle, images.view(), &labels)?;
+        let x_adv = self.images(&perturbed, x, Some(device))?;
+        self.receive(&perturbed, x_adv)
+    }
+
+    /// Runs the plugin's code.
+    fn enter(
+        &self,
+        call: &Call,
+        oracle: &OracleBox,
+        x: AbiTensorRef<'_>,
+        labels: &[i64],
+    ) -> Result<Foreign<advae_abi::Perturbed>> {
+        let (mut ids, mut labels) = (LentCall::new(call), LentTensor::labels(call, labels));
         let origin = &self.0.origin;
         let perturb = || {
-            let perturbed = self
-                .0
-                .attack
-                .perturb(ids.lend(), oracle, images.lend(), lent_labels.lend());
+            let perturbed = self.0.attack.perturb(ids.lend(), oracle, x, labels.lend());
             perturbed.map(Foreign::new)
         };
         let perturbed = origin.enter("perturb", perturb)?;
-        origin.check_unwritten(&[&ids, &images, &lent_labels])?;
-        self.receive(&perturbed, x)
+        origin.check_unwritten(&[&ids, &labels])?;
+        Ok(perturbed)
     }
 
-    fn receive(&self, perturbed: &advae_abi::Perturbed, x: &Tensor) -> Result<Perturbed> {
-        let (name, n) = (self.name(), x.rows());
+    /// The returned images, of the shape of `x`, from wherever they lie.
+    fn images(&self, perturbed: &advae_abi::Perturbed, x: &Tensor, device: Option<&DevicePipeline>) -> Result<Tensor> {
         let blame = |error| self.0.origin.blame(&error);
         let x_adv = perturbed.x_adv.view();
         let shape = x_adv.shape().map_err(blame)?;
         ensure!(
             shape == x.shape,
-            "attack '{name}' returned images of shape {shape:?} for images of shape {:?}",
+            "attack '{}' returned images of shape {shape:?} for images of shape {:?}",
+            self.name(),
             x.shape
         );
-        let x_adv = Tensor::copy_from(x_adv, &shape, "images").map_err(blame)?;
+        match device.filter(|_| x_adv.device() != DLDevice::CPU) {
+            Some(device) => {
+                device.check(x_adv, &shape, "images").map_err(blame)?;
+                device.download(x_adv, &shape)
+            }
+            None => Tensor::copy_from(x_adv, &shape, "images").map_err(blame),
+        }
+    }
+
+    fn receive(&self, perturbed: &advae_abi::Perturbed, x_adv: Tensor) -> Result<Perturbed> {
+        let (name, n) = (self.name(), x_adv.rows());
         let one_a_sample = |what: &str, len: usize| {
             ensure!(
                 len == 0 || len == n,

@@ -67,6 +67,16 @@ impl Origin {
     }
 }
 
+/// An error of the host as it crosses; the code of a plugin's own error is kept.
+pub fn to_abi(error: anyhow::Error) -> AbiError {
+    let code = error
+        .downcast_ref::<AbiError>()
+        .map_or(ErrorCode::Compute as u32, |e| e.code);
+    let mut crossing = AbiError::new(ErrorCode::Compute, format!("{error:#}"));
+    crossing.code = code;
+    crossing
+}
+
 /// How [`Origin::check_unwritten`] begins to complain.
 const WROTE: &str = "wrote into";
 

@@ -8,7 +8,8 @@ use crate::wire::tensor::{Call, Tensor};
 use advae_abi::abi_stable::std_types::{RString, RVec};
 use advae_abi::info::{Construct, Kind, ModelInfo, TrainSettings};
 use advae_abi::{
-    AbiError, AbiResult, AbiTensor, AbiTensorRef, CtxRef, ErrorCode, Lesson, ModelBox, TapeBox, Taped, TrainableBox,
+    AbiError, AbiResult, AbiTensor, AbiTensorRef, CtxRef, DLDevice, DeviceBox, ErrorCode, Lesson, ModelBox, TapeBox,
+    Taped, TrainableBox,
 };
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
@@ -26,7 +27,14 @@ struct Inner {
     name: String,
     origin: Origin,
     info: ModelInfo,
+    device: Option<ModelDevice>,
     model: Foreign<ModelBox>,
+}
+
+/// The device of a model that hands tensors over where they lie.
+pub(super) struct ModelDevice {
+    pub(super) id: DLDevice,
+    pub(super) device: Foreign<DeviceBox>,
 }
 
 /// What a forward pass left behind for its way back.
@@ -83,12 +91,19 @@ impl Model {
         let json = origin.enter("info", || model.info().map(String::from))?;
         let mut info = info::model(&origin, kind, &json)?;
         info.weights = sealed::original_names(&info.weights);
+        let device = origin
+            .enter("device", || model.device())?
+            .into_option()
+            .map(Foreign::new);
+        let device = device.map(|device| ModelDevice::of(&origin, device)).transpose()?;
         let name = name.to_string();
         let model = Self(Arc::new(Inner {
             kind,
             name,
             origin,
             info,
+            // Tensors on the CPU cross as they always have.
+            device: device.filter(|device| device.id != DLDevice::CPU),
             model,
         }));
         model.try_out()?;
@@ -116,6 +131,21 @@ impl Model {
     /// What it says of itself.
     pub fn info(&self) -> &ModelInfo {
         &self.0.info
+    }
+
+    /// Whether it hands tensors over on a device of its own: calls for one attack are then made on one thread.
+    pub fn on_device(&self) -> bool {
+        self.0.device.is_some()
+    }
+
+    /// Its device, where it hands tensors over there.
+    pub(super) fn device(&self) -> Option<&ModelDevice> {
+        self.0.device.as_ref()
+    }
+
+    /// What messages name it, and the plugin's own.
+    pub(super) fn parts(&self) -> (&Origin, &ModelBox) {
+        (&self.0.origin, &self.0.model)
     }
 
     /// Output for a batch.
@@ -274,6 +304,13 @@ impl Model {
             );
         }
         Ok(())
+    }
+}
+
+impl ModelDevice {
+    fn of(origin: &Origin, device: Foreign<DeviceBox>) -> Result<Self> {
+        let id = origin.enter("device", || device.device())?;
+        Ok(Self { id, device })
     }
 }
 

@@ -3,105 +3,25 @@
 use crate::plugin::fenv;
 use crate::terminal::cancel::Cancel;
 use crate::terminal::progress::Ticker;
+use crate::wire::device::{Copies, DeviceTape, DeviceTensor};
+use crate::wire::on_device::OnDevice;
 use crate::wire::pipeline::{Pipeline, PipelineTape};
 use crate::wire::tensor::{Call, Tensor};
 use advae_abi::abi_stable::erased_types::TD_Opaque;
 use advae_abi::abi_stable::std_types::{RErr, ROption, RString};
 use advae_abi::info::{Access, OracleInfo, Target};
+use advae_abi::tally::{IMAGES, LARGEST_COTANGENT, LOGITS};
 use advae_abi::{
-    AbiError, AbiOracle, AbiResult, AbiTape, AbiTensor, AbiTensorRef, CtxRef, ErrorCode, OracleBox, TapeBox, Taped,
+    AbiError, AbiOracle, AbiResult, AbiTape, AbiTensor, AbiTensorRef, CtxRef, DLDevice, ErrorCode, OracleBox, TapeBox,
+    Taped,
 };
 use advae_abi::{AbiOracle_TO, AbiTape_TO, guard};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-/// Largest value of a cotangent. Beyond it a backward pass in f32 overflows, and the model would be blamed.
-const LARGEST_COTANGENT: f32 = 1e30;
-
-/// What an attack asked about one sample.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Gradients it asked for. One that is averaged over several draws counts once; one that the attack did not need, because the sample was
-    /// misclassified and the loss had nothing left to gain, does not count.
-    pub gradients: u64,
-    /// Gradients that were zero in every pixel: the model's gradient was, or the attack's loss did not depend on the logits although the
-    /// sample was still classified correctly (a saturated loss).
-    pub zero_gradients: u64,
-    /// Those of them where the loss did not depend on the logits.
-    pub saturated: u64,
-    /// Images whose label it asked for.
-    pub queries: u64,
-    /// Images that it asked anything about: logits, gradients or labels.
-    pub asked: u64,
-}
-
-/// What all oracles of one cell share.
-#[derive(Debug, Default)]
-pub struct Meter {
-    queries: AtomicU64,
-    samples: Mutex<HashMap<u64, Counts>>,
-}
-
-impl Meter {
-    /// What was asked about one sample so far.
-    pub fn of(&self, id: u64) -> Counts {
-        self.samples().get(&id).copied().unwrap_or_default()
-    }
-
-    /// Label queries so far, those of a threat model's preparation included.
-    pub fn queries(&self) -> u64 {
-        self.queries.load(Ordering::Relaxed)
-    }
-
-    /// Counts `images` queries.
-    ///
-    /// # Errors
-    /// [`ErrorCode::Denied`] where that exceeds the limit.
-    pub fn charge(&self, images: u64, limit: Option<u64>) -> Result<(), AbiError> {
-        let before = self.queries.fetch_add(images, Ordering::Relaxed);
-        match limit {
-            Some(limit) if before + images > limit => Err(AbiError::new(
-                ErrorCode::Denied,
-                format!(
-                    "the threat model grants {limit} label queries, {} were asked",
-                    before + images
-                ),
-            )),
-            _ => Ok(()),
-        }
-    }
-
-    fn count_queries(&self, ids: &[u64]) {
-        let mut samples = self.samples();
-        ids.iter().for_each(|id| samples.entry(*id).or_default().queries += 1);
-    }
-
-    fn count_asked(&self, ids: &[u64]) {
-        let mut samples = self.samples();
-        ids.iter().for_each(|id| samples.entry(*id).or_default().asked += 1);
-    }
-
-    /// Counts the gradients of one backward pass; `correct` says of each row whether it was still classified correctly.
-    fn count_gradients(&self, ids: &[u64], correct: &[bool], cotangent: &Tensor, gradient: &Tensor) {
-        let zero = |row: &[f32]| row.iter().all(|v| *v == 0.);
-        let mut samples = self.samples();
-        for (i, id) in ids.iter().enumerate() {
-            let no_loss = zero(cotangent.row(i));
-            if no_loss && !correct[i] {
-                continue;
-            }
-            let counts = samples.entry(*id).or_default();
-            counts.gradients += 1;
-            counts.zero_gradients += u64::from(zero(gradient.row(i)));
-            counts.saturated += u64::from(no_loss);
-        }
-    }
-
-    fn samples(&self) -> MutexGuard<'_, HashMap<u64, Counts>> {
-        self.samples.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+pub use crate::wire::boundary::to_abi;
+pub use crate::wire::meter::{Counts, Meter};
 
 /// Sees the images that an attack asks about, and the logits that it is given for them.
 pub trait Watch: Send + Sync {
@@ -170,10 +90,11 @@ impl Rules {
 }
 
 /// What became of one oracle.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct OracleState {
     error: Mutex<Option<AbiError>>,
     rows: AtomicU64,
+    device: Option<Arc<OnDevice>>,
 }
 
 impl OracleState {
@@ -185,6 +106,23 @@ impl OracleState {
     /// Images that went through forward passes.
     pub fn rows(&self) -> u64 {
         self.rows.load(Ordering::Relaxed)
+    }
+
+    /// Reads what was counted on a device, now that the attack has ended: into the meter, or as the error that it is.
+    pub fn settle(&self, meter: &Meter) {
+        if let Some(device) = &self.device {
+            let _ = self.remember(device.settle(meter).into());
+        }
+    }
+
+    /// What it has on a device; none where the attack is answered on the CPU.
+    pub(super) fn device(&self) -> Option<&OnDevice> {
+        self.device.as_deref()
+    }
+
+    /// What was copied to and from a device; none where the attack was answered on the CPU.
+    pub fn copies(&self) -> Option<Copies> {
+        Some(self.device.as_ref()?.pipeline.copies())
     }
 
     fn remember<T>(&self, result: AbiResult<T>) -> AbiResult<T> {
@@ -206,18 +144,47 @@ pub struct Oracle {
 }
 
 /// What an attack asks about: as many images as ids.
-struct Question {
+struct Question<X> {
     ids: Vec<u64>,
     /// Ids that the target is shown.
     shown: Vec<u64>,
     draw: u64,
-    x: Tensor,
+    x: X,
+}
+
+/// Images on the device: the attack's for as long as it asks, or a copy of what it has on the CPU.
+enum Held<'a> {
+    Lent(AbiTensorRef<'a>),
+    Own(DeviceTensor),
+}
+
+impl Held<'_> {
+    fn view(&self) -> AbiTensorRef<'_> {
+        match self {
+            Self::Lent(view) => *view,
+            Self::Own(tensor) => tensor.view(),
+        }
+    }
 }
 
 impl Oracle {
     /// An oracle about the samples `ids` with true labels `labels`, ready to be handed to an attack, and what the host keeps of it.
     pub fn boxed(rules: Rules, ids: &[u64], labels: &[u32], ticker: Ticker) -> (OracleBox, Arc<OracleState>) {
-        let state = Arc::new(OracleState::default());
+        Self::boxed_on(None, rules, ids, labels, ticker)
+    }
+
+    /// The same, whose target answers [on its device](OnDevice).
+    pub fn boxed_on(
+        device: Option<OnDevice>,
+        rules: Rules,
+        ids: &[u64],
+        labels: &[u32],
+        ticker: Ticker,
+    ) -> (OracleBox, Arc<OracleState>) {
+        let state = Arc::new(OracleState {
+            device: device.map(Arc::new),
+            ..OracleState::default()
+        });
         let oracle = Self {
             rules,
             labels: ids.iter().copied().zip(labels.iter().copied()).collect(),
@@ -240,7 +207,42 @@ impl Oracle {
     }
 
     /// Takes a question in, once and for all: the attack may change its own memory at any time.
-    fn receive(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> Result<Question, AbiError> {
+    fn receive(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> Result<Question<Tensor>, AbiError> {
+        self.take(ctx, |ids| match &self.state.device {
+            Some(device) if x.device() != DLDevice::CPU => {
+                let shape = image_shape(x, ids, &self.rules.target)?;
+                device.pipeline.check(x, &shape, ASKED)?;
+                finite(device.pipeline.download(x, &shape).map_err(to_abi)?, ids)
+            }
+            _ => images(x, ids, &self.rules.target),
+        })
+    }
+
+    /// Takes a question in that is answered on the device. Images that lie there are not copied: no plugin may write into them.
+    fn receive_on<'a>(
+        &self,
+        device: &OnDevice,
+        ctx: CtxRef<'_>,
+        x: AbiTensorRef<'a>,
+    ) -> Result<Question<Held<'a>>, AbiError> {
+        self.take(ctx, |ids| {
+            if x.device() == DLDevice::CPU {
+                let x = images(x, ids, &self.rules.target)?;
+                return device.pipeline.upload(&x).map(Held::Own).map_err(to_abi);
+            }
+            let shape = image_shape(x, ids, &self.rules.target)?;
+            device.pipeline.check(x, &shape, ASKED)?;
+            device.tally.look(IMAGES, &device.slots(ids), x).map_err(to_abi)?;
+            Ok(Held::Lent(x))
+        })
+    }
+
+    /// Checks and counts the samples of a question; `take` takes its images in.
+    fn take<X>(
+        &self,
+        ctx: CtxRef<'_>,
+        take: impl FnOnce(&[u64]) -> Result<X, AbiError>,
+    ) -> Result<Question<X>, AbiError> {
         let ids = ctx.sample_ids().to_vec();
         if let Some(id) = ids.iter().find(|id| !self.labels.contains_key(id)) {
             let text = format!(
@@ -248,7 +250,7 @@ impl Oracle {
             );
             return Err(AbiError::new(ErrorCode::Shape, text));
         }
-        let x = images(x, &ids, &self.rules.target)?;
+        let x = take(&ids)?;
         self.state.rows.fetch_add(ids.len() as u64, Ordering::Relaxed);
         self.ticker.tick(ids.len() as u64);
         self.rules.meter.count_asked(&ids);
@@ -258,12 +260,12 @@ impl Oracle {
     }
 
     /// The attack's call under the host's seed, phase and flags.
-    fn call<'a>(&self, question: &'a Question, repetition: u64) -> Call<'a> {
+    fn call<'a, X>(&self, question: &'a Question<X>, repetition: u64) -> Call<'a> {
         let draw = question.draw.wrapping_mul(self.rules.eot).wrapping_add(repetition);
         self.rules.call(&question.shown, draw).with_flags(self.rules.flags)
     }
 
-    fn mean_logits(&self, question: &Question) -> Result<Tensor, AbiError> {
+    fn mean_logits(&self, question: &Question<Tensor>) -> Result<Tensor, AbiError> {
         let mut mean: Option<Tensor> = None;
         for repetition in 0..self.rules.eot {
             let call = self.call(question, repetition);
@@ -275,13 +277,13 @@ impl Oracle {
         Ok(logits)
     }
 
-    fn show(&self, question: &Question, logits: &Tensor) {
+    fn show(&self, question: &Question<Tensor>, logits: &Tensor) {
         if let Some(watch) = &self.rules.watch {
             watch.seen(&question.ids, &question.x, logits);
         }
     }
 
-    fn mean_tape(&self, question: Question) -> Result<Taped, AbiError> {
+    fn mean_tape(&self, question: Question<Tensor>) -> Result<Taped, AbiError> {
         let (mut mean, mut draws) = (None, vec![]);
         for repetition in 0..self.rules.eot {
             let call = self.call(&question, repetition);
@@ -316,6 +318,50 @@ impl Oracle {
     }
 }
 
+impl Oracle {
+    fn logits_on(&self, device: &OnDevice, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> Result<AbiTensor, AbiError> {
+        let question = self.receive_on(device, ctx, x)?;
+        let draw = |repetition| {
+            device
+                .pipeline
+                .forward(&self.call(&question, repetition), question.x.view())
+        };
+        let draws = (0..self.rules.eot).map(draw).collect::<anyhow::Result<_>>();
+        let logits = draws.and_then(|draws| device.pipeline.mean(draws)).map_err(to_abi)?;
+        let slots = device.slots(&question.ids);
+        device.tally.look(LOGITS, &slots, logits.view()).map_err(to_abi)?;
+        device.give(ctx, Arc::new(logits)).map_err(to_abi)
+    }
+
+    fn tape_on(&self, device: &Arc<OnDevice>, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> Result<Taped, AbiError> {
+        let question = self.receive_on(device, ctx, x)?;
+        let draw = |repetition| {
+            let call = self.call(&question, repetition);
+            let (logits, tape) = device.pipeline.forward_tape(&call, question.x.view())?;
+            Ok((logits, (tape, call.draw)))
+        };
+        let draws = (0..self.rules.eot).map(draw).collect::<anyhow::Result<Vec<_>>>();
+        let (logits, draws): (Vec<_>, Vec<_>) = draws.map_err(to_abi)?.into_iter().unzip();
+        let logits = Arc::new(device.pipeline.mean(logits).map_err(to_abi)?);
+        let label = |id: &u64| self.labels.get(id).map_or(-1, |label| i64::from(*label));
+        let tape = DeviceOracleTape {
+            draws: Mutex::new(draws),
+            slots: device.slots(&question.ids),
+            labels: question.ids.iter().map(label).collect(),
+            logits: logits.clone(),
+            ids: question.ids,
+            shown: question.shown,
+            rules: self.rules.clone(),
+            state: self.state.clone(),
+            device: device.clone(),
+        };
+        Ok(Taped {
+            y: device.give(ctx, logits).map_err(to_abi)?,
+            tape: AbiTape_TO::from_value(tape, TD_Opaque),
+        })
+    }
+}
+
 /// Runs the host's code for an attack: not at all where the run is cancelled, and under the host's floating-point state.
 fn answered<T>(rules: &Rules, state: &OracleState, answer: impl FnOnce() -> Result<T, AbiError>) -> AbiResult<T> {
     let checked = || rules.cancel.check().and_then(|()| answer());
@@ -331,6 +377,7 @@ impl AbiOracle for Oracle {
                 classes: target.classes(),
                 bounds: target.classifier.info().bounds,
                 early_stop: self.rules.early_stop,
+                device: (self.state.device.as_ref()).map(|device| device.pipeline.id().to_string()),
             };
             serde_json::to_string(&info)
                 .map(RString::from)
@@ -341,8 +388,10 @@ impl AbiOracle for Oracle {
     fn logits(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<AbiTensor> {
         self.run(|| {
             self.grant(self.rules.access.logits || self.rules.access.gradients, "logits")?;
-            let question = self.receive(ctx, x)?;
-            self.mean_logits(&question)?.export()
+            match &self.state.device {
+                Some(device) => self.logits_on(device, ctx, x),
+                None => self.mean_logits(&self.receive(ctx, x)?)?.export(),
+            }
         })
     }
 
@@ -368,8 +417,10 @@ impl AbiOracle for Oracle {
     fn forward_tape(&self, ctx: CtxRef<'_>, x: AbiTensorRef<'_>) -> AbiResult<Taped> {
         self.run(|| {
             self.grant(self.rules.access.gradients, "gradients")?;
-            let question = self.receive(ctx, x)?;
-            self.mean_tape(question)
+            match &self.state.device {
+                Some(device) => self.tape_on(device, ctx, x),
+                None => self.mean_tape(self.receive(ctx, x)?),
+            }
         })
     }
 }
@@ -396,7 +447,7 @@ impl AbiTape for OracleTape {
 
 impl OracleTape {
     fn mean_gradient(&self, cotangent: AbiTensorRef<'_>) -> Result<ROption<AbiTensor>, AbiError> {
-        let cotangent = self.receive(cotangent)?;
+        let cotangent = checked_cotangent(cotangent, &self.output, &self.ids)?;
         let mut mean = None;
         let draws = self.draws.lock().unwrap_or_else(PoisonError::into_inner);
         for (tape, draw) in draws.iter() {
@@ -408,21 +459,75 @@ impl OracleTape {
         meter.count_gradients(&self.ids, &self.correct, &cotangent, &gradient);
         gradient.export().map(ROption::RSome)
     }
+}
 
-    fn receive(&self, cotangent: AbiTensorRef<'_>) -> Result<Tensor, AbiError> {
-        let cotangent = Tensor::copy_from(cotangent, &self.output, "the cotangent given to the oracle's tape")?;
-        let bad = |v: &f32| v.is_nan() || v.abs() > LARGEST_COTANGENT;
-        let Some(at) = cotangent.data.iter().position(bad) else {
-            return Ok(cotangent);
-        };
-        let text = format!(
-            "the cotangent given to the oracle's tape is {:e} for sample {}: the loss must be finite, and its derivative \
-             {LARGEST_COTANGENT:e} at most",
-            cotangent.data[at],
-            self.ids[at / cotangent.row_len()]
-        );
-        Err(AbiError::new(ErrorCode::Compute, text))
+/// The same on the device, where the cotangent lies or is copied to.
+struct DeviceOracleTape {
+    draws: Mutex<Vec<(DeviceTape, u64)>>,
+    ids: Vec<u64>,
+    shown: Vec<u64>,
+    /// Places of the samples in the tally.
+    slots: Vec<u32>,
+    labels: Vec<i64>,
+    logits: Arc<DeviceTensor>,
+    rules: Rules,
+    state: Arc<OracleState>,
+    device: Arc<OnDevice>,
+}
+
+impl AbiTape for DeviceOracleTape {
+    fn backward(&self, ctx: CtxRef<'_>, cotangent: AbiTensorRef<'_>) -> AbiResult<ROption<AbiTensor>> {
+        answered(&self.rules, &self.state, || {
+            let cotangent = self.receive(cotangent)?;
+            let gradient = self.mean_gradient(cotangent.view()).map_err(to_abi)?;
+            self.device.give(ctx, gradient).map(ROption::RSome).map_err(to_abi)
+        })
     }
+}
+
+impl DeviceOracleTape {
+    fn receive<'a>(&self, cotangent: AbiTensorRef<'a>) -> Result<Held<'a>, AbiError> {
+        let (pipeline, output) = (&self.device.pipeline, self.logits.shape());
+        if cotangent.device() == DLDevice::CPU {
+            let cotangent = checked_cotangent(cotangent, output, &self.ids)?;
+            return pipeline.upload(&cotangent).map(Held::Own).map_err(to_abi);
+        }
+        pipeline.check(cotangent, output, COTANGENT)?;
+        Ok(Held::Lent(cotangent))
+    }
+
+    fn mean_gradient(&self, cotangent: AbiTensorRef<'_>) -> anyhow::Result<Arc<DeviceTensor>> {
+        let OnDevice { pipeline, tally, .. } = &*self.device;
+        let draws = self.draws.lock().unwrap_or_else(PoisonError::into_inner);
+        let back =
+            |(tape, draw): &(DeviceTape, u64)| pipeline.backward(tape, &self.rules.call(&self.shown, *draw), cotangent);
+        let gradients = draws.iter().map(back).collect::<anyhow::Result<_>>()?;
+        let gradient = pipeline.mean(gradients)?;
+        tally.count(
+            &self.slots,
+            &self.labels,
+            [self.logits.view(), cotangent, gradient.view()],
+        )?;
+        Ok(Arc::new(gradient))
+    }
+}
+
+/// What messages call the cotangent of an attack.
+const COTANGENT: &str = "the cotangent given to the oracle's tape";
+
+/// The cotangent of an attack, of the shape of the logits: finite, and within [`LARGEST_COTANGENT`].
+fn checked_cotangent(cotangent: AbiTensorRef<'_>, output: &[usize], ids: &[u64]) -> Result<Tensor, AbiError> {
+    let cotangent = Tensor::copy_from(cotangent, output, COTANGENT)?;
+    let bad = |v: &f32| v.is_nan() || v.abs() > LARGEST_COTANGENT;
+    let Some(at) = cotangent.data.iter().position(bad) else {
+        return Ok(cotangent);
+    };
+    let text = format!(
+        "{COTANGENT} is {:e} for sample {}: the loss must be finite, and its derivative {LARGEST_COTANGENT:e} at most",
+        cotangent.data[at],
+        ids[at / cotangent.row_len()]
+    );
+    Err(AbiError::new(ErrorCode::Compute, text))
 }
 
 /// The images of a question, a row a sample id: of the shape that the target takes, and finite. They may leave the bounds.
@@ -430,13 +535,25 @@ impl OracleTape {
 /// # Errors
 /// Where they are not: whoever asks is at fault.
 pub fn images(x: AbiTensorRef<'_>, ids: &[u64], target: &Pipeline) -> Result<Tensor, AbiError> {
+    let shape = image_shape(x, ids, target)?;
+    finite(Tensor::copy_from(x, &shape, ASKED)?, ids)
+}
+
+/// What messages call the images of a question.
+const ASKED: &str = "what the oracle was asked about";
+
+/// The shape that the images of a question have to have, as many as there are ids.
+fn image_shape(x: AbiTensorRef<'_>, ids: &[u64], target: &Pipeline) -> Result<[usize; 4], AbiError> {
     let rows = x.shape()?.first().copied().unwrap_or(0);
     if rows != ids.len() {
         let text = format!("the oracle was asked about {rows} images with {} sample ids", ids.len());
         return Err(AbiError::new(ErrorCode::Shape, text));
     }
     let [c, h, w] = target.input().map_err(to_abi)?;
-    let x = Tensor::copy_from(x, &[rows, c, h, w], "what the oracle was asked about")?;
+    Ok([rows, c, h, w])
+}
+
+fn finite(x: Tensor, ids: &[u64]) -> Result<Tensor, AbiError> {
     match x.not_finite() {
         None => Ok(x),
         Some((row, value)) => {
@@ -469,16 +586,6 @@ pub fn export_labels(logits: &Tensor) -> Result<AbiTensor, AbiError> {
     AbiTensor::from_vec(labels, &shape)
 }
 
-/// An error of the host as it crosses; the code of a plugin's own error is kept.
-pub fn to_abi(error: anyhow::Error) -> AbiError {
-    let code = error
-        .downcast_ref::<AbiError>()
-        .map_or(ErrorCode::Compute as u32, |e| e.code);
-    let mut crossing = AbiError::new(ErrorCode::Compute, format!("{error:#}"));
-    crossing.code = code;
-    crossing
-}
-
 fn accumulate(sum: &mut Option<Tensor>, term: Tensor) {
     match sum {
         Some(sum) => sum.add(&term),
@@ -498,43 +605,6 @@ fn scaled(sum: Option<Tensor>, n: u64) -> Result<Tensor, AbiError> {
 mod tests {
     use super::*;
     use advae_abi::abi_stable::std_types::ROk;
-
-    #[test]
-    fn queries_are_metered() {
-        let meter = Meter::default();
-        assert!(meter.charge(3, Some(4)).is_ok());
-        let error = meter.charge(2, Some(4)).unwrap_err();
-        assert!(
-            error.is(ErrorCode::Denied) && error.message.contains("4 label queries, 5 were asked"),
-            "{error}"
-        );
-        assert!(meter.charge(1000, None).is_ok());
-    }
-
-    #[test]
-    fn gradients_and_queries_are_counted_by_sample() {
-        let meter = Meter::default();
-        let cotangent = Tensor::new(vec![4, 1], vec![1., 0., 1., 0.]).unwrap();
-        let gradient = Tensor::new(vec![4, 2], vec![0., 0., 0., 0., 1., 0., 0., 0.]).unwrap();
-        meter.count_gradients(&[3, 5, 7, 9], &[true, true, false, false], &cotangent, &gradient);
-        meter.count_gradients(&[7], &[true], &cotangent.select(&[2]), &gradient.select(&[2]));
-        meter.count_queries(&[7, 7, 5]);
-        let counts = |gradients, zero_gradients, saturated, queries| Counts {
-            gradients,
-            zero_gradients,
-            saturated,
-            queries,
-            asked: 0,
-        };
-        assert_eq!(meter.of(3), counts(1, 1, 0, 0), "the model's gradient is zero");
-        assert_eq!(
-            meter.of(5),
-            counts(1, 1, 1, 1),
-            "the loss is saturated: correct, and nothing to gain"
-        );
-        assert_eq!(meter.of(7), counts(2, 0, 0, 2));
-        assert_eq!(meter.of(9), counts(0, 0, 0, 0), "broken already: it asked for nothing");
-    }
 
     #[test]
     fn the_first_error_is_remembered() {

@@ -1,6 +1,6 @@
 //! Plain tensors of the host. Wire types end at the loader: everything behind it sees [`Tensor`] and [`Call`].
 
-use advae_abi::{AbiError, AbiTensor, AbiTensorRef, CallCtx, CallPhase, Dims, ErrorCode};
+use advae_abi::{AbiError, AbiTensor, AbiTensorRef, CallCtx, CallPhase, Dims, ErrorCode, flags};
 
 /// A row-major `f32` tensor on the CPU; the first extent counts samples.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -201,6 +201,11 @@ impl<'a> Call<'a> {
         Self { flags, ..self }
     }
 
+    /// The same, whose tensors stay on the device of the model.
+    pub fn on_device(self) -> Self {
+        self.with_flags(self.flags | flags::DEVICE)
+    }
+
     /// The same for another draw.
     pub fn with_draw(self, draw: u64) -> Self {
         Self { draw, ..self }
@@ -215,7 +220,7 @@ impl<'a> Call<'a> {
     pub fn context(&self) -> CallCtx {
         let mut ctx = CallCtx::new(self.seed, self.phase, self.ids);
         (ctx.draw, ctx.flags, ctx.threads) = (self.draw, self.flags, self.threads as u32);
-        ctx
+        if ctx.takes_device() { ctx.on_device() } else { ctx }
     }
 }
 

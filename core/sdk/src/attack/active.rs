@@ -16,7 +16,13 @@ pub struct Active<'a> {
     pub x_adv: Tensor,
     places: Vec<usize>,
     ended: Vec<Option<Tensor>>,
+    /// On a device: which rows have reached the goal since it was last looked, `[n]` of 1 and 0, and how many steps ago that is.
+    reached: Option<Tensor>,
+    steps: u32,
 }
+
+/// Steps on a device after which the host looks which samples have reached the goal: looking waits for the device.
+const UNSEEN: u32 = 4;
 
 impl<'a> Active<'a> {
     /// All samples of a batch, from their starting points `x_adv` `[N,C,H,W]`.
@@ -29,6 +35,8 @@ impl<'a> Active<'a> {
             x_adv,
             places: (0..n).collect(),
             ended: vec![None; n],
+            reached: None,
+            steps: 0,
         }
     }
 
@@ -81,6 +89,54 @@ impl<'a> Active<'a> {
         self.end(&done)
     }
 
+    /// The same by logits `[n,K]` at the present images. On a device it looks only at every fourth call: a sample that reaches the goal in
+    /// between stays among the rows, and [`go`](Self::go) leaves its image as it is.
+    ///
+    /// # Errors
+    /// Where the logits are not one row of `f32` a sample.
+    pub fn end_reached(&mut self, logits: &Tensor) -> Result<Vec<usize>> {
+        if !self.oracle.early_stop() {
+            return Ok((0..self.places.len()).collect());
+        }
+        match logits.device().is_cpu() {
+            true => self.end(&self.objective.is_adversarial(logits)?),
+            false => self.end_unseen(logits),
+        }
+    }
+
+    fn end_unseen(&mut self, logits: &Tensor) -> Result<Vec<usize>> {
+        let reached = self.objective.reached(logits)?;
+        let reached = match self.reached.take() {
+            Some(before) => before.maximum(&reached)?,
+            None => reached,
+        };
+        self.steps += 1;
+        if self.steps < UNSEEN {
+            self.reached = Some(reached);
+            return Ok((0..self.places.len()).collect());
+        }
+        self.steps = 0;
+        let done: Vec<bool> = reached.to_vec1::<u8>()?.into_iter().map(|done| done != 0).collect();
+        self.end(&done)
+    }
+
+    /// Goes on to the images `moved` `[n,C,H,W]`.
+    ///
+    /// # Errors
+    /// Where their shape is another.
+    pub fn go(&mut self, moved: Tensor) -> Result<()> {
+        self.x_adv = match &self.reached {
+            None => moved,
+            Some(reached) => {
+                let mut shape = vec![1; moved.rank()];
+                shape[0] = reached.dim(0)?;
+                let stays = reached.reshape(shape)?.broadcast_as(moved.shape())?;
+                stays.where_cond(&self.x_adv, &moved)?
+            }
+        };
+        Ok(())
+    }
+
     /// The images of all samples `[N,C,H,W]`, in their order: those at which searches ended, and the present ones.
     ///
     /// # Errors
@@ -97,6 +153,39 @@ mod tests {
     use crate::testing::Testbed;
     use crate::{Goal, Result};
     use candle_core::{Device, Tensor};
+
+    /// Steps of .1 away from label 0, whose logit falls with x: samples reach the goal at their own time, looked at or not.
+    #[test]
+    fn looking_rarely_leaves_the_same_images() {
+        let target = Testbed::linear([1, 1, 1], &[vec![-1.], vec![1.]], &[1., 0.]).unwrap();
+        let start: Vec<f32> = (0..9).map(|i| 0.02 + 0.06 * i as f32).collect();
+        let x = Tensor::new(start, &Device::Cpu)
+            .unwrap()
+            .reshape(((), 1, 1, 1))
+            .unwrap();
+        let y = Tensor::new(&[0u32; 9], &Device::Cpu).unwrap();
+        let run = |rarely: bool| {
+            let search = |oracle: &crate::Oracle| -> Result<Vec<f32>> {
+                let objective = Goal::Untargeted.objective(oracle, &x, &y)?;
+                let mut active = Active::new(oracle, &objective, &x, x.clone());
+                for _ in 0..7 {
+                    let logits = active.oracle.logits(&active.x_adv)?;
+                    match rarely {
+                        true => active.end_unseen(&logits)?,
+                        false => active.end_reached(&logits)?,
+                    };
+                    if active.is_empty() {
+                        break;
+                    }
+                    active.go((&active.x_adv + 0.1)?)?;
+                }
+                active.images()?.flatten_all()?.to_vec1()
+            };
+            target.with_oracle(&[0, 1, 2, 3, 4, 5, 6, 7, 8], search).unwrap()
+        };
+        assert_eq!(run(true), run(false));
+        assert!(run(true).iter().all(|x| (0.5..=0.6).contains(x)), "{:?}", run(true));
+    }
 
     #[test]
     fn what_has_ended_keeps_its_image_and_its_place() {

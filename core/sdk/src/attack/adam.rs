@@ -15,11 +15,13 @@ pub struct Adam {
 }
 
 impl Adam {
-    const BETAS: [f64; 2] = [0.9, 0.999];
-    const EPSILON: f32 = 1e-8;
+    /// Shares of the former moments in the next.
+    pub const BETAS: [f64; 2] = [0.9, 0.999];
+    /// Added to the root of the second moment.
+    pub const EPSILON: f32 = 1e-8;
     /// Longer gradients count as this long: the square of what is beyond overflows `f32`, and infinity over infinity is NaN. Adam's
     /// steps do not depend on the gradient's scale.
-    const STEEPEST: f32 = 1e18;
+    pub const STEEPEST: f32 = 1e18;
 
     /// Before the first step, for so many pixels.
     pub fn new(len: usize) -> Self {

@@ -25,13 +25,15 @@ pub use boundary::Boundary;
 pub use loss::{difference, dlr, dlr_targeted, others, ranked};
 pub use sample::{choose, column, farthest, positions, rows, stack};
 
-use crate::convert::{export, import, json, run, to_abi, to_candle};
+use crate::convert::{export_to, import, import_to, json, run, to_abi, to_candle};
 use crate::oracle::Oracle;
 use crate::settings::Settings;
 use advae_abi::abi_stable::sabi_trait::TD_Opaque;
 use advae_abi::abi_stable::std_types::{RString, RVec};
 use advae_abi::info::{AttackInfo, Construct};
-use advae_abi::{AbiAttack, AbiAttack_TO, AbiError, AbiResult, AbiTensorRef, AttackBox, CtxRef, Guarded, OracleBox};
+use advae_abi::{
+    AbiAttack, AbiAttack_TO, AbiError, AbiResult, AbiTensorRef, AttackBox, CtxRef, DLDevice, Guarded, OracleBox,
+};
 use candle_core::{Result, Tensor};
 
 /// Looks for adversarial images.
@@ -45,10 +47,11 @@ pub trait Attack: Sized + Send + Sync + 'static {
     /// Where a setting is out of its range; name it, its value and the range.
     fn new(settings: Self::Settings) -> Result<Self>;
 
-    /// Norm, radius, and cost, for the host's budget and progress bar.
+    /// Norm, radius, and cost, for the host's budget and progress bar. [`AttackInfo::device`] says whether `perturb` takes images on a GPU: it
+    /// makes its tensors on the device of `x` then, and reads values back rarely.
     fn info(&self) -> AttackInfo;
 
-    /// Perturbs clean images `x [N,C,H,W]` with labels `y [N]` (`i64`), sample by sample: no sample may influence
+    /// Perturbs clean images `x [N,C,H,W]` with labels `y [N]` (`i64`, on the CPU), sample by sample: no sample may influence
     /// another, and all randomness is keyed by the sample ([`Pass::rng`](crate::Pass::rng)).
     ///
     /// What is returned may exceed epsilon; the host measures and refuses.
@@ -101,7 +104,10 @@ impl<A: Attack> AbiAttack for Shim<A> {
     ) -> AbiResult<advae_abi::Perturbed> {
         run(ctx, |_| {
             let oracle = Oracle::new(oracle, ctx).map_err(to_candle)?;
-            let x = import(x, false).map_err(to_candle)?;
+            let x = match x.device() {
+                DLDevice::CPU => import(x, false).map_err(to_candle)?,
+                _ => import_to(oracle.device(), x, false)?,
+            };
             let y = import(y, false).map_err(to_candle)?;
             let out = self.0.perturb(&oracle, &x, &y)?;
             let found = out
@@ -111,7 +117,7 @@ impl<A: Attack> AbiAttack for Shim<A> {
                 .map(u8::from)
                 .collect::<RVec<u8>>();
             Ok(advae_abi::Perturbed {
-                x_adv: export(&out.x_adv)?,
+                x_adv: export_to(ctx, &out.x_adv)?,
                 found,
                 targets: out.targets.unwrap_or_default().into(),
             })

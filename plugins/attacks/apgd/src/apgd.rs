@@ -90,6 +90,7 @@ impl Attack for Apgd {
             reach: Some(2. * epsilon * steps as f64),
             random_start: Some(true),
             loss: Some(self.0.loss.name().into()),
+            device: true,
             ..AttackInfo::new(self.0.norm)
         }
     }

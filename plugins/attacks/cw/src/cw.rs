@@ -1,5 +1,6 @@
 //! The L2 attack of Carlini and Wagner (2017).
 
+use crate::batch;
 use crate::search::{Answer, Search};
 use crate::settings::{CwSettings, Plan};
 use crate::tanh_space::TanhSpace;
@@ -30,6 +31,7 @@ impl Attack for Cw {
             passes,
             random_start: Some(false),
             loss: Some("margin".into()),
+            device: true,
             ..AttackInfo::new(Norm::L2)
         }
     }
@@ -41,6 +43,14 @@ impl Attack for Cw {
             low: low as f32,
             high: high as f32,
         };
+        if !x.device().is_cpu() {
+            let (found, x_adv) = batch::search(self.plan, space, oracle, &objective, x)?;
+            return Ok(Perturbed {
+                x_adv,
+                found: Some(found),
+                targets: objective.targets(),
+            });
+        }
         let clean = rows(x)?;
         let mut searches: Vec<Search> = clean.iter().map(|x| Search::new(self.plan, space, x)).collect();
         self.run(oracle, &objective, x, &mut searches)?;

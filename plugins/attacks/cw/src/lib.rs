@@ -1,5 +1,6 @@
 //! CW as a plugin.
 
+mod batch;
 mod cw;
 mod search;
 mod settings;

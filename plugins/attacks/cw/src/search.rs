@@ -30,8 +30,7 @@ pub(crate) struct Search {
     iteration: usize,
     /// Whether the present search has succeeded.
     succeeded: bool,
-    /// Loss at the last tenth of the iterations.
-    checked: f64,
+    judge: Judge,
     best: Option<Success>,
 }
 
@@ -56,7 +55,7 @@ impl Search {
             searches: 0,
             iteration: 0,
             succeeded: false,
-            checked: f64::INFINITY,
+            judge: Judge::default(),
             best: None,
             start,
         };
@@ -71,7 +70,7 @@ impl Search {
 
     /// The present weight of the classification term.
     pub(crate) fn constant(&self) -> f32 {
-        self.constants.now as f32
+        self.constants.now() as f32
     }
 
     /// The nearest successful image.
@@ -95,32 +94,21 @@ impl Search {
                 });
             }
         }
-        let stalled = self.stalled(f64::from(self.plan.distance_weight()) * squared_distance + f64::from(answer.hinge));
+        let loss = f64::from(self.plan.distance_weight()) * squared_distance + f64::from(answer.hinge);
+        let stalled = self.judge.is_due(&self.plan, self.iteration) && self.judge.stalled(loss);
         self.iteration += 1;
         if !stalled && self.iteration < self.plan.iterations {
             self.step(answer.gradient);
             return true;
         }
         self.searches += 1;
-        self.constants.update(
-            self.succeeded,
-            self.searches + 1 == self.plan.search_steps && self.plan.search_steps >= 10,
-        );
+        let final_repeat = self.plan.final_repeat(self.searches);
+        self.constants.update(self.succeeded, final_repeat);
         let more = self.searches < self.plan.search_steps;
         if more {
             self.restart();
         }
         more
-    }
-
-    /// Whether the loss fell by less than .01 % over the last tenth of the iterations.
-    fn stalled(&mut self, loss: f64) -> bool {
-        if !self.plan.abort || !self.iteration.is_multiple_of(self.plan.iterations.div_ceil(10)) {
-            return false;
-        }
-        let stalled = loss > 0.9999 * self.checked;
-        self.checked = loss;
-        stalled
     }
 
     /// One step of Adam down `norm2(x' - x)^2 + hinge`, or the hinge alone, through `dx'/dw`.
@@ -144,19 +132,44 @@ impl Search {
         self.w.copy_from_slice(&self.start);
         self.space.image(&self.w, &mut self.image, &mut self.slope);
         self.adam = Adam::new(self.x.len());
-        (self.iteration, self.succeeded, self.checked) = (0, false, f64::INFINITY);
+        (self.iteration, self.succeeded, self.judge) = (0, false, Judge::default());
+    }
+}
+
+/// Ends a search that gets no further, by its loss at the last tenth of the iterations.
+#[derive(Clone)]
+pub(crate) struct Judge(f64);
+
+impl Default for Judge {
+    fn default() -> Self {
+        Self(f64::INFINITY)
+    }
+}
+
+impl Judge {
+    /// Whether a search is judged at this iteration.
+    pub(crate) fn is_due(&self, plan: &Plan, iteration: usize) -> bool {
+        plan.abort && iteration.is_multiple_of(plan.iterations.div_ceil(10))
+    }
+
+    /// Whether the loss fell by less than .01 % over the last tenth of the iterations.
+    pub(crate) fn stalled(&mut self, loss: f64) -> bool {
+        let stalled = loss > 0.9999 * self.0;
+        self.0 = loss;
+        stalled
     }
 }
 
 /// Binary search for the smallest weight that succeeds.
-struct Constants {
+#[derive(Clone)]
+pub(crate) struct Constants {
     now: f64,
     low: f64,
     high: f64,
 }
 
 impl Constants {
-    fn new(first: f64) -> Self {
+    pub(crate) fn new(first: f64) -> Self {
         Self {
             now: first,
             low: 0.,
@@ -164,8 +177,13 @@ impl Constants {
         }
     }
 
+    /// The present weight.
+    pub(crate) fn now(&self) -> f64 {
+        self.now
+    }
+
     /// The next weight after a search with the present one; in a `final_repeat` the smallest known to succeed.
-    fn update(&mut self, succeeded: bool, final_repeat: bool) {
+    pub(crate) fn update(&mut self, succeeded: bool, final_repeat: bool) {
         *(if succeeded { &mut self.high } else { &mut self.low }) = self.now;
         self.now = match (self.high.is_finite(), final_repeat) {
             (true, true) => self.high,

@@ -58,6 +58,11 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// Whether the search after so many is the last of ten or more, which repeats the best.
+    pub(crate) fn final_repeat(&self, searches: usize) -> bool {
+        searches + 1 == self.search_steps && self.search_steps >= 10
+    }
+
     /// Weight of the squared distance in what is descended.
     pub(crate) fn distance_weight(&self) -> f32 {
         if self.distance_gradient { 1. } else { 0. }

@@ -3,6 +3,9 @@
 //! Written with `e = exp(-2 |w|)`, so that neither the image nor its slope loses digits where tanh saturates: there lie
 //! all the background pixels of MNIST. The loops vectorise.
 
+use advae_sdk::candle_core::DType;
+use advae_sdk::prelude::*;
+
 /// Keeps the `w` of pixels at the bounds finite.
 const SHRINK: f64 = 0.999_999;
 
@@ -31,6 +34,29 @@ impl TanhSpace {
             *image = (self.low + range * share).min(self.high);
             *slope = range * 2. * e * part * part;
         }
+    }
+}
+
+/// The same for whole tensors, where they lie.
+impl TanhSpace {
+    /// [`enter`](Self::enter) for every pixel of `x`.
+    pub(crate) fn enter_all(self, x: &Tensor) -> Result<Tensor> {
+        let (low, high) = (f64::from(self.low), f64::from(self.high));
+        let u = x.to_dtype(DType::F64)?.affine(2. / (high - low), -2. * low / (high - low) - 1.)?;
+        let u = (u.clamp(-1., 1.)? * SHRINK)?;
+        let odds = ((&u + 1.)? / u.affine(-1., 1.)?)?;
+        (odds.log()? * 0.5)?.to_dtype(DType::F32)
+    }
+
+    /// [`image`](Self::image) for every `w`, with its slope.
+    pub(crate) fn images(self, w: &Tensor) -> Result<(Tensor, Tensor)> {
+        let range = f64::from(self.high - self.low);
+        let e = (w.abs()? * -2.)?.exp()?;
+        let part = (&e + 1.)?.recip()?;
+        let falling = (&e * &part)?;
+        let share = w.lt(0f64)?.where_cond(&falling, &part)?;
+        let image = ((share * range)? + f64::from(self.low))?.minimum(f64::from(self.high))?;
+        Ok((image, (falling * part)?.affine(2. * range, 0.)?))
     }
 }
 

@@ -1,4 +1,5 @@
-use crate::{Cw, CwSettings, Preset};
+use crate::tanh_space::TanhSpace;
+use crate::{Cw, CwSettings, Preset, batch};
 use advae_sdk::candle_core::Device;
 use advae_sdk::prelude::*;
 use advae_sdk::testing::Testbed;
@@ -261,4 +262,32 @@ fn a_refusal_of_the_oracle_is_passed_on() {
         .unwrap()
         .to_string();
     assert!(error.contains("does not grant gradients"), "{error}");
+}
+
+/// What runs on a device, here on the CPU: the same searches to rounding, whether they restart together or one by one.
+#[test]
+fn searches_in_one_batch_find_what_searches_one_by_one_do() {
+    let (target, x) = (Testbed::mlp(INPUT, 16, 4, 3).unwrap(), images(20));
+    let y = target.predict(&x).unwrap();
+    let labels = Tensor::new(y.iter().map(|y| i64::from(*y)).collect::<Vec<_>>(), &Device::Cpu).unwrap();
+    for text in [
+        r#"{"iterations": 60}"#,
+        r#"{"preset": "strong", "iterations": 40, "search_steps": 4}"#,
+        r#"{"iterations": 40, "search_steps": 10, "confidence": 0.1}"#,
+        r#"{"preset": "authors_bpda", "target": "next"}"#,
+    ] {
+        let settings: CwSettings = advae_sdk::serde_json::from_str(text).unwrap();
+        let (plan, goal) = (settings.plan().unwrap(), settings.target);
+        let one_by_one = target.attack(&cw(text), &ids(20), &x, &y).unwrap();
+        let search = |oracle: &Oracle| {
+            let objective = goal.objective(oracle, &x, &labels)?;
+            batch::search(plan, TanhSpace { low: 0., high: 1. }, oracle, &objective, &x)
+        };
+        let (found, x_adv) = target.with_oracle(&ids(20), search).unwrap();
+        assert_eq!(one_by_one.found.unwrap(), found, "{text}");
+        let [alone, together] = [&one_by_one.x_adv, &x_adv].map(|images| distances(images, &x));
+        for (alone, together) in alone.into_iter().zip(together) {
+            assert!((alone - together).abs() < 2e-3 * (1. + alone), "{text}: {alone} {together}");
+        }
+    }
 }

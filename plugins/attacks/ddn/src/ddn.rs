@@ -43,6 +43,7 @@ impl Attack for Ddn {
             passes: self.0.steps,
             random_start: Some(false),
             loss: Some("ce".into()),
+            device: true,
             ..AttackInfo::new(Norm::L2)
         }
     }

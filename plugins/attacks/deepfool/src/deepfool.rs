@@ -37,6 +37,7 @@ impl Attack for DeepFool {
             passes: 2 + self.0.steps,
             random_start: Some(false),
             loss: Some("margin".into()),
+            device: true,
             ..AttackInfo::new(Norm::L2)
         }
     }

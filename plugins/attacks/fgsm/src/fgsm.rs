@@ -36,6 +36,7 @@ impl Attack for Fgsm {
             reach: Some(self.0.epsilon),
             random_start: Some(false),
             loss: Some("ce".into()),
+            device: true,
             ..AttackInfo::new(self.0.norm)
         }
     }

@@ -52,6 +52,7 @@ impl Attack for Fmn {
             },
             random_start: Some(self.0.start != Start::Clean),
             loss: Some("margin".into()),
+            device: true,
             ..AttackInfo::new(self.0.norm)
         }
     }

@@ -1,7 +1,7 @@
 //! Momentum iterative FGSM (Dong et al. 2018, "Boosting adversarial attacks with momentum", algorithm 1): signed steps along a running
 //! sum of gradients.
 
-use advae_sdk::attack::{Active, column};
+use advae_sdk::attack::Active;
 use advae_sdk::prelude::*;
 
 settings! {
@@ -50,6 +50,7 @@ impl Attack for MiFgsm {
             reach: Some(self.settings.steps as f64 * self.step_size),
             random_start: Some(false),
             loss: Some("ce".into()),
+            device: true,
             ..AttackInfo::new(Norm::Linf)
         }
     }
@@ -65,8 +66,7 @@ impl Attack for MiFgsm {
             let answer = active
                 .oracle
                 .gradient(&active.x_adv, |logits| active.objective.loss(logits))?;
-            let adversarial = active.objective.is_adversarial(&answer.logits)?;
-            let open = active.end_found(&adversarial)?;
+            let open = active.end_reached(&answer.logits)?;
             if open.is_empty() {
                 break;
             }
@@ -74,7 +74,7 @@ impl Attack for MiFgsm {
             sum = ((select_rows(&sum, &open)? * decay)? + gradient)?;
             let moved = (&active.x_adv + (sum.sign()? * self.step_size)?)?;
             let projected = Norm::Linf.project(&moved, &active.x, self.settings.epsilon)?;
-            active.x_adv = active.oracle.clip(&projected)?;
+            active.go(active.oracle.clip(&projected)?)?;
             active.next_draw();
         }
         Ok(Perturbed {
@@ -89,12 +89,12 @@ impl Attack for MiFgsm {
 /// pixels, the same for every step.
 fn normalised(gradient: &Tensor) -> Result<Tensor> {
     // Over the largest value first: sums of large gradients overflow, and small ones underflow.
-    let largest = Norm::Linf.length(gradient)?.to_vec1::<f32>()?;
-    let divisor = |length: f32| if length > 0. { length } else { 1. };
-    let scaled = gradient.broadcast_div(&column(
-        &largest.into_iter().map(divisor).collect::<Vec<_>>(),
-        gradient,
-    )?)?;
-    let means = scaled.flatten_from(1)?.abs()?.mean(1)?.to_vec1::<f32>()?;
-    scaled.broadcast_div(&column(&means.into_iter().map(divisor).collect::<Vec<_>>(), gradient)?)
+    let scaled = gradient.broadcast_div(&divisors(&Norm::Linf.length(gradient)?)?)?;
+    scaled.broadcast_div(&divisors(&scaled.flatten_from(1)?.abs()?.mean(1)?)?)
+}
+
+/// Lengths `[N]` as `[N,1,1,1]`, with 1 in place of what is not positive.
+fn divisors(lengths: &Tensor) -> Result<Tensor> {
+    let positive = lengths.gt(0f64)?.where_cond(lengths, &lengths.ones_like()?)?;
+    positive.reshape(((), 1, 1, 1))
 }

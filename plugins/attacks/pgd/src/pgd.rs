@@ -119,6 +119,7 @@ impl Attack for Pgd {
             reach: Some(steps as f64 * self.step_size),
             random_start: Some(self.random_start),
             loss: Some(self.settings.loss.name().into()),
+            device: true,
             ..AttackInfo::new(self.settings.norm)
         }
     }
@@ -156,7 +157,7 @@ impl Pgd {
                 break;
             };
             let moved = (&active.x_adv + (norm.direction(&gradient)? * self.step_size)?)?;
-            active.x_adv = active.oracle.clip(&norm.project(&moved, &active.x, epsilon)?)?;
+            active.go(active.oracle.clip(&norm.project(&moved, &active.x, epsilon)?)?)?;
         }
         active.images()
     }
@@ -177,11 +178,11 @@ impl Pgd {
         if !self.stops(&active.oracle) {
             return Ok(Some(answer.x));
         }
-        let done = active.objective.is_adversarial(&answer.logits)?;
-        let open = active.end(&done)?;
+        let searched = active.places().len();
+        let open = active.end_reached(&answer.logits)?;
         match open.len() {
             0 => Ok(None),
-            all if all == done.len() => Ok(Some(answer.x)),
+            all if all == searched => Ok(Some(answer.x)),
             _ => select_rows(&answer.x, &open).map(Some),
         }
     }
