@@ -29,7 +29,10 @@
 mod builder;
 mod compose;
 #[cfg(any(test, feature = "cudnn"))]
-#[cfg_attr(not(feature = "cudnn"), allow(dead_code, reason = "tests of the lowering run what needs no GPU"))]
+#[cfg_attr(
+    not(feature = "cudnn"),
+    allow(dead_code, reason = "tests of the lowering run what needs no GPU")
+)]
 mod cuda;
 mod draft;
 mod exec;

@@ -15,6 +15,9 @@ use crate::kernels::conv::Correlation;
 use crate::kernels::geometry::Geometry;
 use crate::{BatchNorm2d, Param, Pass};
 
+/// Buffers begin at multiples of so many bytes.
+const ALIGNED: usize = 256;
+
 /// The functions that kernels call.
 const FUNCTIONS: &str = include_str!("kernels.c");
 
@@ -43,8 +46,8 @@ pub enum Constant {
         param: Param,
         norm: Option<BatchNorm2d>,
         transposed: bool,
-        /// Shape in which its second axis goes last, if it does.
-        last: Option<Vec<usize>>,
+        /// Another shape and order of its axes, if it has one.
+        axes: Option<(Vec<usize>, [usize; 4])>,
     },
     /// Of a convolution or fully connected layer of so many channels.
     Bias {
@@ -85,6 +88,22 @@ pub enum Launch {
         /// The function it calls.
         name: &'static str,
     },
+}
+
+impl Launch {
+    /// The buffers it reads and writes.
+    fn buffers(&self) -> Vec<usize> {
+        match self {
+            Launch::Conv { from, to, .. } | Launch::Product { from, to, .. } => vec![*from, *to],
+            Launch::Kernel { arguments, .. } => {
+                let buffers = arguments.iter().filter_map(|argument| match argument {
+                    Argument::Buffer(buffer) => Some(*buffer),
+                    Argument::Constant(_) => None,
+                });
+                buffers.collect()
+            }
+        }
+    }
 }
 
 /// What a kernel is given.
@@ -143,11 +162,30 @@ impl Program {
             count: 0,
         };
         let floats = |shape: &[usize; 3]| Buffer::Floats(shape.iter().product());
+        let count = drafts.shapes.len();
+        let (mut maker, mut readers, mut summed) = (vec![None; count], vec![vec![]; count], vec![false; count]);
+        for (i, draft) in drafts.steps.iter().enumerate() {
+            maker[draft.target] = Some(i);
+            draft.sources.iter().for_each(|source| readers[*source].push(i));
+        }
+        for draft in &drafts.steps {
+            if let DraftKind::Plain(operator) = &draft.kind
+                && matches!(operator.elementwise(), Some(Elementwise::Add))
+            {
+                let alone = |source: usize| readers[source].len() == 1 && source != drafts.output;
+                draft.sources.iter().for_each(|source| summed[*source] = alone(*source));
+            }
+        }
         let mut lowering = Lowering {
+            left: vec![None; count],
+            gradients: vec![None; drafts.steps.len()],
+            maker,
+            readers,
+            summed,
             values: drafts.shapes.iter().map(|s| program.buffer(floats(s))).collect(),
             slopes: drafts.shapes.iter().map(|s| program.buffer(floats(s))).collect(),
             shapes: drafts.shapes.clone(),
-            written: vec![false; drafts.shapes.len()],
+            written: vec![false; count],
             backs: vec![],
             program: &mut program,
         };
@@ -180,9 +218,67 @@ impl Program {
         self.count
     }
 
+    /// Where each buffer begins for so many images, and how many bytes they take together. Buffers that are never of use at the same time
+    /// share memory; what the way back reads of the way forward stays, so that the way back may be gone again.
+    pub fn places(&self, images: usize) -> (Vec<usize>, usize) {
+        let lives = self.lives();
+        let sizes: Vec<usize> = self
+            .buffers
+            .iter()
+            .map(|b| (b.bytes() * images).next_multiple_of(ALIGNED))
+            .collect();
+        let mut order: Vec<usize> = (0..sizes.len()).filter(|i| lives[*i].is_some()).collect();
+        order.sort_by_key(|i| std::cmp::Reverse(sizes[*i]));
+        let (mut places, mut placed, mut total) = (vec![0; sizes.len()], Vec::<usize>::new(), 0);
+        for i in order {
+            // The first gap between those that live at the same time.
+            let together =
+                |j: &usize| matches!((lives[i], lives[*j]), (Some([a, b]), Some([c, d])) if a <= d && c <= b);
+            let mut others: Vec<usize> = placed.iter().copied().filter(together).collect();
+            others.sort_by_key(|j| places[*j]);
+            let mut place = 0;
+            for j in others {
+                if place + sizes[i] <= places[j] {
+                    break;
+                }
+                place = place.max(places[j] + sizes[j]);
+            }
+            places[i] = place;
+            total = total.max(place + sizes[i]);
+            placed.push(i);
+        }
+        (places, total)
+    }
+
+    /// The first and the last launch that each buffer is of use in, numbered from the way forward to the way back.
+    fn lives(&self) -> Vec<Option<[usize; 2]>> {
+        let (forward, end) = (self.forward.len(), self.forward.len() + self.backward.len() + 1);
+        let mut lives: Vec<Option<[usize; 2]>> = vec![None; self.buffers.len()];
+        let mut live = |buffer: usize, at: usize| {
+            let [first, last] = lives[buffer].get_or_insert([at, at]);
+            (*first, *last) = ((*first).min(at), (*last).max(at));
+        };
+        live(self.images, 0);
+        live(self.outputs, forward);
+        live(self.output_slope, forward + 1);
+        live(self.image_slope, end);
+        for (i, launch) in self.forward.iter().chain(&self.backward).enumerate() {
+            // The outputs leave between the ways.
+            let at = if i < forward { i } else { i + 1 };
+            launch.buffers().into_iter().for_each(|buffer| live(buffer, at));
+        }
+        for life in lives.iter_mut().flatten() {
+            if life[0] < forward && life[1] > forward {
+                life[1] = end;
+            }
+        }
+        lives
+    }
+
     /// Bytes an image takes.
+    #[cfg(feature = "cudnn")]
     pub fn bytes(&self) -> usize {
-        self.buffers.iter().map(|buffer| buffer.bytes()).sum()
+        self.places(64).1.div_ceil(64)
     }
 
     /// The constants as they are now, in one row each.
@@ -201,6 +297,14 @@ impl Program {
     fn constant(&mut self, constant: Constant) -> usize {
         self.constants.push(constant);
         self.constants.len() - 1
+    }
+
+    /// Takes back the kernel that was made last, the last of the way forward.
+    fn forget_last(&mut self) {
+        self.forward.pop();
+        self.count -= 1;
+        let end = self.kernels.trim_end().rfind('\n').map_or(0, |at| at + 1);
+        self.kernels.truncate(end);
     }
 
     /// A kernel that calls a function of `kernels.c` for each of so many elements an image: with its arguments and these numbers.
@@ -267,7 +371,7 @@ impl Constant {
                 param,
                 norm,
                 transposed,
-                last,
+                axes,
             } => {
                 let mut weight = now(param);
                 if let Some(norm) = norm {
@@ -278,8 +382,11 @@ impl Constant {
                         false => weight.broadcast_mul(&scale.reshape((channels, 1, 1, 1))?)?,
                     };
                 }
-                match last {
-                    Some(shape) => weight.reshape(shape.as_slice())?.permute((0, 2, 3, 1))?.contiguous()?,
+                match axes {
+                    Some((shape, [a, b, c, d])) => {
+                        let weight = weight.reshape(shape.as_slice())?;
+                        weight.permute((*a, *b, *c, *d))?.contiguous()?
+                    }
                     None => weight,
                 }
             }
@@ -304,6 +411,7 @@ impl Constant {
 }
 
 /// What the way back of a step does.
+#[derive(Clone)]
 enum Back {
     Conv {
         source: usize,
@@ -338,24 +446,34 @@ enum Way {
     Conv {
         conv: usize,
         transposed: bool,
-        padding: Option<Padding>,
+        /// What the convolution reads in place of its input, if it does.
+        other: Option<Other>,
     },
     Product {
         weight: usize,
         inputs: usize,
         outputs: usize,
     },
+    /// Few channels on one side.
+    Narrow { weight: usize, geometry: Geometry },
 }
 
-/// Zeros that a convolution needs around its input where they are not alike on both sides.
+/// A map that a convolution reads in place of its input, and how it is made.
 #[derive(Clone, Copy)]
-struct Padding {
-    /// The map `[C, H, W]` with them.
-    padded: [usize; 3],
-    bare: [usize; 3],
-    top: usize,
-    left: usize,
+struct Other {
     buffer: usize,
+    /// Its shape, and that of the input.
+    shape: [usize; 3],
+    input: [usize; 3],
+    made: Made,
+}
+
+#[derive(Clone, Copy)]
+enum Made {
+    /// Zeros around the input, not as many on both sides: rows above, columns to the left.
+    Padded([usize; 2]),
+    /// The places that a convolution of one tap reads, at a stride: cuDNN's gradient of such a convolution takes many times as long.
+    Every(usize),
 }
 
 struct Lowering<'a> {
@@ -366,7 +484,15 @@ struct Lowering<'a> {
     shapes: Vec<[usize; 3]>,
     /// Whether a gradient was written, so that more is added to it.
     written: Vec<bool>,
+    /// Values that a sum alone reads, and the bias that their convolution left to it.
+    summed: Vec<bool>,
+    left: Vec<Option<usize>>,
+    /// The step that makes each value, and those that read it.
+    maker: Vec<Option<usize>>,
+    readers: Vec<Vec<usize>>,
     backs: Vec<Back>,
+    /// Gradients of convolutions' results that another step found.
+    gradients: Vec<Option<usize>>,
 }
 
 use Argument::{Buffer as B, Constant as K};
@@ -433,8 +559,20 @@ impl Lowering<'_> {
                     Post::None | Post::Relu => None,
                     _ => Some(self.program.buffer(Buffer::Floats(result.iter().product()))),
                 };
-                self.go(way, values[0], raw.unwrap_or(to), false, false);
+                if let Some(which) = self.fused(way, *post, [values[0], to], shift, len) {
+                    self.backs.push(Back::Conv {
+                        source: sources[0],
+                        target,
+                        post: *post,
+                        raw,
+                        which,
+                        result,
+                        way,
+                    });
+                    return Ok(());
+                }
                 let mut which = None;
+                self.go(way, values[0], raw.unwrap_or(to), false, false);
                 match (*post, raw) {
                     (Post::Pool { relu }, Some(raw)) => {
                         let bytes = self.program.buffer(Buffer::Bytes(len));
@@ -445,6 +583,8 @@ impl Lowering<'_> {
                     (Post::Upsample, Some(raw)) => {
                         self.push("bias_upsample", len, &[B(raw), K(shift), B(to)], &shape);
                     }
+                    // The sum that reads it adds the bias, too.
+                    (Post::None, _) if biased && self.summed[target] => self.left[target] = Some(shift),
                     (post, _) if biased || post == Post::Relu => {
                         let relu = usize::from(post == Post::Relu);
                         self.push("bias", len, &[B(to), K(shift)], &[c, h, w, relu]);
@@ -464,7 +604,23 @@ impl Lowering<'_> {
             DraftKind::Norm(norm, relu) => {
                 let [scale, shift] = [0, 1].map(|i| self.program.constant(Constant::Norm((*norm).clone(), i)));
                 let numbers = [c, h, w, usize::from(*relu)];
-                self.push("affine", len, &[B(values[0]), K(scale), K(shift), B(to)], &numbers);
+                match self.program.forward.last() {
+                    Some(Launch::Kernel {
+                        name: name @ ("add" | "add_bias" | "add_biases"),
+                        arguments,
+                        ..
+                    }) if arguments[2] == B(values[0]) => {
+                        let arguments = [arguments.as_slice(), &[K(scale), K(shift), B(to)]].concat();
+                        let name = match *name {
+                            "add" => "add_affine",
+                            "add_bias" => "add_bias_affine",
+                            _ => "add_biases_affine",
+                        };
+                        self.program.forget_last();
+                        self.push(name, len, &arguments, &numbers);
+                    }
+                    _ => self.push("affine", len, &[B(values[0]), K(scale), K(shift), B(to)], &numbers),
+                }
                 Back::Norm {
                     source: sources[0],
                     target,
@@ -495,6 +651,41 @@ impl Lowering<'_> {
         Ok(())
     }
 
+    /// A convolution of few channels with what follows it, where one kernel does both: which of a pool was largest, if it pools.
+    fn fused(
+        &mut self,
+        way: Way,
+        post: Post,
+        [from, to]: [usize; 2],
+        shift: usize,
+        len: usize,
+    ) -> Option<Option<usize>> {
+        let Way::Narrow { weight, geometry } = way else {
+            return None;
+        };
+        match post {
+            Post::None | Post::Relu if few_in(&geometry) || post == Post::None => {
+                let fused = Fused {
+                    relu: post == Post::Relu,
+                    bias: Some(shift),
+                    ..Fused::default()
+                };
+                let launch = self.narrow(weight, &geometry, [from, to], false, fused);
+                self.program.forward.push(launch);
+                Some(None)
+            }
+            Post::Pool { relu } if few_in(&geometry) => {
+                let ends = Narrow::new(&geometry, false);
+                let which = self.program.buffer(Buffer::Bytes(len));
+                let arguments = [B(from), K(weight), K(shift), B(to), B(which)];
+                let numbers = [ends.sizes().as_slice(), &[usize::from(relu)]].concat();
+                self.push("few_to_many_pool", self.narrow_elements(&ends), &arguments, &numbers);
+                Some(Some(which))
+            }
+            _ => None,
+        }
+    }
+
     fn plain(&mut self, operator: Elementwise, sources: &[usize], target: usize) -> Result<Back> {
         let values: Vec<usize> = sources.iter().map(|s| self.values[*s]).collect();
         let (to, len) = (self.values[target], self.len(target));
@@ -502,7 +693,26 @@ impl Lowering<'_> {
         let [_, sh, sw] = self.shapes[sources[0]];
         let (mut which, mut factors) = (None, None);
         match &operator {
-            Elementwise::Add => self.push("add", len, &[B(values[0]), B(values[1]), B(to)], &[]),
+            Elementwise::Add => {
+                let biases: Vec<usize> = sources.iter().filter_map(|s| self.left[*s]).collect();
+                let [mut a, mut b] = [values[0], values[1]];
+                if self.left[sources[0]].is_none() {
+                    (a, b) = (b, a);
+                }
+                let ends = [B(a), B(b), B(to)];
+                match *biases.as_slice() {
+                    [] => self.push("add", len, &ends, &[]),
+                    [one] => self.push("add_bias", len, &[&ends, [K(one)].as_slice()].concat(), &shape),
+                    [one, other, ..] => {
+                        self.push(
+                            "add_biases",
+                            len,
+                            &[&ends, [K(one), K(other)].as_slice()].concat(),
+                            &shape,
+                        );
+                    }
+                }
+            }
             Elementwise::Concat => {
                 let mut first = 0;
                 for source in sources {
@@ -561,58 +771,70 @@ impl Lowering<'_> {
             transposed,
         } = *correlation;
         let last = self.program.order == Order::ChannelsLast;
-        let constant = |last: Option<Vec<usize>>| Constant::Weight {
-            param: weight.clone(),
-            norm,
-            transposed,
-            last,
+        let mut constant = |axes: Option<(Vec<usize>, [usize; 4])>| {
+            let param = weight.clone();
+            let norm = norm.clone();
+            self.program.constant(Constant::Weight {
+                param,
+                norm,
+                transposed,
+                axes,
+            })
         };
+        let shape = vec![g.c_out, g.c_in, g.kh, g.kw];
         let whole = (g.h_out, g.w_out, g.top, g.left) == (1, 1, 0, 0) && (g.kh, g.kw) == (g.h, g.w);
         if whole && !transposed {
-            let shape = (last && g.taps() > 1).then(|| vec![g.c_out, source[0], source[1], source[2]]);
+            let shape = vec![g.c_out, source[0], source[1], source[2]];
             return Way::Product {
-                weight: self.program.constant(constant(shape)),
+                weight: constant((last && g.taps() > 1).then_some((shape, [0, 2, 3, 1]))),
                 inputs: g.c_in * g.taps(),
                 outputs: g.c_out,
             };
         }
-        let shape = (last && g.taps() > 1).then(|| vec![g.c_out, g.c_in, g.kh, g.kw]);
-        let weight = self.program.constant(constant(shape));
+        if !transposed && narrow(&g) {
+            let order = if few_in(&g) { [2, 3, 1, 0] } else { [2, 3, 0, 1] };
+            return Way::Narrow {
+                weight: constant(Some((shape, order))),
+                geometry: g,
+            };
+        }
+        let weight = constant((last && g.taps() > 1).then_some((shape, [0, 2, 3, 1])));
         // What it gives where zeros are alike on both sides.
         let alike =
             |size: usize, k: usize, before: usize| (size + 2 * before).checked_sub(k).map(|room| room / g.stride + 1);
         let symmetric = alike(g.h, g.kh, g.top) == Some(g.h_out) && alike(g.w, g.kw, g.left) == Some(g.w_out);
-        let (geometry, padding) = match symmetric {
-            true => (g, None),
-            false => {
-                let border = g.reach();
-                let padded = [
-                    g.c_in,
-                    g.h + border.top + border.bottom,
-                    g.w + border.left + border.right,
-                ];
-                let padding = Padding {
-                    padded,
-                    bare: g.input(),
-                    top: border.top,
-                    left: border.left,
-                    buffer: self.program.buffer(Buffer::Floats(padded.iter().product())),
-                };
-                let geometry = Geometry {
-                    h: padded[1],
-                    w: padded[2],
-                    top: 0,
-                    left: 0,
-                    ..g
-                };
-                (geometry, Some(padding))
-            }
+        let (geometry, made) = if g.taps() == 1 && g.stride > 1 && (g.top, g.left) == (0, 0) {
+            let geometry = Geometry {
+                h: g.h_out,
+                w: g.w_out,
+                stride: 1,
+                ..g
+            };
+            (geometry, Some(Made::Every(g.stride)))
+        } else if symmetric {
+            (g, None)
+        } else {
+            let border = g.reach();
+            let geometry = Geometry {
+                h: g.h + border.top + border.bottom,
+                w: g.w + border.left + border.right,
+                top: 0,
+                left: 0,
+                ..g
+            };
+            (geometry, Some(Made::Padded([border.top, border.left])))
         };
+        let other = made.map(|made| Other {
+            buffer: self.program.buffer(Buffer::Floats(geometry.input().iter().product())),
+            shape: geometry.input(),
+            input: g.input(),
+            made,
+        });
         self.program.convs.push(Conv { geometry, weight });
         Way::Conv {
             conv: self.program.convs.len() - 1,
             transposed,
-            padding,
+            other,
         }
     }
 
@@ -633,10 +855,17 @@ impl Lowering<'_> {
                 transposed: backward,
                 add,
             }),
+            Way::Narrow { weight, geometry } => {
+                let fused = Fused {
+                    add,
+                    ..Fused::default()
+                };
+                launches.push(self.narrow(weight, &geometry, [from, to], backward, fused));
+            }
             Way::Conv {
                 conv,
                 transposed,
-                padding,
+                other,
             } => {
                 let transposed = transposed != backward;
                 let conv = |from, to, add| Launch::Conv {
@@ -646,24 +875,27 @@ impl Lowering<'_> {
                     transposed,
                     add,
                 };
-                match padding {
+                match other {
                     None => launches.push(conv(from, to, add)),
-                    Some(Padding {
-                        padded,
-                        bare,
-                        top,
-                        left,
-                        buffer,
-                    }) => {
-                        let numbers = with(bare, &[padded[1], padded[2], top, left]);
+                    Some(other) => {
+                        let [_, h, w] = other.shape;
+                        let buffer = match backward {
+                            false => other.buffer,
+                            true => self.program.buffer(self.program.buffers[other.buffer]),
+                        };
+                        let (there, back, last) = match other.made {
+                            Made::Padded(zeros) => ("pad", "crop", zeros.to_vec()),
+                            Made::Every(stride) => ("take_every", "spread", vec![stride]),
+                        };
+                        let numbers = [&with(other.input, &[h, w]), last.as_slice()].concat();
                         if transposed {
                             launches.push(conv(from, buffer, false));
                             let numbers = [numbers.as_slice(), &[usize::from(add)]].concat();
-                            let elements = bare.iter().product();
-                            launches.push(self.program.kernel("crop", elements, &[B(buffer), B(to)], &numbers));
+                            let elements = other.input.iter().product();
+                            launches.push(self.program.kernel(back, elements, &[B(buffer), B(to)], &numbers));
                         } else {
-                            let elements = padded.iter().product();
-                            launches.push(self.program.kernel("pad", elements, &[B(from), B(buffer)], &numbers));
+                            let elements = other.shape.iter().product();
+                            launches.push(self.program.kernel(there, elements, &[B(from), B(buffer)], &numbers));
                             launches.push(conv(buffer, to, add));
                         }
                     }
@@ -673,6 +905,44 @@ impl Lowering<'_> {
         match backward {
             true => self.program.backward.append(&mut launches),
             false => self.program.forward.append(&mut launches),
+        }
+    }
+
+    /// A convolution with few channels on one side, or its way back.
+    fn narrow(&mut self, weight: usize, g: &Geometry, [from, to]: [usize; 2], backward: bool, fused: Fused) -> Launch {
+        let ends = Narrow::new(g, backward);
+        let sizes = ends.sizes();
+        // A pointer that is not read stands for a bias or mask that is not there.
+        let bias = K(fused.bias.unwrap_or(weight));
+        let biased = usize::from(fused.bias.is_some());
+        let flip = usize::from(backward);
+        let elements = self.narrow_elements(&ends);
+        if ends.to_many {
+            let arguments = [B(from), K(weight), bias, B(to)];
+            let numbers = [
+                sizes.as_slice(),
+                &[flip, biased, usize::from(fused.relu), usize::from(fused.add)],
+            ]
+            .concat();
+            return self.program.kernel("few_to_many", elements, &arguments, &numbers);
+        }
+        let mask = B(fused.mask.unwrap_or(from));
+        let masked = usize::from(fused.mask.is_some());
+        let arguments = [B(from), mask, K(weight), bias, B(to)];
+        let numbers = [sizes.as_slice(), &[flip, masked, biased, usize::from(fused.add)]].concat();
+        self.program.kernel("many_to_few", elements, &arguments, &numbers)
+    }
+
+    /// Turns an image.
+    fn narrow_elements(&self, ends: &Narrow) -> usize {
+        let [_, oh, ow] = ends.target;
+        let blocks = oh.div_ceil(2) * ow.div_ceil(2);
+        let last = self.program.order == Order::ChannelsLast;
+        match (ends.to_many, last) {
+            (true, true) => blocks * ends.target[0],
+            (true, false) => blocks * ends.target[0].div_ceil(CHANNELS),
+            (false, true) => blocks * WARP,
+            (false, false) => blocks,
         }
     }
 
@@ -694,8 +964,8 @@ impl Lowering<'_> {
             self.push_back("take_in", self.len(output), &arguments, &out);
         }
         self.written[output] = true;
-        for back in std::mem::take(&mut self.backs).into_iter().rev() {
-            self.back(back);
+        for step in (0..self.backs.len()).rev() {
+            self.back(step, self.backs[step].clone());
         }
         if !self.written[0] {
             bail!("the output does not depend on the images");
@@ -707,7 +977,7 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    fn back(&mut self, back: Back) {
+    fn back(&mut self, step: usize, back: Back) {
         match back {
             Back::Conv {
                 source,
@@ -721,7 +991,16 @@ impl Lowering<'_> {
                 let (slope, value) = (self.slopes[target], self.values[target]);
                 let [c, h, w] = self.shapes[target];
                 let elements = result.iter().product();
+                // Of the convolution's result nothing is left; its gradient is another buffer.
+                let raw =
+                    raw.map(|_| self.gradients[step].unwrap_or_else(|| self.program.buffer(Buffer::Floats(elements))));
+                if let Way::Narrow { weight, geometry } = way
+                    && self.narrow_back(weight, &geometry, source, target, post)
+                {
+                    return;
+                }
                 match (post, raw, which) {
+                    _ if self.gradients[step].is_some() => {}
                     (Post::Relu, ..) => self.push_back("relu_back_here", elements, &[B(slope), B(value)], &[]),
                     (Post::Pool { .. }, Some(raw), Some(which)) => {
                         let numbers = [c, h, w, result[1], result[2]];
@@ -769,6 +1048,12 @@ impl Lowering<'_> {
             Back::Plain {
                 sources,
                 target,
+                operator: Elementwise::Add,
+                ..
+            } => self.add_back(step, &sources, target),
+            Back::Plain {
+                sources,
+                target,
                 operator,
                 which,
                 scale,
@@ -780,6 +1065,72 @@ impl Lowering<'_> {
                     first += own[0];
                 }
             }
+        }
+    }
+
+    /// The way back of a convolution with few channels, with what is beside it, where one kernel does both.
+    fn narrow_back(&mut self, weight: usize, g: &Geometry, source: usize, target: usize, post: Post) -> bool {
+        if few_in(g) && post == Post::Relu {
+            let fused = Fused {
+                add: self.write(source),
+                mask: Some(self.values[target]),
+                ..Fused::default()
+            };
+            let ends = [self.slopes[target], self.slopes[source]];
+            let launch = self.narrow(weight, g, ends, true, fused);
+            self.program.backward.push(launch);
+            return true;
+        }
+        let Some(maker) = self.maker[source].filter(|_| self.readers[source].len() == 1 && !few_in(g)) else {
+            return false;
+        };
+        let Back::Conv {
+            post: Post::Upsample,
+            result,
+            ..
+        } = self.backs[maker]
+        else {
+            return false;
+        };
+        let ends = Narrow::new(g, true);
+        let raw = self.program.buffer(Buffer::Floats(result.iter().product()));
+        let arguments = [B(self.slopes[target]), K(weight), B(self.values[source]), B(raw)];
+        self.push_back(
+            "few_to_many_sum",
+            self.narrow_elements(&ends),
+            &arguments,
+            &ends.sizes(),
+        );
+        self.gradients[maker] = Some(raw);
+        self.write(source);
+        true
+    }
+
+    /// Gives the gradient of a sum to its terms: as the same buffer where nobody writes into one that another still reads.
+    fn add_back(&mut self, step: usize, sources: &[usize], target: usize) {
+        // The steps that write into a term's gradient after this one: those that read the term before, and its maker where that is a `relu`.
+        let writers = |this: &Self, term: usize| -> Vec<usize> {
+            let readers = this.readers[term].iter().copied().filter(|reader| *reader < step);
+            let relu = |maker: &usize| matches!(this.backs[*maker], Back::Conv { post: Post::Relu, .. });
+            readers.chain(this.maker[term].filter(relu)).collect()
+        };
+        let free = |this: &Self, term: usize| this.maker[term].is_some() && !this.written[term];
+        let (mut terms, mut shared) = (sources.to_vec(), vec![]);
+        terms.sort_by_key(|term| writers(self, *term).len());
+        for term in terms {
+            // A term's own step reads its gradient last; steps go back from the last to the first.
+            let spoils = |writer: &usize, other: usize| self.maker[other].is_none_or(|maker| maker <= *writer);
+            let apart = |a: usize, b: usize| a != b && !writers(self, a).iter().any(|writer| spoils(writer, b));
+            let alone = shared.iter().all(|other| apart(term, *other) && apart(*other, term));
+            if free(self, term) && alone && sources[0] != sources[1] {
+                self.written[term] = true;
+                self.slopes[term] = self.slopes[target];
+                shared.push(term);
+                continue;
+            }
+            let add = usize::from(self.write(term));
+            let arguments = [B(self.slopes[target]), B(self.slopes[term])];
+            self.push_back("copy", self.len(term), &arguments, &[add]);
         }
     }
 
@@ -798,7 +1149,8 @@ impl Lowering<'_> {
         let shape @ [c, h, w] = self.shapes[target];
         let len = self.len(source);
         match operator {
-            Elementwise::Add => self.push_back("copy", len, &[from, to], &[add]),
+            // Its gradient is given by `add_back`.
+            Elementwise::Add => {}
             Elementwise::Concat => self.push_back("concat_back", len, &[from, to], &with(own, &[c, first, add])),
             Elementwise::MaxPool(k) => {
                 let which = B(which.unwrap_or_default());
@@ -816,6 +1168,67 @@ impl Lowering<'_> {
             }
         }
     }
+}
+
+/// Channels a turn of `few_to_many` makes where channels are first, and the threads that share one of `many_to_few` where they are last.
+const CHANNELS: usize = 8;
+const WARP: usize = 32;
+/// Numbers of a patch of `few_to_many`, and outputs of a turn of `many_to_few`.
+const PATCH: usize = 64;
+const FEW: usize = 4;
+
+/// Whether the kernels for few channels are for this convolution.
+fn narrow(g: &Geometry) -> bool {
+    let few = g.c_in.min(g.c_out);
+    g.stride == 1 && few <= FEW && g.taps() > 1 && few * (g.kh + 1) * (g.kw + 1) <= PATCH
+}
+
+/// Whether it reads few channels: the fewer of both sides.
+fn few_in(g: &Geometry) -> bool {
+    g.c_in <= g.c_out
+}
+
+/// Ends of a convolution with few channels on one side, or of its way back.
+struct Narrow {
+    to_many: bool,
+    source: [usize; 3],
+    target: [usize; 3],
+    kernel: [usize; 2],
+    /// Zeros above and to the left.
+    zeros: [usize; 2],
+}
+
+impl Narrow {
+    fn new(g: &Geometry, backward: bool) -> Narrow {
+        let (source, target, zeros) = match backward {
+            false => (g.input(), g.output(), [g.top, g.left]),
+            true => (g.output(), g.input(), [g.kh - 1 - g.top, g.kw - 1 - g.left]),
+        };
+        Narrow {
+            to_many: few_in(g) != backward,
+            source,
+            target,
+            kernel: [g.kh, g.kw],
+            zeros,
+        }
+    }
+
+    /// As the kernels take them.
+    fn sizes(&self) -> Vec<usize> {
+        [self.source.as_slice(), &self.target, &self.kernel, &self.zeros].concat()
+    }
+}
+
+/// What a convolution with few channels does besides.
+#[derive(Default)]
+struct Fused {
+    relu: bool,
+    /// Added to what is there.
+    add: bool,
+    /// Added to the result.
+    bias: Option<usize>,
+    /// Only where this buffer is above 0 the source counts.
+    mask: Option<usize>,
 }
 
 /// A shape, and more numbers.

@@ -47,6 +47,8 @@ pub struct Machine {
     dnn: Dnn,
     blas: Blas,
     precision: Precision,
+    /// Bytes an image takes.
+    bytes: usize,
     /// The algorithm of each convolution, and of its transpose, once it is known.
     algorithms: Mutex<Vec<[Option<Algorithm>; 2]>>,
 }
@@ -177,6 +179,7 @@ impl Machine {
         let stream = device.cuda_stream();
         let driver = failed("CUDA");
         stream.context().bind_to_thread().map_err(|e| driver(&e))?;
+        keep_memory(&stream)?;
         let kernels = compile(&program, &stream)?;
         let values = program.constants(&Device::Cuda(device.clone()))?;
         let mut places = vec![];
@@ -192,6 +195,7 @@ impl Machine {
         let machine = Machine {
             algorithms: Mutex::new(vec![[None; 2]; program.convs.len()]),
             blas: Blas::new(&stream, precision)?,
+            bytes: program.bytes(),
             program,
             device: device.clone(),
             stream,
@@ -241,7 +245,7 @@ impl Machine {
     /// Images that fit into the free memory together.
     pub fn room(&self) -> usize {
         let free = self.stream.context().mem_get_info().map_or(0, |(free, _)| free);
-        room(self.program.bytes(), free.saturating_sub(SCRATCH))
+        room(self.bytes, (free + spare_memory(&self.stream)).saturating_sub(SCRATCH))
     }
 
     /// Buffers for some images, with graphs over them.
@@ -250,15 +254,10 @@ impl Machine {
     /// Where memory does not suffice, or a library has no algorithm.
     pub fn workspace(&self, images: usize) -> Result<Workspace> {
         let driver = failed("CUDA");
-        let mut places = vec![];
-        let mut len = 0;
-        for buffer in &self.program.buffers {
-            places.push(len as u64);
-            len += (buffer.bytes() * images).next_multiple_of(ALIGNED);
-        }
+        let (places, len) = self.program.places(images);
         let arena = self.stream.alloc_zeros::<u8>(len).map_err(|e| driver(&e))?;
         let base = arena.device_ptr(&self.stream).0;
-        places.iter_mut().for_each(|place| *place += base);
+        let places = places.into_iter().map(|place| base + place as u64).collect();
         let shapes = |conv| Shapes::new(conv, images, self.program.order, self.precision);
         let mut work = Workspace {
             images,
@@ -287,7 +286,12 @@ impl Machine {
         let none = unsafe { std::mem::transmute::<u32, CUgraphInstantiate_flags>(0) };
         let graph = self.stream.end_capture(none).map_err(|e| error(&e));
         launched?;
-        graph
+        let graph = graph?;
+        if let Some(graph) = &graph {
+            // Now, while it can be answered with fewer images, memory is taken for it.
+            graph.upload().map_err(|e| error(&e))?;
+        }
+        Ok(graph)
     }
 
     /// Outputs for `n` images from one place to another. What the way back needs stays in the workspace.
@@ -474,10 +478,13 @@ impl Machine {
                 let w = pointer(self.constant(self.program.convs[*conv].weight));
                 let places = [w, pointer(work.places[*from]), pointer(work.places[*to])];
                 let scratch = (pointer(trial.device_ptr(&self.stream).0), trial.len());
-                *chosen = Some(match transposed {
-                    false => shapes.fastest_forward(&self.dnn, places, scratch)?,
-                    true => shapes.fastest_backward(&self.dnn, places, scratch)?,
-                });
+                let find = || match transposed {
+                    false => shapes.fastest_forward(&self.dnn, places, scratch),
+                    true => shapes.fastest_backward(&self.dnn, places, scratch),
+                };
+                // The first time libraries load their kernels, and time that, too.
+                find()?;
+                *chosen = Some(find()?);
             }
             // SAFETY: handle and descriptors are alive.
             let size = unsafe {
@@ -560,6 +567,40 @@ impl Machine {
             }
         }
     }
+}
+
+/// The pool that candle's tensors and buffers here are taken from.
+fn pool(stream: &CudaStream) -> std::result::Result<driver::sys::CUmemoryPool, driver::DriverError> {
+    let mut pool = std::ptr::null_mut();
+    // SAFETY: the device is that of a live context.
+    unsafe { driver::sys::cuDeviceGetDefaultMemPool(&raw mut pool, stream.context().cu_device()).result()? };
+    Ok(pool)
+}
+
+/// Has the pool keep what is freed: by default all of it goes back to the system whenever somebody waits for the GPU, and allocating then
+/// takes milliseconds.
+fn keep_memory(stream: &CudaStream) -> Result<()> {
+    let error = failed("CUDA");
+    let pool = pool(stream).map_err(|e| error(&e))?;
+    let mut all = u64::MAX;
+    let attribute = driver::sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    // SAFETY: the pool is the device's own, and the attribute takes a number of 64 bits.
+    unsafe { driver::sys::cuMemPoolSetAttribute(pool, attribute, (&raw mut all).cast()).result() }
+        .map_err(|e| error(&e))
+}
+
+/// Bytes that the pool keeps and nobody uses.
+fn spare_memory(stream: &CudaStream) -> usize {
+    use driver::sys::CUmemPool_attribute::{CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, CU_MEMPOOL_ATTR_USED_MEM_CURRENT};
+    let ask = |attribute| {
+        let mut bytes = 0u64;
+        let pool = pool(stream).ok()?;
+        // SAFETY: as above; both attributes are numbers of 64 bits.
+        unsafe { driver::sys::cuMemPoolGetAttribute(pool, attribute, (&raw mut bytes).cast()).result() }.ok()?;
+        Some(bytes as usize)
+    };
+    let [reserved, used] = [CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, CU_MEMPOOL_ATTR_USED_MEM_CURRENT].map(ask);
+    reserved.unwrap_or(0).saturating_sub(used.unwrap_or(0))
 }
 
 /// Images of so many bytes that fit into free memory, of which a fifth is left to others: at least one.

@@ -70,22 +70,29 @@ impl Ready {
     /// A workspace for so many images, or for fewer where memory does not suffice.
     fn work(&self, images: usize) -> Result<Workspace> {
         let mut images = rounded(images);
+        if let Some(work) = self.spare(images) {
+            return Ok(work);
+        }
+        images = images.min(self.machine.room());
         loop {
-            {
-                let mut spare = lock(&self.spare);
-                if let Some(i) = spare.iter().position(|work| work.images() == images) {
-                    return Ok(spare.remove(i));
-                }
+            if let Some(work) = self.spare(images) {
+                return Ok(work);
             }
             match self.machine.workspace(images) {
                 Ok(work) => return Ok(work),
+                Err(error) if !error.to_string().contains("OUT_OF_MEMORY") => return Err(error),
                 // What others left may be in the way.
                 Err(_) if !lock(&self.spare).is_empty() => lock(&self.spare).clear(),
                 Err(error) if images == 1 => return Err(error),
-                Err(error) if !error.to_string().contains("OUT_OF_MEMORY") => return Err(error),
-                Err(_) => images = rounded(images / 2),
+                Err(_) => images /= 2,
             }
         }
+    }
+
+    fn spare(&self, images: usize) -> Option<Workspace> {
+        let mut spare = lock(&self.spare);
+        let i = spare.iter().position(|work| work.images() == images)?;
+        Some(spare.remove(i))
     }
 
     fn give_back(&self, work: Workspace) {
@@ -153,7 +160,7 @@ impl NetOp {
         let mut tape = vec![];
         let mut done = 0;
         while done < n {
-            let work = self.ready.work((n - done).min(machine.room().max(1)))?;
+            let work = self.ready.work(n - done)?;
             let images = work.images().min(n - done);
             machine.forward(&work, images, x + done as u64 * x_len, y + done as u64 * y_len)?;
             match self.taped {

@@ -17,8 +17,9 @@ struct Host {
     program: Program,
     constants: Vec<Vec<f32>>,
     library: libloading::Library,
-    /// Bytes of every buffer, aligned to numbers.
-    buffers: Vec<Vec<u64>>,
+    /// Room for all buffers, and where each begins in it.
+    arena: Vec<u64>,
+    places: Vec<usize>,
     images: usize,
     _folder: Folder,
 }
@@ -58,10 +59,11 @@ impl Host {
             .unwrap();
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
         let constants = program.constants(&Device::Cpu).unwrap();
-        let bytes = |buffer: &Buffer| vec![u64::MAX; (images * buffer.bytes()).div_ceil(8)];
+        let (places, bytes) = program.places(images);
         Host {
+            arena: vec![u64::MAX; bytes.div_ceil(8)],
+            places,
             constants: constants.iter().map(|c| c.to_vec1().unwrap()).collect(),
-            buffers: program.buffers.iter().map(bytes).collect(),
             // SAFETY: the library was just compiled from kernels without constructors.
             library: unsafe { libloading::Library::new(&library) }.unwrap(),
             program,
@@ -74,13 +76,15 @@ impl Host {
         let Buffer::Floats(len) = self.program.buffers[buffer] else {
             panic!()
         };
-        let data = self.buffers[buffer].as_ptr().cast::<f32>();
+        // SAFETY: the buffer lies in the arena.
+        let data = unsafe { self.arena.as_ptr().cast::<u8>().add(self.places[buffer]) }.cast::<f32>();
         // SAFETY: the buffer was made for that many numbers.
         unsafe { std::slice::from_raw_parts(data, self.images * len) }.to_vec()
     }
 
     fn set(&mut self, buffer: usize, values: &[f32]) {
-        let data = self.buffers[buffer].as_mut_ptr().cast::<f32>();
+        // SAFETY: as above.
+        let data = unsafe { self.arena.as_mut_ptr().cast::<u8>().add(self.places[buffer]) }.cast::<f32>();
         // SAFETY: as above.
         unsafe { std::slice::from_raw_parts_mut(data, values.len()) }.copy_from_slice(values);
     }
@@ -108,7 +112,12 @@ impl Host {
                 let mut pointers: Vec<*mut c_void> = arguments
                     .iter()
                     .map(|argument| match argument {
-                        Argument::Buffer(i) => self.buffers[*i].as_mut_ptr().cast(),
+                        Argument::Buffer(i) => self
+                            .arena
+                            .as_mut_ptr()
+                            .cast::<u8>()
+                            .wrapping_add(self.places[*i])
+                            .cast(),
                         Argument::Constant(i) => self.constants[*i].as_mut_ptr().cast(),
                     })
                     .collect();
@@ -369,5 +378,53 @@ fn shapes_that_fit_badly() {
         b = net.max_pool2d(b, 3).unwrap();
         b = net.relu(b);
         net.flatten(b)
+    });
+}
+
+#[test]
+fn sums_whose_terms_share_a_gradient() {
+    let norm = |w: &Weights, net: &mut NetBuilder, name: &str, x| {
+        let [c, ..] = net.shape(x);
+        let x = net.batch_norm(x, &BatchNorm2d::new(&w.pp(name), c).unwrap()).unwrap();
+        net.relu(x)
+    };
+    check("identities", [3, 6, 6], |w, net| {
+        let x = net.input();
+        let mut x = net.conv2d(x, &conv(w, "stem", 3, 17, 3, 1, Padding::Same)).unwrap();
+        x = net.relu(x);
+        for name in ["a", "b"] {
+            let w = &w.pp(name);
+            let mut y = norm(w, net, "n1", x);
+            y = net.conv2d(y, &conv(w, "1", 17, 18, 1, 1, Padding::Same)).unwrap();
+            y = norm(w, net, "n2", y);
+            y = net.conv2d(y, &conv(w, "2", 18, 17, 3, 1, Padding::Same)).unwrap();
+            x = net.add(y, x).unwrap();
+        }
+        // Terms that later steps read before the sum does, and a term twice.
+        let y = net.conv2d(x, &conv(w, "c", 17, 17, 3, 1, Padding::Same)).unwrap();
+        let y = net.relu(y);
+        let z = net.conv2d(y, &conv(w, "d", 17, 17, 1, 1, Padding::Same)).unwrap();
+        let s = net.add(z, y).unwrap();
+        let t = net.sigmoid(s);
+        let u = net.add(t, s).unwrap();
+        let v = net.add(u, u).unwrap();
+        let v = net.add(v, x).unwrap();
+        let q = net.conv2d(v, &conv(w, "e", 17, 20, 1, 2, Padding::Same)).unwrap();
+        let q = net.relu(q);
+        net.linear(q, &Linear::new(&w.pp("f"), 20 * 9, 10).unwrap()).unwrap()
+    });
+}
+
+#[test]
+fn convolutions_of_few_channels() {
+    check("few", [2, 9, 7], |w, net| {
+        let x = net.input();
+        let mut a = net.conv2d(x, &conv(w, "a", 2, 19, 3, 1, Padding::Valid)).unwrap();
+        a = net.relu(a);
+        let b = net.conv2d(a, &conv(w, "b", 19, 3, 3, 1, Padding::Same)).unwrap();
+        let mut c = net.conv2d(b, &conv(w, "c", 3, 33, 2, 1, Padding::Same)).unwrap();
+        c = net.max_pool2d(c, 2).unwrap();
+        let d = net.conv2d(c, &conv(w, "d", 33, 4, 2, 1, Padding::Valid)).unwrap();
+        net.flatten(d)
     });
 }

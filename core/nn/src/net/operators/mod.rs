@@ -41,7 +41,10 @@ pub(super) trait Operator: Debug + Send + Sync + Run<f32> + Run<f64> {
     /// Its output for tensors `[N, C, H, W]`, or `[N, C]`.
     fn layer(&self, inputs: &[&Tensor]) -> Result<Tensor>;
     /// What it is on a GPU.
-    #[cfg_attr(not(any(test, feature = "cudnn")), expect(dead_code, reason = "read by the lowering for a GPU"))]
+    #[cfg_attr(
+        not(any(test, feature = "cudnn")),
+        expect(dead_code, reason = "read by the lowering for a GPU")
+    )]
     fn elementwise(&self) -> Option<Elementwise>;
     /// How a convolution may do it to results in registers.
     fn epilogue(&self) -> Option<Epilogue> {
