@@ -110,10 +110,19 @@ fn results_and_counts_are_those_of_the_cpu() {
         let on_device = ascent(mode, 6, linear(fault, "cuda:0"), eot);
         assert_eq!((on_cpu.copies, &on_device.error), (None, &None));
         assert_eq!(on_cpu.counts, on_device.counts, "{fault} {mode}");
-        assert!(on_cpu.counts.iter().all(|counts| counts.asked == 6 && counts.gradients > 0));
+        assert!(
+            on_cpu
+                .counts
+                .iter()
+                .all(|counts| counts.asked == 6 && counts.gradients > 0)
+        );
         let zero: Vec<bool> = on_cpu.counts.iter().map(|counts| counts.zero_gradients > 0).collect();
         let all = mode == "saturated";
-        assert_eq!(zero, [all, all || fault == "flat", all, all || fault == "flat"], "{fault} {mode}");
+        assert_eq!(
+            zero,
+            [all, all || fault == "flat", all, all || fault == "flat"],
+            "{fault} {mode}"
+        );
         let images = on_device.images();
         assert_eq!(on_cpu.images(), images);
         assert_eq!(images == self::images(), all, "{fault} {mode}");
@@ -129,7 +138,10 @@ fn images_cross_twice_an_attack_whatever_the_number_of_steps() {
             downloads: 1,
             downloaded: BYTES,
         };
-        assert_eq!(ascent("sound", steps, linear("sound", "cuda:0"), eot).copies, Some(twice));
+        assert_eq!(
+            ascent("sound", steps, linear("sound", "cuda:0"), eot).copies,
+            Some(twice)
+        );
     }
     // An attack that asks about images on the CPU has images, logits, cotangents and gradients copied at every step.
     let logits = 4 * 10 * 4;
@@ -173,7 +185,13 @@ fn what_is_not_finite_is_named_with_its_sample() {
     let plugin = Plugin::open(&fixtures::plugin("device_ascent")).unwrap();
     let attack = Attack::construct(&plugin, Map::new()).unwrap();
     let (_, state) = attack.search(&Call::craft(0, &IDS), rules, &images(), &[0; 4], Ticker::silent());
-    assert!(state.first_error().unwrap().to_string().contains("its gradient for sample 3 contains inf"));
+    assert!(
+        state
+            .first_error()
+            .unwrap()
+            .to_string()
+            .contains("its gradient for sample 3 contains inf")
+    );
 }
 
 #[test]
@@ -227,7 +245,17 @@ fn an_evaluation_gives_the_same_rows_on_either_device() {
     let eval = |device: &str| {
         let plugin = |name: &str| fixtures::plugin(name).display().to_string();
         let output = Command::new(env!("CARGO_BIN_EXE_advae-host"))
-            .args(["eval", "--samples", "40", "--threads", "4", "--format", "json", "--in-process", "-vv"])
+            .args([
+                "eval",
+                "--samples",
+                "40",
+                "--threads",
+                "4",
+                "--format",
+                "json",
+                "--in-process",
+                "-vv",
+            ])
             .args(["--device", device, "--epsilon", "0.1"])
             .args(["--classifier", &plugin("device_linear")])
             .args(["--threat-model", &plugin("white_box")])

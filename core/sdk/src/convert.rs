@@ -173,6 +173,8 @@ fn opened(ordinal: usize) -> Result<Device> {
         return Ok(device.clone());
     }
     let device = Device::new_cuda(ordinal)?;
+    #[cfg(feature = "cuda")]
+    crate::cuda::on_one_stream(&device);
     open.push((ordinal, device.clone()));
     Ok(device)
 }

@@ -8,7 +8,7 @@ use advae_abi::{AbiResult, AbiTensor, AbiTensorRef, DLDataType, DLDevice, Dims, 
 use candle_core::backend::BackendDevice;
 use candle_core::cuda_backend::cudarc::driver::{DevicePtr, DevicePtrMut, result};
 use candle_core::op::BackpropOp;
-use candle_core::{CudaDevice, CudaStorage, DeviceLocation, Error, Layout, Result, Shape, Storage, Tensor};
+use candle_core::{CudaDevice, CudaStorage, Device, DeviceLocation, Error, Layout, Result, Shape, Storage, Tensor};
 use std::os::raw::c_void;
 
 /// Which device it is.
@@ -19,6 +19,14 @@ pub(crate) fn id(location: DeviceLocation) -> Result<DLDevice> {
     match location {
         DeviceLocation::Cuda { gpu_id } => Ok(DLDevice::cuda(i32::try_from(gpu_id).map_err(Error::wrap)?)),
         other => candle_core::bail!("a tensor on {other:?} is on no CUDA device"),
+    }
+}
+
+/// Leaves out the two events that every tensor of a device otherwise has, to order streams that there are not.
+pub(crate) fn on_one_stream(device: &Device) {
+    if let Device::Cuda(cuda) = device {
+        // SAFETY: no stream is ever made here: all work goes to the default stream of the thread, and none of it is ordered by events.
+        unsafe { cuda.disable_event_tracking() };
     }
 }
 

@@ -42,7 +42,9 @@ impl TanhSpace {
     /// [`enter`](Self::enter) for every pixel of `x`.
     pub(crate) fn enter_all(self, x: &Tensor) -> Result<Tensor> {
         let (low, high) = (f64::from(self.low), f64::from(self.high));
-        let u = x.to_dtype(DType::F64)?.affine(2. / (high - low), -2. * low / (high - low) - 1.)?;
+        let u = x
+            .to_dtype(DType::F64)?
+            .affine(2. / (high - low), -2. * low / (high - low) - 1.)?;
         let u = (u.clamp(-1., 1.)? * SHRINK)?;
         let odds = ((&u + 1.)? / u.affine(-1., 1.)?)?;
         (odds.log()? * 0.5)?.to_dtype(DType::F32)

@@ -287,7 +287,10 @@ fn searches_in_one_batch_find_what_searches_one_by_one_do() {
         assert_eq!(one_by_one.found.unwrap(), found, "{text}");
         let [alone, together] = [&one_by_one.x_adv, &x_adv].map(|images| distances(images, &x));
         for (alone, together) in alone.into_iter().zip(together) {
-            assert!((alone - together).abs() < 2e-3 * (1. + alone), "{text}: {alone} {together}");
+            assert!(
+                (alone - together).abs() < 2e-3 * (1. + alone),
+                "{text}: {alone} {together}"
+            );
         }
     }
 }
