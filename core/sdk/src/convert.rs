@@ -174,7 +174,10 @@ fn opened(ordinal: usize) -> Result<Device> {
     }
     let device = Device::new_cuda(ordinal)?;
     #[cfg(feature = "cuda")]
-    crate::cuda::on_one_stream(&device);
+    {
+        crate::cuda::on_one_stream(&device);
+        crate::cuda::warm_up(&device)?;
+    }
     open.push((ordinal, device.clone()));
     Ok(device)
 }

@@ -8,7 +8,9 @@ use advae_abi::{AbiResult, AbiTensor, AbiTensorRef, DLDataType, DLDevice, Dims, 
 use candle_core::backend::BackendDevice;
 use candle_core::cuda_backend::cudarc::driver::{DevicePtr, DevicePtrMut, result};
 use candle_core::op::BackpropOp;
-use candle_core::{CudaDevice, CudaStorage, Device, DeviceLocation, Error, Layout, Result, Shape, Storage, Tensor};
+use candle_core::{
+    CudaDevice, CudaStorage, DType, Device, DeviceLocation, Error, Layout, Result, Shape, Storage, Tensor,
+};
 use std::os::raw::c_void;
 
 /// Which device it is.
@@ -28,6 +30,20 @@ pub(crate) fn on_one_stream(device: &Device) {
         // SAFETY: no stream is ever made here: all work goes to the default stream of the thread, and none of it is ordered by events.
         unsafe { cuda.disable_event_tracking() };
     }
+}
+
+/// Loads the kernels that attacks and counts begin with: the driver compiles them when they are first used.
+///
+/// # Errors
+/// Where the device fails.
+pub(crate) fn warm_up(device: &Device) -> Result<()> {
+    let x = Tensor::zeros((2, 3), DType::F32, device)?;
+    let flags = x.sign()?.abs()?.clamp(-1., 1.)?.ge(&x)?;
+    let x = flags.where_cond(&(&x * 2.)?, &(&x + &x)?)?;
+    let rows = Tensor::new(&[1u32, 0], device)?;
+    let x = Tensor::cat(&[&x, &x.index_select(&rows, 0)?], 0)?;
+    let largest = x.broadcast_sub(&x.max_keepdim(1)?)?.exp()?.sum(1)?;
+    largest.eq(0f64)?.to_dtype(DType::F32)?.to_vec1::<f32>().map(|_| ())
 }
 
 /// Hands a tensor over where it lies. It must not be written in place afterwards.

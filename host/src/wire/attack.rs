@@ -54,12 +54,20 @@ impl Attack {
     /// # Errors
     /// Where the plugin is no attack or refuses the settings.
     pub fn construct(plugin: &Plugin, config: Map<String, Value>) -> Result<Self> {
+        Self::construct_for(plugin, config, "cpu")
+    }
+
+    /// The same for targets on that device, which an attack that works there opens now: opening takes longer than many an attack.
+    ///
+    /// # Errors
+    /// As for [`construct`](Self::construct), and where the device does not open.
+    pub fn construct_for(plugin: &Plugin, config: Map<String, Value>, device: &str) -> Result<Self> {
         plugin.expect_kind(Kind::Attack)?;
         let name = plugin.manifest.name.clone();
         let origin = Origin::new(Kind::Attack, &name);
         let request = Construct {
             config: files::given(plugin, &config)?.config,
-            device: "cpu".into(),
+            device: if takes_device(&plugin.manifest) { device } else { "cpu" }.into(),
             ..Construct::default()
         };
         let json = serde_json::to_string(&request)?;
