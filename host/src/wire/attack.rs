@@ -226,3 +226,20 @@ impl Attack {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_tensors_are_for_attacks_that_know_them() {
+        let takes = |contract: &str, cuda: bool| {
+            let json = format!(
+                r#"{{"contract":"{contract}","kind":"attack","name":"a","version":"1","sdk":"none","rustc":"r","panic":"unwind","cuda":{cuda}}}"#
+            );
+            takes_device(&Manifest::from_json(json.as_bytes()).unwrap())
+        };
+        assert!(takes("1.3.0", true) && takes("1.10.0", true) && !takes("1.3.0", false));
+        assert!(!takes("1.2.0", true) && !takes("1.0.0", true) && !takes("1", true));
+    }
+}
