@@ -176,6 +176,7 @@ fn opened(ordinal: usize) -> Result<Device> {
     #[cfg(feature = "cuda")]
     {
         crate::cuda::on_one_stream(&device);
+        crate::cuda::keep_memory(ordinal);
         crate::cuda::warm_up(&device)?;
     }
     open.push((ordinal, device.clone()));

@@ -6,7 +6,7 @@
 use crate::convert::{may_cross, to_candle};
 use advae_abi::{AbiResult, AbiTensor, AbiTensorRef, DLDataType, DLDevice, Dims, ErrorCode};
 use candle_core::backend::BackendDevice;
-use candle_core::cuda_backend::cudarc::driver::{DevicePtr, DevicePtrMut, result};
+use candle_core::cuda_backend::cudarc::driver::{DevicePtr, DevicePtrMut, result, sys};
 use candle_core::op::BackpropOp;
 use candle_core::{
     CudaDevice, CudaStorage, DType, Device, DeviceLocation, Error, Layout, Result, Shape, Storage, Tensor,
@@ -30,6 +30,22 @@ pub(crate) fn on_one_stream(device: &Device) {
         // SAFETY: no stream is ever made here: all work goes to the default stream of the thread, and none of it is ordered by events.
         unsafe { cuda.disable_event_tracking() };
     }
+}
+
+/// Has the driver keep memory that was freed for the next tensors. Left to itself it gives all of it back whenever somebody waits for the
+/// device, and asks for it anew: that takes longer than most operations. Where it refuses, nothing but time is lost.
+pub(crate) fn keep_memory(ordinal: usize) {
+    let keep = || {
+        let device = result::device::get(i32::try_from(ordinal).ok()?).ok()?;
+        let mut bytes = u64::MAX;
+        // SAFETY: the device was just named by the driver; the attribute is a number of 64 bits, which is read during the call.
+        unsafe {
+            let pool = result::device::get_default_mem_pool(device).ok()?;
+            let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+            result::mem_pool::set_attribute(pool, threshold, (&raw mut bytes).cast()).ok()
+        }
+    };
+    let _ = keep();
 }
 
 /// Loads the kernels that attacks and counts begin with: the driver compiles them when they are first used.
