@@ -72,6 +72,7 @@ fn a_plugin_of_a_contract_with_one_method_fewer() {
     // What the plugin has never heard of has its default.
     let plugin = Plugin::open(&dir.join("libfewer_linear.so")).unwrap();
     let model = Model::construct(&plugin, &Construct::default()).unwrap();
+    assert!(!model.on_device(), "its tensors cross by the CPU");
     let error = model
         .features(&Call::score(0, &[0]), &Tensor::zeros(&[1, 1, 28, 28]))
         .unwrap_err();

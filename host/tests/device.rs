@@ -4,7 +4,7 @@
 #[path = "common/fixtures.rs"]
 mod fixtures;
 
-use advae_abi::info::{Construct, Target};
+use advae_abi::info::{Construct, Kind, Target};
 use advae_host::plugin::Plugin;
 use advae_host::terminal::cancel::Cancel;
 use advae_host::terminal::progress::Ticker;
@@ -34,6 +34,18 @@ fn model(plugin: &str, mode: &str, device: &str) -> Model {
         ..Construct::default()
     };
     Model::construct(&Plugin::open(&fixtures::plugin(plugin)).unwrap(), &request).unwrap()
+}
+
+/// A purifier in front of the classifier, both there.
+fn purified(device: &str) -> Pipeline {
+    let request = Construct {
+        kind: Some(Kind::Purifier),
+        device: device.into(),
+        ..Construct::default()
+    };
+    let plugin = Plugin::open(&fixtures::plugin("device_linear")).unwrap();
+    let purifier = Model::construct(&plugin, &request).unwrap();
+    Pipeline::new(Some(purifier), model("device_linear", "sound", device))
 }
 
 fn linear(mode: &str, device: &str) -> Pipeline {
@@ -127,6 +139,14 @@ fn results_and_counts_are_those_of_the_cpu() {
         assert_eq!(on_cpu.images(), images);
         assert_eq!(images == self::images(), all, "{fault} {mode}");
     }
+}
+
+#[test]
+fn a_purifier_on_the_device_takes_part() {
+    let [on_cpu, on_device] = ["cpu", "cuda:0"].map(|device| ascent("sound", 6, purified(device), 2));
+    assert_eq!((on_device.copies.unwrap().uploads, &on_device.error), (1, &None));
+    assert_eq!(on_cpu.counts, on_device.counts);
+    assert_eq!(on_cpu.images(), on_device.images());
 }
 
 #[test]

@@ -11,6 +11,9 @@ use abi_stable::std_types::{RBox, RString, RVec};
 /// The sample ids of a question are some of those that `perturb` is given, in any order and as often as images are asked about. Images are
 /// finite, and may leave the bounds; a cotangent is finite, and within 1e30.
 ///
+/// Where `info` names a device, images and cotangents may lie there in a call with [`flags::DEVICE`](crate::flags::DEVICE), and logits and gradients
+/// lie there then; in a call without it they cross by the CPU. Labels always do.
+///
 /// # Errors
 /// Every question may answer [`ErrorCode::Denied`](crate::ErrorCode::Denied), [`ErrorCode::Cancelled`](crate::ErrorCode::Cancelled)
 /// where the run is to end, [`ErrorCode::Shape`](crate::ErrorCode::Shape) where the images are not of the shape that `info` names, and
@@ -64,7 +67,9 @@ pub trait AbiAttack: Send + Sync {
     /// # Errors
     /// Where it cannot be written.
     fn info(&self) -> AbiResult<RString>;
-    /// Perturbs clean images `x [N,C,H,W]` with true labels `y [N]` (`i64`). It must not write into what it is lent.
+    /// Perturbs clean images `x [N,C,H,W]` with true labels `y [N]` (`i64`). It must not write into what it is lent. With
+    /// [`flags::DEVICE`](crate::flags::DEVICE) the images lie on the device that the oracle names, and what is returned may lie there; the
+    /// labels are on the CPU. The host asks so only of an attack whose info says that it takes such images.
     ///
     /// # Errors
     /// Those of the oracle, with their codes, and the attack's own.

@@ -174,6 +174,12 @@ fn opened(ordinal: usize) -> Result<Device> {
         return Ok(device.clone());
     }
     let device = Device::new_cuda(ordinal)?;
+    #[cfg(feature = "cuda")]
+    {
+        crate::cuda::on_one_stream(&device);
+        crate::cuda::keep_memory(ordinal);
+        crate::cuda::warm_up(&device)?;
+    }
     open.push((ordinal, device.clone()));
     Ok(device)
 }

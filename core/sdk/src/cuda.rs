@@ -6,9 +6,11 @@
 use crate::convert::{may_cross, to_candle};
 use advae_abi::{AbiResult, AbiTensor, AbiTensorRef, DLDataType, DLDevice, Dims, ErrorCode};
 use candle_core::backend::BackendDevice;
-use candle_core::cuda_backend::cudarc::driver::{DevicePtr, DevicePtrMut, result};
+use candle_core::cuda_backend::cudarc::driver::{DevicePtr, DevicePtrMut, result, sys};
 use candle_core::op::BackpropOp;
-use candle_core::{CudaDevice, CudaStorage, DeviceLocation, Error, Layout, Result, Shape, Storage, Tensor};
+use candle_core::{
+    CudaDevice, CudaStorage, DType, Device, DeviceLocation, Error, Layout, Result, Shape, Storage, Tensor,
+};
 use std::os::raw::c_void;
 
 /// Which device it is.
@@ -20,6 +22,44 @@ pub(crate) fn id(location: DeviceLocation) -> Result<DLDevice> {
         DeviceLocation::Cuda { gpu_id } => Ok(DLDevice::cuda(i32::try_from(gpu_id).map_err(Error::wrap)?)),
         other => candle_core::bail!("a tensor on {other:?} is on no CUDA device"),
     }
+}
+
+/// Leaves out the two events that every tensor of a device otherwise has, to order streams that there are not.
+pub(crate) fn on_one_stream(device: &Device) {
+    if let Device::Cuda(cuda) = device {
+        // SAFETY: no stream is ever made here: all work goes to the default stream of the thread, and none of it is ordered by events.
+        unsafe { cuda.disable_event_tracking() };
+    }
+}
+
+/// Has the driver keep memory that was freed for the next tensors. Left to itself it gives all of it back whenever somebody waits for the
+/// device, and asks for it anew: that takes longer than most operations. Where it refuses, nothing but time is lost.
+pub(crate) fn keep_memory(ordinal: usize) {
+    let keep = || {
+        let device = result::device::get(i32::try_from(ordinal).ok()?).ok()?;
+        let mut bytes = u64::MAX;
+        // SAFETY: the device was just named by the driver; the attribute is a number of 64 bits, which is read during the call.
+        unsafe {
+            let pool = result::device::get_default_mem_pool(device).ok()?;
+            let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+            result::mem_pool::set_attribute(pool, threshold, (&raw mut bytes).cast()).ok()
+        }
+    };
+    let _ = keep();
+}
+
+/// Loads the kernels that attacks and counts begin with: the driver compiles them when they are first used.
+///
+/// # Errors
+/// Where the device fails.
+pub(crate) fn warm_up(device: &Device) -> Result<()> {
+    let x = Tensor::zeros((2, 3), DType::F32, device)?;
+    let flags = x.sign()?.abs()?.clamp(-1., 1.)?.ge(&x)?;
+    let x = flags.where_cond(&(&x * 2.)?, &(&x + &x)?)?;
+    let rows = Tensor::new(&[1u32, 0], device)?;
+    let x = Tensor::cat(&[&x, &x.index_select(&rows, 0)?], 0)?;
+    let largest = x.broadcast_sub(&x.max_keepdim(1)?)?.exp()?.sum(1)?;
+    largest.eq(0f64)?.to_dtype(DType::F32)?.to_vec1::<f32>().map(|_| ())
 }
 
 /// Hands a tensor over where it lies. It must not be written in place afterwards.

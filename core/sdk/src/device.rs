@@ -4,7 +4,9 @@ use crate::convert::{export, import_to, to_abi, to_candle};
 use crate::goal::first_largest;
 use advae_abi::abi_stable::sabi_trait::TD_Opaque;
 use advae_abi::abi_stable::std_types::{RSlice, RVec};
-use advae_abi::tally::{FIELDS, IMAGES, LARGEST_COTANGENT, LOGITS};
+use advae_abi::tally::{
+    COTANGENTS, FIELDS, GRADIENT_VALUES, GRADIENTS, IMAGES, LARGEST_COTANGENT, LOGITS, SATURATED, ZERO_GRADIENTS,
+};
 use advae_abi::{
     AbiDevice, AbiDevice_TO, AbiError, AbiResult, AbiTally, AbiTally_TO, AbiTensor, AbiTensorRef, DLDevice, DeviceBox,
     ErrorCode, TallyBox, guard,
@@ -78,7 +80,7 @@ impl AbiDevice for Provider {
     }
 }
 
-/// Counts `[samples, FIELDS]` (`f32`, exact up to 2^24) that rows are added to.
+/// Counts `[samples, FIELDS]` (`f32`, exact up to 2^24), and what is to be added to them: few large operations are faster than many small.
 struct Tally {
     device: Device,
     samples: usize,
@@ -87,10 +89,33 @@ struct Tally {
 
 struct Counts {
     sums: Tensor,
-    /// The last batch: most of them are of the same samples.
-    slots: Option<(Vec<u32>, Tensor)>,
-    labels: Option<(Vec<i64>, Tensor)>,
+    pending: Pending,
 }
+
+/// Numbers about the same samples at several steps.
+#[derive(Default)]
+struct Pending {
+    slots: Vec<u32>,
+    labels: Vec<i64>,
+    /// Sums of the absolute values of images, `[N]`.
+    images: Vec<Tensor>,
+    /// Those of logits that no gradient was asked about.
+    logits: Vec<Tensor>,
+    passes: Vec<Passed>,
+}
+
+/// A backward pass.
+struct Passed {
+    /// `[N,K]`.
+    logits: Tensor,
+    /// `[N,K]`.
+    cotangent: Tensor,
+    /// Sums of the absolute values of the gradient, `[N]`.
+    slope: Tensor,
+}
+
+/// Steps that are counted together.
+const TOGETHER: usize = 16;
 
 impl Tally {
     fn new(device: &Device, samples: usize) -> Result<Self> {
@@ -100,8 +125,7 @@ impl Tally {
             samples,
             counts: Mutex::new(Counts {
                 sums,
-                slots: None,
-                labels: None,
+                pending: Pending::default(),
             }),
         })
     }
@@ -116,37 +140,109 @@ impl Tally {
         values.reshape((slots.len(), ()))
     }
 
-    /// Adds `columns`, `[N]` each, to these fields of the slots.
-    fn add(&self, slots: &[u32], first: usize, columns: &[Tensor]) -> Result<()> {
+    /// Keeps numbers about the samples in `slots` until they are counted.
+    fn keep(&self, slots: &[u32], labels: Option<&[i64]>, keep: impl FnOnce(&mut Pending)) -> Result<()> {
         if let Some(slot) = slots.iter().find(|slot| **slot as usize >= self.samples) {
             let text = format!("slot {slot} of a tally of {} samples", self.samples);
             return Err(to_candle(AbiError::new(ErrorCode::Shape, text)));
         }
-        let rows = Tensor::stack(columns, 1)?;
-        let rows = match (first, FIELDS - first - columns.len()) {
-            (0, 0) => rows,
-            (before, after) => rows.pad_with_zeros(1, before, after)?,
-        };
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let slots = kept(&mut counts.slots, slots, &self.device)?;
-        counts.sums = counts.sums.index_add(&slots, &rows, 0)?;
+        let pending = &counts.pending;
+        let others = labels.is_some_and(|labels| !pending.passes.is_empty() && pending.labels != labels);
+        if pending.slots != slots || others || pending.len() >= TOGETHER {
+            counts.add()?;
+            counts.pending.slots = slots.to_vec();
+        }
+        if let Some(labels) = labels {
+            counts.pending.labels = labels.to_vec();
+        }
+        keep(&mut counts.pending);
         Ok(())
     }
 
     fn count(&self, slots: &[u32], labels: &[i64], [logits, cotangent, gradient]: [AbiTensorRef<'_>; 3]) -> Result<()> {
-        let (logits, cotangent) = (self.rows(slots, logits)?, self.rows(slots, cotangent)?);
-        let gradient = self.rows(slots, gradient)?;
         if labels.len() != slots.len() {
             let text = format!("{} labels for {} slots", labels.len(), slots.len());
             return Err(to_candle(AbiError::new(ErrorCode::Shape, text)));
         }
-        let labels = {
-            let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-            kept(&mut counts.labels, labels, &self.device)?
+        let passed = Passed {
+            logits: self.rows(slots, logits)?,
+            cotangent: self.rows(slots, cotangent)?,
+            slope: size(&self.rows(slots, gradient)?)?,
         };
-        let correct = flag(&first_largest(&logits)?.eq(&labels.to_dtype(DType::F32)?)?)?;
-        let cotangent = cotangent.abs()?;
-        let (steepness, slope) = (cotangent.sum(1)?, size(&gradient)?);
+        if passed.logits.dims() != passed.cotangent.dims() {
+            let text = "logits and cotangents of different shapes".to_string();
+            return Err(to_candle(AbiError::new(ErrorCode::Shape, text)));
+        }
+        self.keep(slots, Some(labels), |pending| pending.passes.push(passed))
+    }
+}
+
+impl Counts {
+    /// Counts what is pending.
+    fn add(&mut self) -> Result<()> {
+        let pending = std::mem::take(&mut self.pending);
+        if pending.len() == 0 {
+            return Ok(());
+        }
+        let device = &self.sums.device().clone();
+        let n = pending.slots.len();
+        let none = Tensor::zeros(n, DType::F32, device)?;
+        let mut columns = vec![none; FIELDS];
+        for (field, sums) in [(IMAGES, &pending.images), (LOGITS, &pending.logits)] {
+            if !sums.is_empty() {
+                columns[field] = not_finite(&Tensor::stack(sums, 0)?)?.sum(0)?;
+            }
+        }
+        if !pending.passes.is_empty() {
+            for (field, counted) in pending.passed(device)? {
+                columns[field] = (&columns[field] + counted)?;
+            }
+        }
+        // One row more, of zeros, for samples that are not among them.
+        let rows = Tensor::stack(&columns, 1)?.pad_with_zeros(0, 0, 1)?;
+        for places in places(&pending.slots, self.sums.dim(0)?) {
+            self.sums = (&self.sums + rows.index_select(&Tensor::new(places, device)?, 0)?)?;
+        }
+        Ok(())
+    }
+}
+
+/// For every sample the row that belongs to it, `slots.len()` where none does; once more for every further row of a sample.
+fn places(slots: &[u32], samples: usize) -> Vec<Vec<u32>> {
+    let none = slots.len() as u32;
+    let mut all: Vec<Vec<u32>> = vec![];
+    for (row, slot) in (0..).zip(slots) {
+        let free = all.iter_mut().find(|places| places[*slot as usize] == none);
+        match free {
+            Some(places) => places[*slot as usize] = row,
+            None => {
+                let mut places = vec![none; samples];
+                places[*slot as usize] = row;
+                all.push(places);
+            }
+        }
+    }
+    all
+}
+
+impl Pending {
+    fn len(&self) -> usize {
+        self.images.len().max(self.logits.len()).max(self.passes.len())
+    }
+
+    /// Counts of the backward passes by field, `[N]` each.
+    fn passed(&self, device: &Device) -> Result<[(usize, Tensor); 6]> {
+        let (steps, n) = (self.passes.len(), self.slots.len());
+        let stacked =
+            |part: fn(&Passed) -> &Tensor| Tensor::stack(&self.passes.iter().map(part).collect::<Vec<_>>(), 0);
+        let logits = stacked(|passed| &passed.logits)?.flatten(0, 1)?;
+        let cotangent = stacked(|passed| &passed.cotangent)?.flatten(0, 1)?.abs()?;
+        let slope = stacked(|passed| &passed.slope)?.flatten_all()?;
+        let labels: Vec<f32> = self.labels.iter().map(|label| *label as f32).collect();
+        let labels = Tensor::new(labels.repeat(steps), device)?;
+        let correct = flag(&first_largest(&logits)?.eq(&labels)?)?;
+        let steepness = cotangent.sum(1)?;
         let no_loss = flag(&steepness.eq(0f64)?)?;
         let saturated = (&no_loss * &correct)?;
         // 1 where the row is correct or has a loss.
@@ -154,32 +250,15 @@ impl Tally {
         let zero = (&counted * flag(&slope.eq(0f64)?)?)?;
         let steep = flag(&cotangent.max(1)?.gt(f64::from(LARGEST_COTANGENT))?)?;
         let unbounded = steep.maximum(&not_finite(&steepness)?)?;
-        let columns = [
-            counted,
-            zero,
-            saturated.clone(),
-            saturated.zeros_like()?,
-            not_finite(&size(&logits)?)?,
-            unbounded,
-            not_finite(&slope)?,
-        ];
-        self.add(slots, 0, &columns)
-    }
-}
-
-/// A batch's numbers on the device, where they are the last ones: those.
-fn kept<T: candle_core::WithDType + PartialEq>(
-    last: &mut Option<(Vec<T>, Tensor)>,
-    values: &[T],
-    device: &Device,
-) -> Result<Tensor> {
-    match last {
-        Some((known, tensor)) if known == values => Ok(tensor.clone()),
-        _ => {
-            let tensor = Tensor::new(values, device)?;
-            *last = Some((values.to_vec(), tensor.clone()));
-            Ok(tensor)
-        }
+        let over_steps = |rows: &Tensor| rows.reshape((steps, n))?.sum(0);
+        Ok([
+            (GRADIENTS, over_steps(&counted)?),
+            (ZERO_GRADIENTS, over_steps(&zero)?),
+            (SATURATED, over_steps(&saturated)?),
+            (LOGITS, over_steps(&not_finite(&size(&logits)?)?)?),
+            (COTANGENTS, over_steps(&unbounded)?),
+            (GRADIENT_VALUES, over_steps(&not_finite(&slope)?)?),
+        ])
     }
 }
 
@@ -207,8 +286,11 @@ impl AbiTally for Tally {
                 return Err(to_candle(AbiError::new(ErrorCode::Shape, text)));
             }
             let slots = slots.as_slice();
-            let seen = not_finite(&size(&self.rows(slots, values)?)?)?;
-            self.add(slots, field, &[seen])
+            let seen = size(&self.rows(slots, values)?)?;
+            self.keep(slots, None, |pending| match field {
+                IMAGES => pending.images.push(seen),
+                _ => pending.logits.push(seen),
+            })
         })
     }
 
@@ -225,7 +307,8 @@ impl AbiTally for Tally {
 
     fn read(&self) -> AbiResult<RVec<u64>> {
         answer(|| {
-            let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+            counts.add()?;
             let sums = counts
                 .sums
                 .narrow(0, 0, self.samples)?
@@ -240,7 +323,6 @@ impl AbiTally for Tally {
 mod tests {
     use super::*;
     use advae_abi::Dims;
-    use advae_abi::tally::{COTANGENTS, GRADIENT_VALUES, GRADIENTS, SATURATED, ZERO_GRADIENTS};
 
     fn view<'a>(values: &'a [f32], dims: &'a Dims) -> AbiTensorRef<'a> {
         AbiTensorRef::from_slice(values, dims)
@@ -276,6 +358,35 @@ mod tests {
         for unseen in [IMAGES, LOGITS, COTANGENTS, GRADIENT_VALUES] {
             assert_eq!(field(&read, unseen), [0; 7]);
         }
+        // Fewer samples from here on, one of them twice: their counts alone grow, at more steps than are counted together.
+        let few = Dims::new(&[3, 2]);
+        for _ in 0..2 * TOGETHER + 1 {
+            let [logits, cotangent] = [&logits[..6], &cotangent[..6]].map(|v| view(v, &few));
+            let again = tally.count(
+                [1u32, 4, 1][..].into(),
+                [0i64, 1, 0][..].into(),
+                logits,
+                cotangent,
+                logits,
+            );
+            again.into_result().unwrap();
+            let looked = tally.look(
+                IMAGES as u32,
+                [1u32, 4, 1][..].into(),
+                view(&[f32::NAN, 0., 1., 1., 1., 1.], &few),
+            );
+            looked.into_result().unwrap();
+        }
+        let grown = tally.read().into_result().unwrap();
+        let more = |field: usize| -> Vec<u64> {
+            let pairs = self::field(&grown, field).into_iter().zip(self::field(&read, field));
+            pairs.map(|(after, before)| after - before).collect()
+        };
+        let steps = 2 * TOGETHER as u64 + 1;
+        assert_eq!(more(GRADIENTS), [0, 2 * steps, 0, 0, steps, 0, 0]);
+        assert_eq!(more(SATURATED), [0, steps, 0, 0, 0, 0, 0]);
+        assert_eq!(more(ZERO_GRADIENTS), [0; 7]);
+        assert_eq!(more(IMAGES), [0, steps, 0, 0, 0, 0, 0]);
         let one = Dims::new(&[1, 2]);
         let beyond = tally.look(IMAGES as u32, [7u32][..].into(), view(&[0.; 2], &one));
         assert!(beyond.into_result().unwrap_err().is(ErrorCode::Shape));

@@ -107,8 +107,33 @@ impl Objective {
     /// # Errors
     /// If the logits are not one row of two classes or more per sample, or a label is none of their classes.
     pub fn loss(&self, logits: &Tensor) -> Result<Tensor> {
-        let loss = advae_nn::log_odds_against(logits, &self.tensor()?)?;
+        let loss = match logits.device().is_cpu() {
+            true => advae_nn::log_odds_against(logits, &self.tensor()?)?,
+            false => self.log_odds(logits)?,
+        };
         if self.targeted { loss.neg() } else { Ok(loss) }
+    }
+
+    /// The log odds against the labels in few operations, with their own gradient: on a device every operation costs its launch.
+    fn log_odds(&self, logits: &Tensor) -> Result<Tensor> {
+        let (n, k) = logits.dims2()?;
+        if n != self.labels.len() || k < 2 || self.labels.iter().any(|label| *label as usize >= k) {
+            // It says what does not fit.
+            return advae_nn::log_odds_against(logits, &self.tensor()?);
+        }
+        let mut label = vec![0f32; n * k];
+        (label.chunks_exact_mut(k).zip(&self.labels)).for_each(|(row, label)| row[*label as usize] = 1.);
+        let (z, label) = (logits.detach(), Tensor::from_vec(label, (n, k), logits.device())?);
+        let others = (&z + (&label * -1e30)?)?;
+        let largest = others.max_keepdim(1)?;
+        let shares = others.broadcast_sub(&largest)?.exp()?;
+        let sum = shares.sum_keepdim(1)?;
+        let own = (&z * &label)?.sum_keepdim(1)?;
+        let loss = ((sum.log()? + largest)? - own)?.squeeze(1)?;
+        let slope = (shares.broadcast_div(&sum)? - label)?;
+        advae_nn::custom_vjp(logits, &loss, move |cotangent| {
+            slope.broadcast_mul(&cotangent.unsqueeze(1)?)
+        })
     }
 
     /// How far logits `[N,K]` are from the goal, `[N]`: `z_y - max z_i (i != y)`, or `max z_i (i != t) - z_t` for a
@@ -171,14 +196,12 @@ impl Objective {
     }
 }
 
-/// The first of the largest values of every row of `[N,K]`, `[N]`, as a number: `argmax` of a device gives any of them.
+/// The place of the first of the largest values of every row of `[N,K]`, as numbers `[N]`: `argmax` of a device gives any of them.
 pub(crate) fn first_largest(rows: &Tensor) -> Result<Tensor> {
     let (_, k) = rows.dims2()?;
-    let places = Tensor::arange(0f32, k as f32, rows.device())?.broadcast_as(rows.shape())?;
-    let largest = rows.broadcast_ge(&rows.max_keepdim(1)?)?;
-    largest
-        .where_cond(&places, &places.ones_like()?.affine(k as f64, 0.)?)?
-        .min(1)
+    let before_end = Tensor::new((1..=k).rev().map(|left| left as f32).collect::<Vec<_>>(), rows.device())?;
+    let largest = rows.broadcast_ge(&rows.max_keepdim(1)?)?.to_dtype(DType::F32)?;
+    largest.broadcast_mul(&before_end)?.max(1)?.affine(-1., k as f64)
 }
 
 /// Some samples of a batch `[N, ...]`, by their places in it.
@@ -257,5 +280,68 @@ impl Visitor<'_> for GoalVisitor {
         u32::try_from(class)
             .map(Goal::Class)
             .map_err(|_| E::invalid_value(Unexpected::Unsigned(class), &self))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Var;
+
+    fn objective(targeted: bool) -> Objective {
+        Objective {
+            labels: vec![0, 1, 2, 1],
+            targeted,
+        }
+    }
+
+    fn logits() -> Var {
+        let rows = [[3f32, 1., 0.5], [200., -90., 0.], [1., 1., 1.], [-5., 2., 2.]];
+        Var::new(&rows, &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn log_odds_in_few_operations_are_the_same() {
+        let z = logits();
+        let labels = Tensor::new(&[0u32, 1, 2, 1], &Device::Cpu).unwrap();
+        let of = |loss: Tensor| {
+            let gradient = advae_nn::vjp(
+                z.as_tensor(),
+                &loss,
+                &Tensor::new(&[1f32, 1., -2., 1.], &Device::Cpu).unwrap(),
+            );
+            let gradient = gradient.unwrap().0.unwrap().flatten_all().unwrap();
+            [loss.to_vec1::<f32>().unwrap(), gradient.to_vec1::<f32>().unwrap()].concat()
+        };
+        let few = of(objective(false).log_odds(z.as_tensor()).unwrap());
+        let many = of(advae_nn::log_odds_against(z.as_tensor(), &labels).unwrap());
+        for (a, b) in few.iter().zip(&many) {
+            assert!((a - b).abs() <= 1e-5 * (1. + b.abs()), "{few:?} {many:?}");
+        }
+        let error = Objective {
+            labels: vec![0, 1, 2, 3],
+            targeted: false,
+        };
+        assert!(
+            error
+                .log_odds(z.as_tensor())
+                .unwrap_err()
+                .to_string()
+                .contains("label 3")
+        );
+    }
+
+    #[test]
+    fn what_is_reached_is_told_where_the_logits_lie() {
+        for targeted in [false, true] {
+            let objective = objective(targeted);
+            let here = objective.is_adversarial(logits().as_tensor()).unwrap();
+            let there = objective
+                .reached(logits().as_tensor())
+                .unwrap()
+                .to_vec1::<u8>()
+                .unwrap();
+            assert_eq!(there.into_iter().map(|reached| reached != 0).collect::<Vec<_>>(), here);
+        }
     }
 }

@@ -324,7 +324,7 @@ fn named_attacks(settings: &Settings, dataset: &Dataset, spec: &PluginSpec) -> R
 /// An attack, once for each budget.
 fn load_attacks(settings: &Settings, dataset: &Dataset, spec: &PluginSpec) -> Result<Vec<LoadedAttack>> {
     let plugin = Plugin::find(&spec.name, Kind::Attack)?;
-    let attack = Attack::construct(&plugin, spec.config.clone())?;
+    let attack = Attack::construct_for(&plugin, spec.config.clone(), &settings.device)?;
     let takes_epsilon = plugin.description.settings.iter().any(|s| s.name == "epsilon");
     if !takes_epsilon || spec.config.contains_key("epsilon") {
         let given = spec.config.get("epsilon").and_then(|v| v.as_f64());
@@ -334,7 +334,7 @@ fn load_attacks(settings: &Settings, dataset: &Dataset, spec: &PluginSpec) -> Re
     let within = |epsilon: f64| {
         let mut filled = spec.clone();
         filled.config.insert("epsilon".into(), epsilon.into());
-        let attack = Attack::construct(&plugin, filled.config.clone())?;
+        let attack = Attack::construct_for(&plugin, filled.config.clone(), &settings.device)?;
         loaded(&plugin, spec, &filled, attack, Some(epsilon), dataset)
     };
     budgets.into_iter().map(within).collect()

@@ -54,12 +54,20 @@ impl Attack {
     /// # Errors
     /// Where the plugin is no attack or refuses the settings.
     pub fn construct(plugin: &Plugin, config: Map<String, Value>) -> Result<Self> {
+        Self::construct_for(plugin, config, "cpu")
+    }
+
+    /// The same for targets on that device, which an attack that works there opens now: opening takes longer than many an attack.
+    ///
+    /// # Errors
+    /// As for [`construct`](Self::construct), and where the device does not open.
+    pub fn construct_for(plugin: &Plugin, config: Map<String, Value>, device: &str) -> Result<Self> {
         plugin.expect_kind(Kind::Attack)?;
         let name = plugin.manifest.name.clone();
         let origin = Origin::new(Kind::Attack, &name);
         let request = Construct {
             config: files::given(plugin, &config)?.config,
-            device: "cpu".into(),
+            device: if takes_device(&plugin.manifest) { device } else { "cpu" }.into(),
             ..Construct::default()
         };
         let json = serde_json::to_string(&request)?;
@@ -216,5 +224,22 @@ impl Attack {
             found: found.then(|| perturbed.found.iter().map(|f| *f != 0).collect()),
             targets: targets.then(|| perturbed.targets.to_vec()),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_tensors_are_for_attacks_that_know_them() {
+        let takes = |contract: &str, cuda: bool| {
+            let json = format!(
+                r#"{{"contract":"{contract}","kind":"attack","name":"a","version":"1","sdk":"none","rustc":"r","panic":"unwind","cuda":{cuda}}}"#
+            );
+            takes_device(&Manifest::from_json(json.as_bytes()).unwrap())
+        };
+        assert!(takes("1.3.0", true) && takes("1.10.0", true) && !takes("1.3.0", false));
+        assert!(!takes("1.2.0", true) && !takes("1.0.0", true) && !takes("1", true));
     }
 }
