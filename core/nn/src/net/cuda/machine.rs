@@ -49,8 +49,16 @@ pub struct Machine {
     precision: Precision,
     /// Bytes an image takes.
     bytes: usize,
-    /// The algorithm of each convolution, and of its transpose, once it is known.
-    algorithms: Mutex<Vec<[Option<Algorithm>; 2]>>,
+    /// The algorithm of each convolution, and of its transpose, once it is known: for every [class](class) of batches.
+    algorithms: Mutex<Vec<Algorithms>>,
+}
+
+/// Those of one class of batches.
+type Algorithms = Vec<[Option<Algorithm>; 2]>;
+
+/// Batches for which one choice of algorithms is good: up to 64 images, twice as many, and so on.
+fn class(images: usize) -> usize {
+    images.div_ceil(64).next_power_of_two().ilog2() as usize
 }
 
 /// Buffers for some images, and the graphs that were recorded over them.
@@ -193,7 +201,7 @@ impl Machine {
         // SAFETY: handle and stream are alive.
         unsafe { cudnn::result::set_stream(dnn.0, stream.cu_stream().cast()) }.map_err(|e| failed("cuDNN")(&e))?;
         let machine = Machine {
-            algorithms: Mutex::new(vec![[None; 2]; program.convs.len()]),
+            algorithms: Mutex::default(),
             blas: Blas::new(&stream, precision)?,
             bytes: program.bytes(),
             program,
@@ -405,7 +413,7 @@ impl Machine {
         let w = pointer(self.constant(self.program.convs[conv].weight));
         let (from, to) = (pointer(from), pointer(to));
         let (scratch, size) = (pointer(work.scratch.device_ptr(&self.stream).0), work.scratch.len());
-        let algorithm = self.algorithms()[conv][usize::from(transposed)];
+        let algorithm = self.algorithm(work, conv, transposed, |known| *known);
         // SAFETY: descriptors are alive and describe the buffers; the scratch memory is as large as the algorithms ask for.
         let done = unsafe {
             match algorithm {
@@ -445,13 +453,25 @@ impl Machine {
         done.map_err(|e| failed("cuDNN")(&e))
     }
 
-    fn algorithms(&self) -> std::sync::MutexGuard<'_, Vec<[Option<Algorithm>; 2]>> {
-        self.algorithms.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The algorithms for a workspace, for one convolution or its transpose: read, or chosen by `f`.
+    fn algorithm<R>(
+        &self,
+        work: &Workspace,
+        conv: usize,
+        transposed: bool,
+        f: impl FnOnce(&mut Option<Algorithm>) -> R,
+    ) -> R {
+        let mut all = self.algorithms.lock().unwrap_or_else(PoisonError::into_inner);
+        let class = class(work.images);
+        while all.len() <= class {
+            all.push(vec![[None; 2]; self.program.convs.len()]);
+        }
+        f(&mut all[class][conv][usize::from(transposed)])
     }
 
     /// Chooses an algorithm for every convolution that has none, and makes room for what they use.
     ///
-    /// All are timed once, on the first buffers that are made; of those that give the same results every time the first is taken that is
+    /// All are timed twice, on the first buffers of a class of batches; of those that give the same results every time the first is taken that is
     /// not a tenth slower than the fastest, so that a second run chooses alike.
     fn choose(&self, work: &mut Workspace) -> Result<()> {
         let error = failed("cuDNN");
@@ -468,7 +488,7 @@ impl Machine {
             else {
                 continue;
             };
-            let chosen = &mut self.algorithms()[*conv][usize::from(*transposed)];
+            let mut chosen = self.algorithm(work, *conv, *transposed, |known| *known);
             let shapes = &work.shapes[*conv];
             if chosen.is_none() {
                 let trial = match &mut trial {
@@ -484,11 +504,12 @@ impl Machine {
                 };
                 // The first time libraries load their kernels, and time that, too.
                 find()?;
-                *chosen = Some(find()?);
+                chosen = Some(find()?);
+                self.algorithm(work, *conv, *transposed, |known| *known = chosen);
             }
             // SAFETY: handle and descriptors are alive.
             let size = unsafe {
-                match *chosen {
+                match chosen {
                     Some(Algorithm::Forward(algorithm)) => cudnn::result::get_convolution_forward_workspace_size(
                         self.dnn.0,
                         shapes.x,
@@ -535,19 +556,19 @@ impl Machine {
                     times.push(start.elapsed_ms(&end).map_err(|e| error(&e))?);
                 }
                 times.sort_by(f32::total_cmp);
-                rows.push((format!("{way}{}", self.name(launch)), times[times.len() / 2]));
+                rows.push((format!("{way}{}", self.name(work, launch)), times[times.len() / 2]));
             }
         }
         Ok(rows)
     }
 
-    fn name(&self, launch: &Launch) -> String {
+    fn name(&self, work: &Workspace, launch: &Launch) -> String {
         match launch {
             Launch::Kernel { name, elements, .. } => format!("{name} of {elements}"),
             Launch::Product { inputs, outputs, .. } => format!("product of {inputs} and {outputs}"),
             Launch::Conv { conv, transposed, .. } => {
                 let g = self.program.convs[*conv].geometry;
-                let algorithm = match self.algorithms()[*conv][usize::from(*transposed)] {
+                let algorithm = match self.algorithm(work, *conv, *transposed, |known| *known) {
                     Some(Algorithm::Forward(algorithm)) => algorithm as u32,
                     Some(Algorithm::Backward(algorithm)) => algorithm as u32,
                     None => 0,
@@ -823,6 +844,14 @@ mod tests {
         assert_eq!(first_fast(vec![(1.05, 1, 'a'), (1., 6, 'b'), (2., 0, 'c')]), Some('a'));
         assert_eq!(first_fast(vec![(1.2, 1, 'a'), (1., 6, 'b')]), Some('b'));
         assert_eq!(first_fast::<char>(vec![]), None);
+    }
+
+    #[test]
+    fn batches_of_like_sizes_have_one_choice() {
+        assert_eq!(
+            [1, 64, 65, 128, 129, 500, 512, 513, 10_000].map(class),
+            [0, 0, 1, 1, 2, 3, 3, 4, 8]
+        );
     }
 
     #[test]
