@@ -4,6 +4,7 @@ use super::complain::complain;
 use crate::experiment::{self, Backward, Budgets, Lock, Settings, check_device};
 use crate::isolation::SandboxArgs;
 use crate::report::{Format, Report, page_can_be_written};
+use crate::results::Precision;
 use crate::terminal::cancel::Cancel;
 use crate::terminal::config::{self, Case};
 use crate::terminal::console;
@@ -90,6 +91,9 @@ pub struct EvalArgs {
     /// Device that runs the models: `cpu` or `cuda:N` [default: cpu]
     #[arg(long)]
     device: Option<String>,
+    /// How a GPU rounds the factors of products while images are crafted; images are always scored in f32 [default: f32]
+    #[arg(long)]
+    precision: Option<Precision>,
     /// Number of threads [default: all cores]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -220,6 +224,7 @@ impl EvalArgs {
             seed: self.seed.or(file.seed),
             epsilon: many(self.epsilon, file.epsilon),
             device: self.device.or(file.device),
+            precision: self.precision.or(file.precision),
             threads: self.threads.or(file.threads),
             batch: self.batch.or(file.batch),
             eot: self.eot.or(file.eot),
@@ -267,6 +272,11 @@ impl EvalArgs {
         let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
         let device = self.device.unwrap_or_else(|| "cpu".into());
         check_device(&device)?;
+        let precision = self.precision.unwrap_or_default();
+        ensure!(
+            precision.is_single() || device != "cpu",
+            "--precision tf32 is for GPUs: add --device cuda:0, or leave it out"
+        );
         Ok(Settings {
             classifiers: self.classifier,
             purifiers: if self.purifier.is_empty() {
@@ -282,6 +292,7 @@ impl EvalArgs {
             seed: self.seed.unwrap_or(0),
             budgets: Budgets::parse(&self.epsilon)?,
             device,
+            precision,
             threads: at_least_one("threads", self.threads.map(|n| n as u64), cores)? as usize,
             batch: self
                 .batch

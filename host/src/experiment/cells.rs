@@ -7,7 +7,7 @@ use super::pictures;
 use super::repeat::{Chosen, Scored, repeat};
 use super::score::{Batch, Limits, Scorer, Verdict};
 use super::workers::{Layout, for_each_batch};
-use crate::results::{Cell, CellHeader, Check, Picture, Records, Results, Row, Substitute};
+use crate::results::{Cell, CellHeader, Check, Picture, Precision, Records, Results, Row, Substitute};
 use crate::terminal::cancel::Cancel;
 use crate::terminal::progress::Progress;
 use crate::wire::attack::{Attack, Perturbed};
@@ -46,6 +46,8 @@ pub struct Crafting {
     pub known_draw: bool,
     /// Bits a pixel that images are rounded to before they are scored.
     pub quantize: Option<u32>,
+    /// How a GPU computes.
+    pub precision: Precision,
 }
 
 /// Cells that share their crafting.
@@ -321,7 +323,7 @@ impl Run<'_> {
                 .known_draw
                 .then(|| Arc::new(self.ids.crafting_to_scoring(&self.dataset.ids))),
             call_threads: layout.call_threads,
-            flags: 0,
+            flags: group.crafting.precision.flags(),
             meter,
             watch: None,
             cancel: self.cancel.clone(),

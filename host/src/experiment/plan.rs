@@ -516,6 +516,7 @@ impl Layout<'_> {
                 eot: cells.first().map_or(1, |(header, _)| header.config.eot),
                 known_draw: self.known_draw,
                 quantize: self.settings.quantize,
+                precision: self.settings.precision,
             },
             cells,
         })
@@ -560,6 +561,7 @@ impl Layout<'_> {
             images_sha256: None,
             known_draw: self.known_draw,
             quantize: settings.quantize,
+            precision: settings.precision,
             stage: self.stage(attack, target),
         };
         CellHeader {

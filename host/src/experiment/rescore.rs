@@ -8,7 +8,7 @@ use super::repeat::{Chosen, Scored, repeat};
 use super::score::{Batch, Limits, Scorer};
 use super::workers::{Layout, for_each};
 use crate::plugin::hex;
-use crate::results::{Cell, CellConfig, CellHeader, Check, ModelConfig, Named, PluginConfig, Row, Search};
+use crate::results::{Cell, CellConfig, CellHeader, Check, ModelConfig, Named, PluginConfig, Precision, Row, Search};
 use crate::terminal::console;
 use crate::wire::attack::Perturbed;
 use crate::wire::pipeline::Pipeline;
@@ -364,6 +364,7 @@ fn unknown(path: &Path, classifier: &ModelConfig) -> CellHeader {
         images_sha256: None,
         known_draw: false,
         quantize: None,
+        precision: Precision::F32,
         stage: None,
     };
     CellHeader {

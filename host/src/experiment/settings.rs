@@ -4,6 +4,7 @@ use super::budgets::Budgets;
 use super::lock::Lock;
 use super::shard::Shard;
 use crate::isolation::Limits;
+use crate::results::Precision;
 use advae_abi::info::BackwardRule;
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -41,6 +42,8 @@ pub struct Settings {
     pub budgets: Budgets,
     /// `cpu` or `cuda:N`.
     pub device: String,
+    /// How a GPU computes while images are crafted.
+    pub precision: Precision,
     /// Threads.
     pub threads: usize,
     /// Samples a micro-batch.
@@ -94,6 +97,7 @@ impl Default for Settings {
             seed: 0,
             budgets: Budgets::default(),
             device: "cpu".into(),
+            precision: Precision::F32,
             threads: 1,
             batch: None,
             eot: 1,

@@ -89,6 +89,11 @@ pub enum Warning {
         /// Whether the strong preset ran already.
         strong: bool,
     },
+    /// Images were crafted on a GPU that rounded products.
+    Rounded {
+        /// Which cell.
+        cell: String,
+    },
     /// Gradients through a random defence come from few draws each.
     FewDraws {
         /// Which cell.
@@ -442,7 +447,16 @@ impl Warning {
             cell: cell.name(),
             eot: cell.eot,
         });
-        [zeros, short, gave_up, few_draws].into_iter().flatten().collect()
+        let exact = |other: &&Summary| {
+            other.cell.header.config.precision.is_single() && other.same_defence(cell) && other.same_attack(cell)
+        };
+        let rounds =
+            !cell.cell.header.config.precision.is_single() && left >= STANDS && !all.iter().copied().any(|o| exact(&o));
+        let rounded = rounds.then(|| Self::Rounded { cell: cell.name() });
+        [zeros, short, gave_up, few_draws, rounded]
+            .into_iter()
+            .flatten()
+            .collect()
     }
 
     fn of_rule(cell: &Summary, all: &[&Summary]) -> Option<Self> {
@@ -618,6 +632,11 @@ impl fmt::Display for Warning {
                  again with --eot {}",
                 if *eot == 1 { "" } else { "s" },
                 (10 * eot).max(MANY_DRAWS)
+            ),
+            Self::Rounded { cell } => write!(
+                f,
+                "{cell}: the attack computed in TF32, in which it may miss what it would find in f32: quote figures without \
+                 --precision tf32"
             ),
             Self::OtherRule { cell } => write!(
                 f,

@@ -11,8 +11,8 @@ pub use line::Line;
 pub use merge::merge;
 pub use read::{Collector, Records, read};
 pub use record::{
-    Cell, CellConfig, CellHeader, Check, DrawShares, Granted, Look, ModelConfig, Named, Picture, PluginConfig, Row,
-    Rule, Run, Search, Stage, Substitute,
+    Cell, CellConfig, CellHeader, Check, DrawShares, Granted, Look, ModelConfig, Named, Picture, PluginConfig,
+    Precision, Row, Rule, Run, Search, Stage, Substitute,
 };
 
 #[cfg(test)]

@@ -39,6 +39,7 @@ pub(crate) fn header(attack: &str, norm: NormKind, epsilon: Option<f64>) -> Cell
         images_sha256: None,
         known_draw: false,
         quantize: None,
+        precision: Precision::F32,
         stage: None,
     };
     let mut named = attack.split(':');

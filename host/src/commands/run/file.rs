@@ -90,6 +90,9 @@ pub struct Matrix {
     /// Where models run: cpu or cuda:N
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
+    /// How a GPU rounds the factors of products while images are crafted: f32 or tf32
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub precision: Option<String>,
     /// Threads
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
