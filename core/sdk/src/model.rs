@@ -29,7 +29,7 @@ pub(crate) trait Network: Send + Sync + 'static {
 const UNTRAINED: &str = "init:0";
 
 /// Images a call on a GPU.
-const GPU_BATCH: usize = 512;
+const GPU_BATCH: usize = 2500;
 
 /// Named weight sets inside a plugin, the default first.
 pub type WeightSets = &'static [(&'static str, &'static [u8])];
