@@ -3,7 +3,7 @@
 use advae_host::commands::{
     audit, data, doctor, eval, lock, merge, new, plugins, purify, report, reproduce, run, score, shell, train,
 };
-use advae_host::experiment::{COMMAND, on_large_stack, serve};
+use advae_host::experiment::{COMMAND, TF32, on_large_stack, serve};
 use advae_host::isolation::{Ends, Limits, adopt, supervise};
 use advae_host::plugin::owner;
 use advae_host::terminal::exit::{EXIT_FAILED, end, watch};
@@ -66,7 +66,11 @@ enum Command {
     Man(shell::ManArgs),
     /// Run plugins for another process
     #[command(name = COMMAND, hide = true)]
-    Serve,
+    Serve {
+        /// Read before all else: TF32 is not forbidden.
+        #[arg(long)]
+        tf32: bool,
+    },
 }
 
 impl Command {
@@ -123,8 +127,11 @@ fn main() {
 const ENVIRONMENT: [(&str, &str); 2] = [("CANDLE_NUM_THREADS", "1"), ("NVIDIA_TF32_OVERRIDE", "0")];
 
 fn prepare_environment() {
+    // Where it was asked for, networks choose by themselves when to round.
+    let tf32 = std::env::args().any(|word| ["tf32", "--precision=tf32", TF32].contains(&word.as_str()));
     for (variable, value) in ENVIRONMENT {
-        if std::env::var_os(variable).is_none() {
+        let rounds = tf32 && variable == "NVIDIA_TF32_OVERRIDE";
+        if std::env::var_os(variable).is_none() && !rounds {
             // SAFETY: the first thing `main` does: no other thread runs that could read the environment.
             unsafe { std::env::set_var(variable, value) };
         }
@@ -150,6 +157,6 @@ fn run(command: Command) -> Result<i32> {
         Command::New(args) => new::run(args),
         Command::Completions(args) => shell::completions(&args, Cli::command()),
         Command::Man(args) => shell::man(&args, Cli::command()),
-        Command::Serve => serve(),
+        Command::Serve { .. } => serve(),
     }
 }

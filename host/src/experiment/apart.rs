@@ -13,6 +13,9 @@ use std::collections::BTreeMap;
 /// The hidden command of the process with the plugins.
 pub const COMMAND: &str = "serve";
 
+/// Its flag where NVIDIA's libraries may round products.
+pub const TF32: &str = "--tf32";
+
 /// What is measured in one go, group by group.
 struct Planned(Vec<Vec<CellHeader>>);
 
@@ -98,7 +101,11 @@ fn started<'a>(process: &'a mut Option<Process>, settings: &Settings, limits: Li
                 std::fs::create_dir_all(folder)
                     .with_context(|| format!("cannot make the folder '{}'", folder.display()))?;
             }
-            Ok(process.insert(Process::start(&[COMMAND.into()], Output::Errors, limits, folder)?))
+            let mut words = vec![COMMAND.into()];
+            if !settings.precision.is_single() {
+                words.push(TF32.into());
+            }
+            Ok(process.insert(Process::start(&words, Output::Errors, limits, folder)?))
         }
     }
 }

@@ -20,7 +20,7 @@ mod shard;
 mod suite;
 mod workers;
 
-pub use apart::COMMAND;
+pub use apart::{COMMAND, TF32};
 pub use budgets::{Budgets, within_range};
 pub use ids::{Ids, Purpose};
 pub use load::{LoadedModel, load_model, load_recorded};

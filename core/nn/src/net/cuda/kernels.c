@@ -7,11 +7,15 @@
 #define FN static __device__ __forceinline__
 #define EACH(i) for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < total; i += gridDim.x * blockDim.x)
 #define UNROLL _Pragma("unroll")
-#define FIRST_OF_MANY(i) (LAST ? (i) % 32 : 0)
-#define STEP_OF_MANY (LAST ? 32 : 1)
-#define SUM_OF_WARP(v) (LAST ? sum_of_warp(v) : (v))
+/* What a warp shares: a thread's first turn of so many, the distance to its next, and sums and maxima of all threads. */
+#define FIRST_TURN(i, turns) ((i) % 32)
+#define TURNS 32
 FN float sum_of_warp(float v) {
     for (int distance = 16; distance > 0; distance /= 2) v += __shfl_xor_sync(0xffffffffu, v, distance);
+    return v;
+}
+FN float largest_of_warp(float v) {
+    for (int distance = 16; distance > 0; distance /= 2) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, distance));
     return v;
 }
 #else
@@ -20,9 +24,10 @@ FN float sum_of_warp(float v) {
 #define EACH(i) for (unsigned i = 0; i < total; i++)
 #define UNROLL
 /* The first of a warp's threads does it all. */
-#define FIRST_OF_MANY(i) (LAST && (i) % 32 ? M : 0)
-#define STEP_OF_MANY 1
-#define SUM_OF_WARP(v) (v)
+#define FIRST_TURN(i, turns) ((i) % 32 ? (turns) : 0)
+#define TURNS 1
+#define sum_of_warp(v) (v)
+#define largest_of_warp(v) (v)
 #endif
 
 typedef unsigned char byte;
@@ -52,20 +57,36 @@ FN void bias(unsigned i, float *y, const float *b, unsigned C, unsigned H, unsig
     y[i] = relu ? POSITIVE(v) : v;
 }
 
+/* The largest absolute value of an image's map, with bias and behind `relu` where there are such: a warp an image. */
+FN void peak(unsigned i, const float *from, const float *b, float *to, unsigned C, unsigned H, unsigned W, int biased, int relu) {
+    float best = 0.f;
+    for (unsigned k = FIRST_TURN(i, C * H * W); k < C * H * W; k += TURNS) {
+        float v = from[i / 32 * (C * H * W) + k] + (biased ? b[CHANNEL(k, C, H, W)] : 0.f);
+        best = fmaxf(best, relu ? v : fabsf(v));
+    }
+    best = largest_of_warp(best);
+    if (i % 32 == 0) to[i / 32] = best;
+}
+
+/* Elements so near to the largest of a block, in parts of the image's peak, count as equal to it: libraries sum in another order at every place,
+ * and where exact sums are equal, as on a plain background, the first has the gradient. */
+#define TIE 2e-6f
+
+/* A maximum, or no number where the sum of what it is the maximum of is none. */
+#define OR_NONE(best, sum) ((sum) == (sum) ? (best) : (sum))
+
 /* Behind a convolution: the largest of every 2 x 2 places, and which it was; 4 where `relu` leaves nothing. Sizes are those of the target,
  * `RH` and `RW` those of the convolution's result. */
-FN void bias_pool(unsigned i, const float *from, const float *b, float *to, byte *which, unsigned C, unsigned H, unsigned W, unsigned RH,
-                  unsigned RW, int relu) {
+FN void bias_pool(unsigned i, const float *from, const float *b, const float *peaks, float *to, byte *which, unsigned C, unsigned H, unsigned W,
+                  unsigned RH, unsigned RW, int relu) {
     PLACE(i, C, H, W);
-    float best = from[AT(C, RH, RW, n, c, 2 * y, 2 * x)];
-    byte index = 0;
-    for (unsigned k = 1; k < 4; k++) {
-        float v = from[AT(C, RH, RW, n, c, 2 * y + k / 2, 2 * x + k % 2)];
-        if (v > best) {
-            best = v;
-            index = (byte)k;
-        }
-    }
+    float block[4];
+    UNROLL
+    for (unsigned k = 0; k < 4; k++) block[k] = from[AT(C, RH, RW, n, c, 2 * y + k / 2, 2 * x + k % 2)];
+    float best = fmaxf(fmaxf(block[0], block[1]), fmaxf(block[2], block[3]));
+    float least = best - TIE * peaks[n];
+    best = OR_NONE(best, (block[0] + block[1]) + (block[2] + block[3]));
+    byte index = block[0] >= least ? 0 : block[1] >= least ? 1 : block[2] >= least ? 2 : 3;
     best += b[c];
     if (relu && best <= 0.f) {
         best = 0.f;
@@ -177,19 +198,22 @@ FN void concat_back(unsigned i, const float *from, float *to, unsigned C, unsign
 }
 
 /* The first of the largest of every k x k places, and which it was; sizes of the target, and of the source. */
-FN void max_pool(unsigned i, const float *from, float *to, byte *which, unsigned C, unsigned H, unsigned W, unsigned SH, unsigned SW, unsigned k) {
+FN void max_pool(unsigned i, const float *from, const float *peaks, float *to, byte *which, unsigned C, unsigned H, unsigned W, unsigned SH,
+                 unsigned SW, unsigned k) {
     PLACE(i, C, H, W);
     float best = from[AT(C, SH, SW, n, c, y * k, x * k)];
-    byte index = 0;
+    float sum = best;
     for (unsigned j = 1; j < k * k; j++) {
         float v = from[AT(C, SH, SW, n, c, y * k + j / k, x * k + j % k)];
-        if (v > best) {
-            best = v;
-            index = (byte)j;
-        }
+        best = fmaxf(best, v);
+        sum += v;
     }
+    float least = best - TIE * peaks[n];
+    best = OR_NONE(best, sum);
+    unsigned index = 0;
+    while (index + 1 < k * k && !(from[AT(C, SH, SW, n, c, y * k + index / k, x * k + index % k)] >= least)) index++;
     to[i] = best;
-    which[i] = index;
+    which[i] = (byte)index;
 }
 
 FN void max_pool_back(unsigned i, const float *from, const byte *which, float *to, unsigned C, unsigned H, unsigned W, unsigned SH, unsigned SW,
@@ -345,7 +369,7 @@ FN void few_to_many_pool(unsigned i, const float *from, const float *w, const fl
                 index = (byte)k;
             }
         }
-        best += b[m];
+        best = OR_NONE(best, (sums[0] + sums[1]) + (sums[2] + sums[3])) + b[m];
         if (relu && best <= 0.f) {
             best = 0.f;
             index = 4;
@@ -377,7 +401,7 @@ FN void many_to_few(unsigned i, const float *from, const float *value, const flo
     float sums[16];
     UNROLL
     for (unsigned k = 0; k < 4 * F; k++) sums[k] = 0.f;
-    for (unsigned m = FIRST_OF_MANY(i); m < M; m += STEP_OF_MANY) {
+    for (unsigned m = LAST ? FIRST_TURN(i, M) : 0; m < M; m += LAST ? TURNS : 1) {
         UNROLL
         for (unsigned r = 0; r <= KH; r++) {
             UNROLL
@@ -400,7 +424,7 @@ FN void many_to_few(unsigned i, const float *from, const float *value, const flo
         }
     }
     UNROLL
-    for (unsigned k = 0; k < 4 * F; k++) sums[k] = SUM_OF_WARP(sums[k]);
+    for (unsigned k = 0; k < 4 * F; k++) sums[k] = LAST ? sum_of_warp(sums[k]) : sums[k];
     if (LAST && i % 32) return;
     UNROLL
     for (unsigned k = 0; k < 4 * F; k++) {

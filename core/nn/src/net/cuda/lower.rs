@@ -578,7 +578,13 @@ impl Lowering<'_> {
                         let bytes = self.program.buffer(Buffer::Bytes(len));
                         which = Some(bytes);
                         let numbers = [c, h, w, result[1], result[2], usize::from(relu)];
-                        self.push("bias_pool", len, &[B(raw), K(shift), B(to), B(bytes)], &numbers);
+                        let peaks = self.peaks(raw, Some(shift), result, relu);
+                        self.push(
+                            "bias_pool",
+                            len,
+                            &[B(raw), K(shift), B(peaks), B(to), B(bytes)],
+                            &numbers,
+                        );
                     }
                     (Post::Upsample, Some(raw)) => {
                         self.push("bias_upsample", len, &[B(raw), K(shift), B(to)], &shape);
@@ -649,6 +655,16 @@ impl Lowering<'_> {
         };
         self.backs.push(back);
         Ok(())
+    }
+
+    /// The largest absolute value of every image's map, with a bias and behind `relu` where there are such: what ties are told by.
+    fn peaks(&mut self, from: usize, bias: Option<usize>, [c, h, w]: [usize; 3], relu: bool) -> usize {
+        let peaks = self.program.buffer(Buffer::Floats(1));
+        // A pointer that is not read stands for a bias that is not there.
+        let shift = bias.map_or(B(from), K);
+        let numbers = [c, h, w, usize::from(bias.is_some()), usize::from(relu)];
+        self.push("peak", WARP, &[B(from), shift, B(peaks)], &numbers);
+        peaks
     }
 
     /// A convolution of few channels with what follows it, where one kernel does both: which of a pool was largest, if it pools.
@@ -725,12 +741,9 @@ impl Lowering<'_> {
             Elementwise::MaxPool(k) => {
                 let bytes = self.program.buffer(Buffer::Bytes(len));
                 which = Some(bytes);
-                self.push(
-                    "max_pool",
-                    len,
-                    &[B(values[0]), B(to), B(bytes)],
-                    &[c, h, w, sh, sw, *k],
-                );
+                let peaks = self.peaks(values[0], None, [c, sh, sw], false);
+                let ends = [B(values[0]), B(peaks), B(to), B(bytes)];
+                self.push("max_pool", len, &ends, &[c, h, w, sh, sw, *k]);
             }
             Elementwise::AveragePool([kh, kw]) => {
                 self.push(
