@@ -3,8 +3,10 @@
 use crate::wire::model::Model;
 use advae_abi::info::{ModelInfo, Threading};
 use anyhow::{Result, anyhow, ensure};
+use std::cell::Cell;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread::{Builder, ScopedJoinHandle};
+use std::thread::{Builder, Scope, ScopedJoinHandle};
 
 /// Stack of every thread that calls plugins: candle walks graphs recursively.
 pub const STACK_BYTES: usize = 64 << 20;
@@ -74,7 +76,13 @@ pub fn for_each_batch(layout: Layout, samples: &[usize], work: impl Fn(&[usize])
     for_each(layout.workers, batches.len(), |i| work(batches[i])).map(|_| ())
 }
 
-/// Runs `work` on `0..n`, one item after the other on each of `workers` threads, and returns the answers in order.
+thread_local! {
+    /// Whether the thread was started here: its stack is large enough for plugin calls.
+    static LARGE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `work` on `0..n`, one item after the other on each of `workers` threads, and returns the answers in order. A single worker is the
+/// caller's thread, where its stack is large enough: what libraries keep for a thread, such as a GPU's stream and handles, is made once.
 ///
 /// # Errors
 /// An error of `work`, or a panic inside it.
@@ -91,23 +99,42 @@ pub fn for_each<T: Send>(workers: usize, n: usize, work: impl Fn(usize) -> Resul
         }
         Ok(done)
     };
-    let mut done: Vec<(usize, T)> = std::thread::scope(|scope| {
-        let spawn = |_| Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, worker);
-        let handles: Vec<_> = (0..workers.clamp(1, n.max(1))).map(spawn).collect();
-        let joined = handles.into_iter().map(|handle| join(handle?)).collect::<Vec<_>>();
-        joined.into_iter().collect::<Result<Vec<_>>>()
-    })?
-    .into_iter()
-    .flatten()
-    .collect();
+    let workers = workers.clamp(1, n.max(1));
+    let mut done: Vec<(usize, T)> = match workers == 1 && LARGE.get() {
+        true => ended(std::panic::catch_unwind(AssertUnwindSafe(worker)))?,
+        false => on_threads(workers, worker)?.into_iter().flatten().collect(),
+    };
     done.sort_by_key(|(i, _)| *i);
     Ok(done.into_iter().map(|(_, answer)| answer).collect())
 }
 
+fn on_threads<T: Send>(workers: usize, worker: impl Fn() -> Result<T> + Sync) -> Result<Vec<T>> {
+    let worker = &worker;
+    std::thread::scope(|scope| {
+        let handles: Vec<_> = (0..workers).map(|_| spawn(scope, worker)).collect();
+        let joined = handles.into_iter().map(|handle| join(handle?)).collect::<Vec<_>>();
+        joined.into_iter().collect()
+    })
+}
+
+/// Starts a thread whose stack is large enough for plugin calls.
+fn spawn<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    work: impl FnOnce() -> Result<T> + Send + 'scope,
+) -> std::io::Result<ScopedJoinHandle<'scope, Result<T>>> {
+    let run = || {
+        LARGE.set(true);
+        work()
+    };
+    Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, run)
+}
+
 fn join<T>(handle: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
-    handle
-        .join()
-        .unwrap_or_else(|p| Err(anyhow!("a worker panicked: {}", advae_abi::panic_message(p.as_ref()))))
+    ended(handle.join())
+}
+
+fn ended<T>(result: std::thread::Result<Result<T>>) -> Result<T> {
+    result.unwrap_or_else(|p| Err(anyhow!("a worker panicked: {}", advae_abi::panic_message(p.as_ref()))))
 }
 
 /// Runs `work` on a thread whose stack is large enough for plugin calls.
@@ -115,13 +142,14 @@ fn join<T>(handle: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
 /// # Errors
 /// What `work` answers, or a panic inside it.
 pub fn on_large_stack<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    std::thread::scope(|scope| join(Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, work)?))
+    std::thread::scope(|scope| join(spawn(scope, work)?))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::sync::Mutex;
+    use std::thread::current;
 
     fn layout(workers: usize, batch: usize) -> Layout {
         Layout {
@@ -187,5 +215,22 @@ mod tests {
         assert_eq!(sizes(layout(2, 24), 100), [17, 17, 17, 17, 17, 15]);
         assert_eq!(sizes(layout(1, 24), 48), [24, 24]);
         assert!(sizes(layout(2, 24), 0).is_empty());
+    }
+
+    #[test]
+    fn a_single_worker_is_the_callers_thread_where_its_stack_is_large() {
+        let ids = |workers| for_each(workers, 3, |_| Ok(current().id())).unwrap();
+        assert!(
+            !ids(1).contains(&current().id()),
+            "a thread of the tests has a small stack"
+        );
+        on_large_stack(|| {
+            let own = current().id();
+            assert!(ids(1).iter().all(|id| *id == own) && !ids(2).contains(&own));
+            let panics = for_each(1, 1, |_| -> Result<()> { panic!("as asked") });
+            assert_eq!(panics.unwrap_err().to_string(), "a worker panicked: as asked");
+            Ok(())
+        })
+        .unwrap();
     }
 }
