@@ -230,7 +230,7 @@ fn main() -> Result<()> {
             let same = apart(&again[0], &found)? == 0. && apart(&again[1], &slope)? == 0.;
             let far = [apart(&found, &y)?, apart(&slope, &dx)?];
             // A gradient jumps where rounding decides which side of a kink an image is on.
-            let most = if tf32 { [5e-3, 1e-1] } else { [1e-5, 1e-2] };
+            let most = if tf32 { [5e-3, 1e-1] } else { [1e-5, 3e-2] };
             let right = same && far[0] < most[0] && far[1] < most[1];
             wrong += usize::from(!right);
             let precision = if tf32 { "tf32" } else { "f32" };

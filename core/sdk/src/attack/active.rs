@@ -15,7 +15,8 @@ pub struct Active<'a> {
     /// Their present images `[n,C,H,W]`.
     pub x_adv: Tensor,
     places: Vec<usize>,
-    ended: Vec<Option<Tensor>>,
+    /// Places in the whole batch, and the images of their rows.
+    ended: Vec<(Vec<usize>, Tensor)>,
     /// On a device: which rows have reached the goal since it was last looked, `[n]` of 1 and 0, and how many steps ago that is.
     reached: Option<Tensor>,
     steps: u32,
@@ -34,7 +35,7 @@ impl<'a> Active<'a> {
             x: x.clone(),
             x_adv,
             places: (0..n).collect(),
-            ended: vec![None; n],
+            ended: vec![],
             reached: None,
             steps: 0,
         }
@@ -68,9 +69,14 @@ impl<'a> Active<'a> {
         if open.len() == done.len() {
             return Ok(open);
         }
-        for row in positions(done, true) {
-            self.ended[self.places[row]] = Some(self.x_adv.get(row)?);
-        }
+        let rows = positions(done, true);
+        let places = rows.iter().map(|row| self.places[*row]).collect();
+        let images = if open.is_empty() {
+            self.x_adv.clone()
+        } else {
+            select_rows(&self.x_adv, &rows)?
+        };
+        self.ended.push((places, images));
         self.oracle = self.oracle.select(&open);
         self.objective = self.objective.select(&open);
         self.x = select_rows(&self.x, &open)?;
@@ -143,7 +149,16 @@ impl<'a> Active<'a> {
     /// Where there are no samples.
     pub fn images(mut self) -> Result<Tensor> {
         self.end(&vec![true; self.places.len()])?;
-        Tensor::stack(&self.ended.into_iter().flatten().collect::<Vec<_>>(), 0)
+        let (places, images): (Vec<_>, Vec<_>) = self.ended.into_iter().unzip();
+        let places = places.concat();
+        // Where in what has ended each place of the batch is.
+        let mut order = vec![0; places.len()];
+        places.iter().enumerate().for_each(|(at, place)| order[*place] = at);
+        let images = Tensor::cat(&images, 0)?;
+        match order.is_sorted() {
+            true => Ok(images),
+            false => select_rows(&images, &order),
+        }
     }
 }
 

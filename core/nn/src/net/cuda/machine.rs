@@ -14,7 +14,7 @@ use candle_core::{Device, Error, Result, Storage, Tensor};
 use super::lower::{Argument, Conv, Launch, Order, Program};
 
 /// Bytes that an algorithm for a convolution may use beside its maps.
-const SCRATCH: usize = 512 << 20;
+const SCRATCH: usize = 2 << 30;
 
 /// Bytes for products.
 const BLAS_SCRATCH: usize = 32 << 20;
