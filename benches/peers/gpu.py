@@ -41,6 +41,7 @@ from page import ROOT, publish, row  # noqa: E402
 # They divide the numbers of images: a smaller last batch would be compiled for itself.
 BATCHES = (500, 2000, 10000)
 PRECISIONS = ("f32", "tf32")
+PEERS = ("torch.compile", "torch", "torchattacks", "foolbox")
 MNIST, CIFAR = ["--dataset", "mnist-test"], []
 # In order of worth. The networks of CIFAR-10 are as they are initialised, on both sides: what is computed is the same.
 ROWS = {
@@ -371,7 +372,7 @@ def measure(names, options, keep):
     keep("-", "-", "PyTorch's start", eager.answer(60))
     for name, precision in pairs:
         libraries = ["foolbox"] if ROWS[name]["attack"] == "cw" else ["torch", "torchattacks", "foolbox"]
-        for who in ["advae", "torch.compile", *libraries]:
+        for who in [who for who in ["advae", "torch.compile", *libraries] if who == "advae" or who in options.peers]:
             if left() < 2:
                 keep(name, precision, who, dict(failed="no time was left"))
                 continue
@@ -415,6 +416,7 @@ def main():
     parser.add_argument("--row-limit", type=float, default=30, help="seconds for one measurement")
     parser.add_argument("--compile-limit", type=float, default=80, help="seconds for compiling")
     parser.add_argument("--no-compile", action="store_true", help="without torch.compile")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS, help="beside which it is timed")
     parser.add_argument("--out", type=Path, default=ROOT / "target/gpu.jsonl", help="file of the rows, written as they come")
     parser.add_argument("--publish", action="store_true", help="put the table into docs/performance.md")
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
