@@ -11,7 +11,7 @@ use candle_core::cuda_backend::cudarc::{cublas, cudnn, nvrtc};
 use candle_core::cuda_backend::{CudaDevice, CudaStorage};
 use candle_core::{Device, Error, Result, Storage, Tensor};
 
-use super::lower::{Argument, Conv, Launch, Order, Program};
+use super::program::{Argument, Conv, Launch, Order, Program};
 
 /// Bytes that an algorithm for a convolution may use beside its maps.
 const SCRATCH: usize = 2 << 30;

@@ -9,6 +9,7 @@ mod lower;
 mod machine;
 #[cfg(feature = "cudnn")]
 mod op;
+mod program;
 #[cfg(test)]
 mod tests;
 

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use candle_core::{Device, Tensor, Var};
 
-use super::lower::{Argument, Buffer, Launch, Order, Program};
+use super::program::{Argument, Buffer, Launch, Order, Program};
 use crate::kernels::geometry::Geometry;
 use crate::net::{NetBuilder, Node};
 use crate::{BatchNorm2d, Conv2d, ConvTranspose2d, Init, Linear, Padding, Pass, Weights};
