@@ -3,21 +3,21 @@
 //!
 //! All work is ordered by the calling thread's default stream, as candle's is: no call waits for the GPU.
 
-use std::ffi::{c_int, c_void};
+use std::ffi::c_void;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use candle_core::cuda_backend::CudaDevice;
 use candle_core::cuda_backend::cudarc::driver::{self, CudaFunction, CudaGraph, CudaSlice, CudaStream, DevicePtr};
-use candle_core::cuda_backend::cudarc::{cublas, cudnn, nvrtc};
-use candle_core::cuda_backend::{CudaDevice, CudaStorage};
-use candle_core::{Device, Error, Result, Storage, Tensor};
+use candle_core::cuda_backend::cudarc::{cudnn, nvrtc};
+use candle_core::{Device, Result, Storage, Tensor};
 
-use super::program::{Argument, Conv, Launch, Order, Program};
+use super::blas::Blas;
+use super::device::{Precision, address, failed, pointer};
+use super::dnn::{Algorithm, Dnn, Shapes};
+use super::program::{Argument, Launch, Program};
 
 /// Bytes that an algorithm for a convolution may use beside its maps.
 const SCRATCH: usize = 2 << 30;
-
-/// Bytes for products.
-const BLAS_SCRATCH: usize = 32 << 20;
 
 /// Threads of a block, and blocks at most: a GPU's processors several times over.
 const THREADS: u32 = 256;
@@ -25,15 +25,6 @@ const BLOCKS: u32 = 132 * 16;
 
 /// Buffers begin at multiples of so many bytes.
 const ALIGNED: usize = 256;
-
-/// How the factors of products are rounded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Precision {
-    /// Not at all.
-    Single,
-    /// To 10 bits after the point, with sums in `f32`: what tensor cores do.
-    Tf32,
-}
 
 /// A compiled program with its constants.
 pub struct Machine {
@@ -75,108 +66,6 @@ pub struct Workspace {
 
 // SAFETY: a workspace is used by one caller at a time, and a graph is launched into the stream of whoever calls.
 unsafe impl Send for Workspace {}
-
-#[derive(Clone, Copy)]
-enum Algorithm {
-    Forward(cudnn::sys::cudnnConvolutionFwdAlgo_t),
-    Backward(cudnn::sys::cudnnConvolutionBwdDataAlgo_t),
-}
-
-/// An error of one of CUDA's libraries as one of candle.
-fn failed(what: &'static str) -> impl Fn(&dyn std::fmt::Debug) -> Error {
-    move |error| Error::msg(format!("{what}: {error:?}"))
-}
-
-/// cuDNN's handle.
-struct Dnn(cudnn::sys::cudnnHandle_t);
-
-/// cuBLAS's handle, and its memory.
-struct Blas {
-    handle: cublas::sys::cublasHandle_t,
-    _scratch: CudaSlice<u8>,
-}
-
-// SAFETY: handles are used under the machine's calls, which one thread makes at a time.
-unsafe impl Send for Dnn {}
-// SAFETY: as above.
-unsafe impl Sync for Dnn {}
-// SAFETY: as above.
-unsafe impl Send for Blas {}
-// SAFETY: as above.
-unsafe impl Sync for Blas {}
-
-impl Drop for Dnn {
-    fn drop(&mut self) {
-        // SAFETY: the handle was created with the machine and is destroyed once.
-        let _ = unsafe { cudnn::result::destroy_handle(self.0) };
-    }
-}
-
-impl Drop for Blas {
-    fn drop(&mut self) {
-        // SAFETY: as above.
-        let _ = unsafe { cublas::result::destroy_handle(self.handle) };
-    }
-}
-
-/// Descriptors of a convolution of some images.
-struct Shapes {
-    x: cudnn::sys::cudnnTensorDescriptor_t,
-    y: cudnn::sys::cudnnTensorDescriptor_t,
-    w: cudnn::sys::cudnnFilterDescriptor_t,
-    conv: cudnn::sys::cudnnConvolutionDescriptor_t,
-}
-
-impl Shapes {
-    fn new(conv: &Conv, images: usize, order: Order, precision: Precision) -> Result<Shapes> {
-        use cudnn::sys::{cudnnConvolutionMode_t, cudnnDataType_t, cudnnMathType_t, cudnnTensorFormat_t};
-        let error = failed("cuDNN");
-        let g = conv.geometry;
-        let format = match order {
-            Order::Planes => cudnnTensorFormat_t::CUDNN_TENSOR_NCHW,
-            Order::ChannelsLast => cudnnTensorFormat_t::CUDNN_TENSOR_NHWC,
-        };
-        let float = cudnnDataType_t::CUDNN_DATA_FLOAT;
-        let four = |n: usize, [c, h, w]: [usize; 3]| [n, c, h, w].map(|v| v as c_int);
-        let create = || -> std::result::Result<Shapes, cudnn::CudnnError> {
-            let shapes = Shapes {
-                x: cudnn::result::create_tensor_descriptor()?,
-                y: cudnn::result::create_tensor_descriptor()?,
-                w: cudnn::result::create_filter_descriptor()?,
-                conv: cudnn::result::create_convolution_descriptor()?,
-            };
-            let [top, left, stride] = [g.top, g.left, g.stride].map(|v| v as c_int);
-            // SAFETY: the descriptors were just created.
-            unsafe {
-                cudnn::result::set_tensor4d_descriptor(shapes.x, format, float, four(images, g.input()))?;
-                cudnn::result::set_tensor4d_descriptor(shapes.y, format, float, four(images, g.output()))?;
-                let filter = four(g.c_out, [g.c_in, g.kh, g.kw]);
-                cudnn::result::set_filter4d_descriptor(shapes.w, float, format, filter)?;
-                let mode = cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION;
-                cudnn::result::set_convolution2d_descriptor(shapes.conv, top, left, stride, stride, 1, 1, mode, float)?;
-                let math = match precision {
-                    Precision::Single => cudnnMathType_t::CUDNN_FMA_MATH,
-                    Precision::Tf32 => cudnnMathType_t::CUDNN_DEFAULT_MATH,
-                };
-                cudnn::result::set_convolution_math_type(shapes.conv, math)?;
-            }
-            Ok(shapes)
-        };
-        create().map_err(|e| error(&e))
-    }
-}
-
-impl Drop for Shapes {
-    fn drop(&mut self) {
-        // SAFETY: the descriptors were created with the value and are destroyed once.
-        unsafe {
-            let _ = cudnn::result::destroy_tensor_descriptor(self.x);
-            let _ = cudnn::result::destroy_tensor_descriptor(self.y);
-            let _ = cudnn::result::destroy_filter_descriptor(self.w);
-            let _ = cudnn::result::destroy_convolution_descriptor(self.conv);
-        }
-    }
-}
 
 impl Machine {
     /// Compiles a program's kernels for a device and takes its constants there.
@@ -636,197 +525,6 @@ impl Workspace {
     }
 }
 
-/// The first choice of cuDNN's measurements that is not a tenth slower than the best: `(milliseconds, number, choice)`.
-fn first_fast<A>(mut found: Vec<(f32, u32, A)>) -> Option<A> {
-    let best = found.iter().map(|(time, ..)| *time).min_by(f32::total_cmp)?;
-    found.retain(|(time, ..)| *time <= best * 1.1);
-    found
-        .into_iter()
-        .min_by_key(|(_, number, _)| *number)
-        .map(|(.., choice)| choice)
-}
-
-/// Algorithms for gradients that sum products and nothing else, so that what is 0 stays 0: pixels that do not matter have no sign. Fourier's and
-/// Winograd's transforms leave rounding there.
-const EXACT: [cudnn::sys::cudnnConvolutionBwdDataAlgo_t; 2] = [
-    cudnn::sys::cudnnConvolutionBwdDataAlgo_t::CUDNN_CONVOLUTION_BWD_DATA_ALGO_0,
-    cudnn::sys::cudnnConvolutionBwdDataAlgo_t::CUDNN_CONVOLUTION_BWD_DATA_ALGO_1,
-];
-
-/// What cuDNN tries at most.
-const TRIALS: usize = 16;
-
-impl Shapes {
-    fn fastest_forward(
-        &self,
-        dnn: &Dnn,
-        [w, x, y]: [*mut c_void; 3],
-        scratch: (*mut c_void, usize),
-    ) -> Result<Algorithm> {
-        use cudnn::sys::{cudnnConvolutionFwdAlgoPerf_t, cudnnDeterminism_t, cudnnFindConvolutionForwardAlgorithmEx};
-        let mut count = 0;
-        let mut found = [const { std::mem::MaybeUninit::<cudnnConvolutionFwdAlgoPerf_t>::uninit() }; TRIALS];
-        // SAFETY: descriptors are alive and describe the buffers; there is room for as many answers as are asked for.
-        let answers = unsafe {
-            cudnnFindConvolutionForwardAlgorithmEx(
-                dnn.0,
-                self.x,
-                x,
-                self.w,
-                w,
-                self.conv,
-                self.y,
-                y,
-                TRIALS as c_int,
-                &raw mut count,
-                found.as_mut_ptr().cast(),
-                scratch.0,
-                scratch.1,
-            )
-            .result()
-            .map_err(|e| failed("cuDNN finds no algorithm")(&e))?;
-            found[..count as usize]
-                .iter()
-                .map(|found| found.assume_init())
-                .collect::<Vec<_>>()
-        };
-        let sound = answers.iter().filter(|a| {
-            a.status.result().is_ok() && a.determinism == cudnnDeterminism_t::CUDNN_DETERMINISTIC && a.time > 0.
-        });
-        let sound = sound
-            .map(|a| (a.time, a.algo as u32, Algorithm::Forward(a.algo)))
-            .collect();
-        first_fast(sound).ok_or_else(|| Error::msg("cuDNN has no algorithm for a convolution"))
-    }
-
-    fn fastest_backward(
-        &self,
-        rounds: bool,
-        dnn: &Dnn,
-        [w, y, x]: [*mut c_void; 3],
-        scratch: (*mut c_void, usize),
-    ) -> Result<Algorithm> {
-        use cudnn::sys::{
-            cudnnConvolutionBwdDataAlgoPerf_t, cudnnDeterminism_t, cudnnFindConvolutionBackwardDataAlgorithmEx,
-        };
-        let mut count = 0;
-        let mut found = [const { std::mem::MaybeUninit::<cudnnConvolutionBwdDataAlgoPerf_t>::uninit() }; TRIALS];
-        // SAFETY: as above.
-        let answers = unsafe {
-            cudnnFindConvolutionBackwardDataAlgorithmEx(
-                dnn.0,
-                self.w,
-                w,
-                self.y,
-                y,
-                self.conv,
-                self.x,
-                x,
-                TRIALS as c_int,
-                &raw mut count,
-                found.as_mut_ptr().cast(),
-                scratch.0,
-                scratch.1,
-            )
-            .result()
-            .map_err(|e| failed("cuDNN finds no algorithm")(&e))?;
-            found[..count as usize]
-                .iter()
-                .map(|found| found.assume_init())
-                .collect::<Vec<_>>()
-        };
-        let sound = answers.iter().filter(|a| {
-            a.status.result().is_ok()
-                && a.determinism == cudnnDeterminism_t::CUDNN_DETERMINISTIC
-                && a.time > 0.
-                && (rounds || EXACT.contains(&a.algo))
-        });
-        let sound = sound
-            .map(|a| (a.time, a.algo as u32, Algorithm::Backward(a.algo)))
-            .collect();
-        first_fast(sound).ok_or_else(|| Error::msg("cuDNN has no algorithm for the gradient of a convolution"))
-    }
-}
-
-impl Blas {
-    fn new(stream: &Arc<CudaStream>, precision: Precision) -> Result<Blas> {
-        use cublas::sys::{cublasMath_t, cublasSetMathMode, cublasSetWorkspace_v2};
-        let error = failed("cuBLAS");
-        let scratch = stream.alloc_zeros::<u8>(BLAS_SCRATCH).map_err(|e| failed("CUDA")(&e))?;
-        let place = pointer(scratch.device_ptr(stream).0);
-        let blas = Blas {
-            handle: cublas::result::create_handle().map_err(|e| error(&e))?,
-            _scratch: scratch,
-        };
-        let math = match precision {
-            Precision::Single => cublasMath_t::CUBLAS_DEFAULT_MATH,
-            Precision::Tf32 => cublasMath_t::CUBLAS_TF32_TENSOR_OP_MATH,
-        };
-        // SAFETY: the handle was just created, stream and memory are alive; memory is set last, as a change of stream forgets it.
-        unsafe {
-            cublas::result::set_stream(blas.handle, stream.cu_stream().cast()).map_err(|e| error(&e))?;
-            cublasSetMathMode(blas.handle, math).result().map_err(|e| error(&e))?;
-            cublasSetWorkspace_v2(blas.handle, place, BLAS_SCRATCH)
-                .result()
-                .map_err(|e| error(&e))?;
-        }
-        Ok(blas)
-    }
-
-    /// Rows `x W^T` of `n` rows `x`, or `x W` where it is transposed; `W` is `[outputs, inputs]`.
-    fn product(
-        &self,
-        [inputs, outputs, n]: [usize; 3],
-        [w, x, y]: [u64; 3],
-        transposed: bool,
-        add: bool,
-    ) -> Result<()> {
-        use cublas::sys::cublasOperation_t::{CUBLAS_OP_N, CUBLAS_OP_T};
-        let (one, beta) = (1f32, if add { 1f32 } else { 0. });
-        let [ni, no, n] = [inputs, outputs, n].map(|v| v as c_int);
-        // Columns first, as cuBLAS has matrices: `W` is `[inputs, outputs]`, rows are columns.
-        let (of_w, m, k) = if transposed {
-            (CUBLAS_OP_N, ni, no)
-        } else {
-            (CUBLAS_OP_T, no, ni)
-        };
-        // SAFETY: the matrices are as large as their sizes say.
-        unsafe {
-            cublas::result::sgemm(
-                self.handle,
-                of_w,
-                CUBLAS_OP_N,
-                m,
-                n,
-                k,
-                &raw const one,
-                pointer(w).cast(),
-                ni,
-                pointer(x).cast(),
-                k,
-                &raw const beta,
-                pointer(y).cast(),
-                m,
-            )
-        }
-        .map_err(|e| failed("cuBLAS")(&e))
-    }
-}
-
-/// A device's address as libraries take it.
-fn pointer(address: u64) -> *mut c_void {
-    std::ptr::with_exposed_provenance_mut(address as usize)
-}
-
-/// Address of numbers of a tensor on the device.
-///
-/// # Errors
-/// Where they are no `f32`.
-pub fn address(storage: &CudaStorage, offset: usize, stream: &CudaStream) -> Result<u64> {
-    let slice = storage.as_cuda_slice::<f32>()?;
-    Ok(slice.device_ptr(stream).0 + (offset * size_of::<f32>()) as u64)
-}
-
 /// A program's kernels, compiled for the device.
 fn compile(program: &Program, stream: &Arc<CudaStream>) -> Result<Vec<CudaFunction>> {
     if program.kernels() == 0 {
@@ -849,13 +547,6 @@ fn compile(program: &Program, stream: &Arc<CudaStream>) -> Result<Vec<CudaFuncti
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_first_of_nearly_equal_algorithms_is_taken() {
-        assert_eq!(first_fast(vec![(1.05, 1, 'a'), (1., 6, 'b'), (2., 0, 'c')]), Some('a'));
-        assert_eq!(first_fast(vec![(1.2, 1, 'a'), (1., 6, 'b')]), Some('b'));
-        assert_eq!(first_fast::<char>(vec![]), None);
-    }
 
     #[test]
     fn batches_of_like_sizes_have_one_choice() {

@@ -4,6 +4,12 @@
 //! What bounds it: on an H100 in `f32` the convolutions, which cuDNN computes at 30 to 60 % of the peak; what is between them is bound by
 //! memory. See `docs/performance.md`.
 
+#[cfg(feature = "cudnn")]
+mod blas;
+#[cfg(feature = "cudnn")]
+mod device;
+#[cfg(feature = "cudnn")]
+mod dnn;
 mod lower;
 #[cfg(feature = "cudnn")]
 mod machine;

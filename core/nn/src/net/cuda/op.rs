@@ -7,7 +7,8 @@ use candle_core::cuda_backend::cudarc::driver::DevicePtr;
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Storage, Tensor, bail};
 
 use super::super::graph::Graph;
-use super::machine::{Machine, Precision, Workspace, address};
+use super::device::{Precision, address};
+use super::machine::{Machine, Workspace};
 use super::program::{Order, Program};
 
 /// What is compiled for each precision.
