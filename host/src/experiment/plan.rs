@@ -537,9 +537,9 @@ impl Layout<'_> {
             Target::Substitute => false,
         };
         // Sound only where the oracle is the scored, deterministic pipeline: elsewhere it would stop at the
-        // surrogate's boundary and flatter the defence.
+        // surrogate's boundary and flatter the defence. One that rounds is another.
         let random = pipeline.random() && !self.known_draw;
-        let scored_is_attacked = target == Target::Pipeline && !random;
+        let scored_is_attacked = target == Target::Pipeline && !random && settings.precision.is_single();
         let least_eot = attack.part.as_ref().map_or(1, |part| part.eot);
         let config = CellConfig {
             contract: format!("{CONTRACT_MAJOR}.{CONTRACT_MINOR}"),
