@@ -1,6 +1,7 @@
 //! Where a model's parameters come from.
 
 use std::collections::{BTreeSet, HashMap};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -137,6 +138,14 @@ impl Weights {
     /// # Errors
     /// When the file is none, and as for [`from_safetensors`](Self::from_safetensors); when a tensor is a view into a larger one.
     pub fn from_pth(path: &Path) -> Result<Weights> {
+        // candle's reader of pickles panics at some damaged ones.
+        let read = catch_unwind(AssertUnwindSafe(|| Self::read_pth(path)));
+        read.unwrap_or_else(|_| {
+            bail!("not a state dict (its pickle is damaged): save it anew with torch.save(model.state_dict(), FILE)")
+        })
+    }
+
+    fn read_pth(path: &Path) -> Result<Weights> {
         // A dictionary without the key is refused without a word; one read as a whole complains of everything that is no tensor.
         let keys = ["state_dict", "model_state_dict", "model"]
             .map(Some)
