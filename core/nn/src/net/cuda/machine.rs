@@ -125,7 +125,8 @@ impl Machine {
             let from = address(storage, layout.start_offset(), &self.stream)?;
             self.copy(to, from, value.elem_count())?;
         }
-        Ok(())
+        // Other threads may be the next to use them.
+        self.stream.synchronize().map_err(|e| failed("CUDA")(&e))
     }
 
     /// Copies numbers from one place on the device to another.
@@ -137,6 +138,14 @@ impl Machine {
         // SAFETY: callers give places of that many numbers that are alive.
         unsafe { driver::result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }
             .map_err(|e| failed("CUDA")(&e))
+    }
+
+    /// Waits for the device: for what another thread has enqueued.
+    ///
+    /// # Errors
+    /// Where the driver fails.
+    pub fn wait(&self) -> Result<()> {
+        self.stream.context().synchronize().map_err(|e| failed("CUDA")(&e))
     }
 
     /// Images that fit into the free memory together.

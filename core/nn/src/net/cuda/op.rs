@@ -1,6 +1,7 @@
 //! A network on a GPU as one differentiable operator of candle.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{ThreadId, current};
 
 use candle_core::cuda_backend::CudaStorage;
 use candle_core::cuda_backend::cudarc::driver::DevicePtr;
@@ -19,7 +20,8 @@ pub struct Slot([Mutex<Option<Arc<Ready>>>; 2]);
 struct Ready {
     machine: Machine,
     version: Mutex<u64>,
-    spare: Mutex<Vec<Workspace>>,
+    /// And the thread whose stream each was last used by.
+    spare: Mutex<Vec<(ThreadId, Workspace)>>,
 }
 
 /// Workspaces that are kept for later calls. Sizes of batches recur: an attack's shrink as images are broken.
@@ -71,12 +73,12 @@ impl Ready {
     /// A workspace for so many images, or for fewer where memory does not suffice.
     fn work(&self, images: usize) -> Result<Workspace> {
         let mut images = rounded(images);
-        if let Some(work) = self.spare(images) {
+        if let Some(work) = self.spare(images)? {
             return Ok(work);
         }
         images = images.min(self.machine.room());
         loop {
-            if let Some(work) = self.spare(images) {
+            if let Some(work) = self.spare(images)? {
                 return Ok(work);
             }
             match self.machine.workspace(images) {
@@ -90,15 +92,21 @@ impl Ready {
         }
     }
 
-    fn spare(&self, images: usize) -> Option<Workspace> {
+    fn spare(&self, images: usize) -> Result<Option<Workspace>> {
         let mut spare = lock(&self.spare);
-        let i = spare.iter().position(|work| work.images() == images)?;
-        Some(spare.remove(i))
+        let Some(i) = spare.iter().position(|(_, work)| work.images() == images) else {
+            return Ok(None);
+        };
+        let (thread, work) = spare.remove(i);
+        if thread != current().id() {
+            self.machine.wait()?;
+        }
+        Ok(Some(work))
     }
 
     fn give_back(&self, work: Workspace) {
         let mut spare = lock(&self.spare);
-        spare.push(work);
+        spare.push((current().id(), work));
         if spare.len() > KEPT {
             spare.remove(0);
         }
