@@ -370,6 +370,18 @@ mod tests {
         assert!(with(|a| a.classifier.clear()).is_err());
         assert!(with(|a| a.threads = Some(0)).is_err());
         assert!(with(|a| a.resume = true).is_err());
+        let rounding = |device: &str| {
+            from_toml(&format!(
+                "classifier = \"a.so\"\nprecision = \"tf32\"\ndevice = \"{device}\""
+            ))
+            .unwrap()
+        };
+        let error = rounding("cpu").fill().unwrap_err().to_string();
+        assert!(
+            error.contains("--precision tf32") && error.contains("--device cuda:0"),
+            "{error}"
+        );
+        assert_eq!(rounding("cuda:0").fill().unwrap().precision, Precision::Tf32);
         for device in ["cuda", "cuda:x", "gpu", "cuda:-1"] {
             assert!(check_device(device).is_err(), "{device}");
         }

@@ -20,7 +20,7 @@ pub struct Blas {
 
 impl Drop for Blas {
     fn drop(&mut self) {
-        // SAFETY: as above.
+        // SAFETY: the handle was created with the machine and is destroyed once.
         let _ = unsafe { cublas::result::destroy_handle(self.handle) };
     }
 }
